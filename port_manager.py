@@ -1,0 +1,2837 @@
+# SPDX-License-Identifier: MIT
+"""End "Address already in use": free a TCP port, and never stop the wrong process.
+
+One file for any repository; it needs Python 3.8 or newer and nothing else.
+
+    from port_manager import ensure_port_available
+
+    if not ensure_port_available(port=8000, host="0.0.0.0"):
+        raise SystemExit(1)
+
+In development (ENVIRONMENT is unset, or one of dev, development, local, test, testing, debug) whoever
+holds the port is asked to stop, made to stop after a grace period, and the release is verified. Anywhere
+else nothing is touched: the holder is named, and the answer is False. From a shell:
+
+    python port_manager.py check 8000
+    python port_manager.py free 8000
+
+The file reads in the order in which things happen: values; words; is the port free?; who holds it?; who is
+that?; may we stop it?; stop it; the calls people use; the command line.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+import time
+from operator import itemgetter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import namedtuple
+    from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence, TextIO
+
+__version__ = "1.0.0"
+
+__all__ = [
+    "CannotTell",
+    "Endpoint",
+    "Holder",
+    "PortError",
+    "PortManager",
+    "PortTimeout",
+    "bind_port",
+    "ensure_port_available",
+    "find_free_port",
+    "find_listeners",
+    "guard",
+    "is_development",
+    "main",
+    "server_endpoints",
+    "wait_until_free",
+    "wait_until_listening",
+]
+
+DEVELOPMENT_NAMES = ("", "dev", "development", "local", "test", "testing", "debug")
+POLICIES = ("kill", "own", "ask", "refuse")  # from the freest to the strictest
+
+GRACE = 5.0  # seconds between the polite request and the firm one
+FIRM_WAIT = 2.0  # seconds in which the system must have carried out the firm one
+RESTART_WATCH = 2.0  # seconds in which a supervisor would have started its server again
+TOOL_TIMEOUT = 2.0  # seconds after which a tool counts as one that cannot tell
+ROUNDS = 8  # looks at the port in one call; each stops what it finds, or gives up
+
+DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # logging's numbers, without its import
+
+
+# ----------------------------------------------------------------------------------------------------
+# Values
+# ----------------------------------------------------------------------------------------------------
+
+
+if not TYPE_CHECKING:
+
+    def namedtuple(name, fields, defaults=()):
+        """What is used here of collections.namedtuple, which compiles code: 0.1 ms for each, at every start."""
+        names = tuple(fields.split())
+
+        def new(cls, *values, **named):
+            values += tuple(named.pop(field) for field in names[len(values) :] if field in named)
+            values += defaults[len(defaults) + len(values) - len(names) :] if len(values) < len(names) else ()
+            if named or len(values) != len(names):
+                raise TypeError(f"{name} takes {', '.join(names)}")
+            return tuple.__new__(cls, values)
+
+        members = {
+            "__slots__": (),
+            "__new__": new,
+            "__getnewargs__": lambda self: tuple(self),
+            "__repr__": lambda self: f"{type(self).__name__}({', '.join(map('{}={!r}'.format, names, self))})",
+            "_asdict": lambda self: dict(zip(names, self)),
+            "_replace": lambda self, **changes: type(self)(**{**dict(zip(names, self)), **changes}),
+        }
+        members.update((field, property(itemgetter(place))) for place, field in enumerate(names))
+        return type(name, (tuple,), members)
+
+
+class Endpoint(namedtuple("Endpoint", "host port")):
+    """A numeric address and a port, printed the way servers print them.
+
+    >>> str(Endpoint("127.0.0.1", 8000)), str(Endpoint("::1", 8000))
+    ('127.0.0.1:8000', '[::1]:8000')
+    """
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        host: str
+        port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Holder(namedtuple("Holder", "pid parent user name command cwd started addresses")):
+    """A process that holds a port; what the system does not tell is None (a text: empty).
+
+    ``pid`` is None for a process that may not be seen; its ``user`` is known on Linux even then.
+    ``started`` counts seconds since 1970. ``addresses`` are the endpoints that it listens on. Texts come
+    from another process: unprintable characters in them have been replaced by ``?``.
+
+    >>> Holder(38146, 900, "alice", "python", "python app.py", "/srv", 0.0, ()).pid
+    38146
+    """
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+        pid: int | None
+        parent: int | None
+        user: str
+        name: str
+        command: str
+        cwd: str
+        started: float | None
+        addresses: tuple[Endpoint, ...]
+
+
+class PortError(OSError):
+    """A port cannot be had: ``port``, ``host``, ``holders`` (of type Holder) and the ``reason``, a sentence.
+
+    >>> PortError("it is held", 8000, "0.0.0.0").reason
+    'it is held'
+    """
+
+    def __init__(self, reason: str, port: int = 0, host: str = "", holders: Sequence[Holder] = ()) -> None:
+        super().__init__(reason)
+        self.reason, self.port, self.host, self.holders = reason, port, host, tuple(holders)
+
+
+class PortTimeout(PortError, TimeoutError):
+    """A wait came to its end before what it waited for; attributes as in PortError."""
+
+
+class CannotTell(PortError):
+    """Nobody on this system could say who holds the port, which is not the same as "nobody holds it"."""
+
+
+# A TCP socket of this machine, as one way of asking describes it. state: listening, bound (and not
+# listening), connected, or closing; v6only: None where it was not told; inode: 0 where it was not told.
+_Socket = namedtuple("_Socket", "address port state peer pid uid inode v6only")
+
+# What can be learned of any process. birth: a value that no later process with this PID will share;
+# parent: None where it was not told; group and tty: None where the system has no such thing.
+_Process = namedtuple("_Process", "pid parent group tty birth started user name command zombie kernel")
+
+# How one call went. stopped: the PIDs; reason: None when the port is available.
+_Outcome = namedtuple("_Outcome", "port host available holders stopped reason")
+
+
+class _Pin(namedtuple("_Pin", "pid birth handle")):
+    """A process held fast, so that a signal reaches the one that was looked at.
+
+    Every signal goes to a pin, and there is no pin for a PID below 2: kill() takes 0 and -1 for whole
+    groups of processes, and 1 is the system itself.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, pid: int, birth: object, handle: int | None) -> _Pin:  # noqa: PYI034
+        if pid <= 1:
+            raise ValueError(f"PID {pid} is never signalled")
+        return super().__new__(cls, pid, birth, handle)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Words: what is said, and to whom
+# ----------------------------------------------------------------------------------------------------
+
+
+def _say(level: int, text: str) -> None:
+    """Log a line; a process that has configured no logging gets it on standard error."""
+    logging = sys.modules.get("logging")  # where it was never imported, nobody can have configured it
+    if logging is None:
+        if level >= INFO:
+            _write(sys.stderr, text)
+        return
+    logger = logging.getLogger("port_manager")
+    if logger.hasHandlers():
+        if logger.isEnabledFor(level):
+            logger.log(level, _fitting(text, _streams(logger)))
+    elif not logger.disabled and level >= (logger.level or INFO) and level > logger.manager.disable:
+        _write(sys.stderr, text)
+
+
+def _streams(logger: Any) -> Iterator[TextIO]:
+    while logger is not None:
+        yield from (handler.stream for handler in logger.handlers if getattr(handler, "stream", None))
+        logger = logger.parent if logger.propagate else None
+
+
+def _fitting(text: str, streams: Iterable[TextIO]) -> str:
+    """The text, or its plain form where one of the streams could not encode it."""
+    for stream in streams:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except (UnicodeError, LookupError):
+            for symbol, plain in (("️", ""), ("✅ ", ""), ("⚠  ", ""), ("💡 ", ""), ("🚨 ", ""), ("❌ ", ""),
+                                  ("⏳ ", ""), ("←", "<-"), ("…", "...")):  # fmt: skip
+                text = text.replace(symbol, plain)
+            text = text.encode("ascii", "backslashreplace").decode()
+    return text
+
+
+def _write(stream: TextIO | None, text: str, end: str = "\n") -> None:
+    if stream is None:  # pythonw.exe has none
+        return
+    try:
+        stream.write(_fitting(text, [stream]) + end)
+        stream.flush()
+    except (OSError, ValueError):
+        pass  # a stream that is closed or broken must not keep a server from starting
+
+
+def _status(text: str) -> None:
+    """Show one passing line on a terminal; an empty text removes it."""
+    _write(sys.stderr, "\r" + text.ljust(60) + ("" if text else "\r"), end="")
+
+
+def _on_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _clean(text: str) -> str:
+    """The text without control characters, which another process may have put there for our terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _sentence(reason: str) -> str:
+    return reason[0].upper() + reason[1:]
+
+
+def _shortened(text: str, width: int = 160) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _span(seconds: float) -> str:
+    """
+    >>> _span(8), _span(7300), _span(200000)
+    ('8 s', '2 h', '2 d')
+    """
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def _title(holder: Holder) -> str:
+    """Whom a sentence is about: ``38146 (python app.py)``."""
+    return f"{holder.pid or '?'} ({_shortened(holder.command or holder.name or 'unknown')})"
+
+
+def _full_title(holder: Holder) -> str:
+    """The same with all that helps a person to recognise it."""
+    parts = [_shortened(holder.command or holder.name or "unknown")]
+    if holder.user:
+        parts.append(f"user {holder.user}")
+    if holder.started:
+        parts.append(f"started {_span(time.time() - holder.started)} ago")
+    if holder.cwd:
+        parts.append(f"in {holder.cwd}")
+    return f"{holder.pid or '?'} ({', '.join(parts)})"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Is the port free? A bind probe asks what the server will ask.
+# ----------------------------------------------------------------------------------------------------
+
+
+def _checked(port: int, host: str) -> None:
+    if not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"a port is an integer from 1 to 65535, not {port!r}")
+    if not 1 <= port <= 65535:
+        raise ValueError(f"a port is an integer from 1 to 65535, not {port!r}")
+    if not isinstance(host, str):
+        raise TypeError(f"a host is a text such as '127.0.0.1', not {host!r}")
+
+
+def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
+    """Every (family, address) that a server binds when it is given this host.
+
+    >>> _addresses("", 80) == _addresses("0.0.0.0", 80) == [(socket.AF_INET, ("0.0.0.0", 80))]
+    True
+    """
+    if host in ("", "0.0.0.0"):
+        return [(socket.AF_INET, ("0.0.0.0", port))]
+    if host == "localhost":
+        return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            numeric = socket.inet_ntop(family, socket.inet_pton(family, host))
+        except (OSError, ValueError):
+            continue
+        return [(family, (numeric, port))]
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+
+
+def _resolved(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
+    try:
+        return _addresses(host, port)
+    except (OSError, UnicodeError, ValueError):  # the last two: what no host name may contain
+        raise PortError(f"host name {_clean(host)!r} is unknown", port, host) from None
+
+
+def _shadowed(addresses: list[tuple[int, tuple[Any, ...]]]) -> list[tuple[int, tuple[Any, ...]]]:
+    """What must be free too: with SO_REUSEADDR, macOS and the BSDs let loopback and wildcard hide each other."""
+    if sys.platform == "win32" or sys.platform.startswith("linux"):
+        return []
+    other = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
+    return [(family, (other[a[0]], a[1])) for family, a in addresses if a[0] in other]
+
+
+def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = None) -> OSError | None:
+    """Bind the way servers do: TIME_WAIT counts as free on POSIX, and Windows may not share the port."""
+    exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, exclusive, 1)
+            if v6only is not None:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
+def _obstacle(port: int, host: str) -> tuple[bool, str] | None:
+    """What keeps a server from binding here: (is it somebody?, the sentence); None when nothing does."""
+    try:
+        addresses = _resolved(host, port)
+    except PortError as unknown:
+        return False, unknown.reason
+    absent = 0
+    for family, address in addresses + _shadowed(addresses):
+        error = _bind_error(family, address)
+        if error is None:
+            continue
+        if host == "localhost" and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            absent += 1  # one family of the two may be switched off
+            if absent < len(addresses):
+                continue
+        return _explained(error, address[0], port)
+    return None
+
+
+def _explained(error: OSError, address: str, port: int) -> tuple[bool, str]:
+    if error.errno == errno.EADDRINUSE:
+        return True, f"port {port} is already in use"
+    if getattr(error, "winerror", None) == 10013:
+        return True, (
+            f"Windows forbids port {port} (error 10013): another program owns it exclusively, or it lies in a "
+            "reserved range, which this command shows: netsh int ipv4 show excludedportrange protocol=tcp"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        why = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
+        return False, f"no permission to bind port {port}: {why}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return False, f"{address} is not an address of this machine"
+    if error.errno == errno.EAFNOSUPPORT:
+        return False, f"{address} cannot be used: its address family is switched off on this machine"
+    return False, f"{address} port {port} cannot be bound: {error.strerror or error}"
+
+
+# ----------------------------------------------------------------------------------------------------
+# Who holds it? Each way of asking is one small function: the sockets on a port (on every port for None),
+# or None for "cannot tell". Each text parser is pure, and answers None to what is not its tool's output.
+# ----------------------------------------------------------------------------------------------------
+
+_STATES = {1: "connected", 2: "connected", 3: "connected", 7: "closing", 10: "listening", 13: "bound"}
+_LISTENING, _BOUND, _EVERY_STATE = 1 << 10, 1 << 13, 0xFFFF
+
+
+def _ask_sock_diag(port: int | None, states: int = _LISTENING) -> list[_Socket] | None:
+    """Linux: the kernel's own table, over netlink (see linux/inet_diag.h and sock_diag(7))."""
+    import struct
+
+    rows: list[_Socket] = []
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as kernel:  # 4: NETLINK_SOCK_DIAG
+            kernel.settimeout(TOOL_TIMEOUT)
+            for family in (socket.AF_INET, socket.AF_INET6):
+                # nlmsghdr: length, SOCK_DIAG_BY_FAMILY, REQUEST|DUMP; inet_diag_req_v2: family, TCP, states, port
+                request = struct.pack("=IHHIIBBxxI", 72, 20, 0x301, 0, 0, family, socket.IPPROTO_TCP, states)
+                kernel.send(request + struct.pack("!H46x", port or 0))
+                finished = False
+                while not finished:
+                    part, finished = _parse_sock_diag(kernel.recv(65536), port)
+                    rows += part
+    except (OSError, ValueError, AttributeError):  # refused, garbled, or no netlink at all
+        return None
+    return list(dict.fromkeys(rows))  # bound sockets are reported under both families
+
+
+def _parse_sock_diag(data: bytes, port: int | None) -> tuple[list[_Socket], bool]:
+    """(rows, whether this was the last part); ValueError for an error message or for garbage."""
+    import struct
+
+    rows: list[_Socket] = []
+    at = 0
+    while at + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, at)
+        if kind == 3:  # NLMSG_DONE
+            return rows, True
+        if kind != 20 or not 88 <= length <= len(data) - at:
+            raise ValueError("not an answer of sock_diag")
+        family, state, local, remote = struct.unpack_from("!BBxxHH", data, at + 16)
+        uid, inode = struct.unpack_from("=II", data, at + 80)
+        if family in (2, 10) and (port is None or local == port):
+            size, kind_of = (4, socket.AF_INET) if family == 2 else (16, socket.AF_INET6)
+            address, peer = (socket.inet_ntop(kind_of, data[at + n : at + n + size]) for n in (24, 40))
+            other_end = Endpoint(peer, remote) if remote else None
+            v6only = _v6only_attribute(data[at + 88 : at + length]) if family == 10 else None
+            rows.append(
+                _Socket(address, local, _STATES.get(state, "closing"), other_end, None, uid, inode, v6only)
+            )
+        at += (length + 3) & ~3
+    return rows, False
+
+
+def _v6only_attribute(attributes: bytes) -> bool | None:
+    while len(attributes) >= 5:
+        size = int.from_bytes(attributes[:2], sys.byteorder)
+        if int.from_bytes(attributes[2:4], sys.byteorder) == 11:  # INET_DIAG_SKV6ONLY
+            return bool(attributes[4])
+        attributes = attributes[max(4, (size + 3) & ~3) :]
+    return None
+
+
+def _ask_proc_net(port: int | None, states: int = _LISTENING) -> list[_Socket] | None:
+    """Linux: /proc/net/tcp and tcp6, where netlink is refused."""
+    rows: list[_Socket] = []
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}", encoding="ascii", errors="replace") as table:
+                rows += _parse_proc_net(table, port, states)
+        except FileNotFoundError:
+            if name == "tcp":  # without tcp6, IPv6 is switched off; without tcp, nothing is known
+                return None
+        except OSError:
+            return None
+    return rows
+
+
+def _parse_proc_net(lines: Iterable[str], port: int | None, states: int = _LISTENING) -> list[_Socket]:
+    """Rows of /proc/net/tcp{,6}; listeners come first there, so that the kernel need not show the rest."""
+    rows = []
+    for line in lines:
+        fields = line.split()
+        try:
+            local, remote = _hex_endpoint(fields[1]), _hex_endpoint(fields[2])
+            state, uid, inode = int(fields[3], 16), int(fields[7]), int(fields[9])
+        except (IndexError, ValueError, OverflowError):  # the header, or not a row
+            continue
+        if not line.isascii():  # int() takes other digits for digits, too
+            continue
+        if states == _LISTENING and state != 10:
+            break
+        if states >> state & 1 and (port is None or local.port == port):
+            peer = remote if remote.port else None
+            rows.append(
+                _Socket(local.host, local.port, _STATES.get(state, "closing"), peer, None, uid, inode, None)
+            )
+    return rows
+
+
+def _hex_endpoint(text: str) -> Endpoint:
+    """
+    >>> str(_hex_endpoint("0100007F:1F40" if sys.byteorder == "little" else "7F000001:1F40"))
+    '127.0.0.1:8000'
+    """
+    digits, _, port = text.partition(":")
+    if len(digits) not in (8, 32) or len(port) != 4:
+        raise ValueError(text)
+    words = (int(digits[i : i + 8], 16) for i in range(0, len(digits), 8))
+    raw = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
+    return Endpoint(socket.inet_ntop(family, raw), int(port, 16))
+
+
+def _ask_ss(port: int | None) -> list[_Socket] | None:
+    """Linux: ss, from iproute2."""
+    answer = _run("ss", "-ltnpeH", *(() if port is None else ("sport", "=", f":{port}")))
+    return _parse_ss(answer[1], port) if answer and answer[0] == 0 else None
+
+
+def _parse_ss(text: str, port: int | None) -> list[_Socket] | None:
+    rows, known = [], not text.strip()
+    for line in text.splitlines():
+        fields = line.split()
+        local = _endpoint(fields[3]) if len(fields) >= 5 and fields[0] == "LISTEN" else None
+        if local is None:
+            continue
+        known = True
+        details = dict(field.split(":", 1) for field in fields[5:] if ":" in field)
+        only = {"0": False, "1": True}.get(details.get("v6only", ""))
+        if fields[3].startswith("*:"):  # ss writes a dual-stack wildcard in this way
+            local, only = Endpoint("::", local.port), False
+        inode = _number(details.get("ino", "")) or 0
+        if port is None or local.port == port:
+            # A process may name itself 'a",pid=1,fd=1': every PID in the row is a claim, to be checked.
+            pids = [_pid(claim.split(",", 1)[0]) for claim in line.split("pid=")[1:]]
+            claims = dict.fromkeys(pid for pid in pids if pid) or [None]
+            rows += [_Socket(*local, "listening", None, pid, None, inode, only) for pid in claims]
+    return rows if known else None
+
+
+def _ask_lsof(port: int | None) -> list[_Socket] | None:
+    """macOS, the BSDs, Linux: lsof. It exits with 1 and prints nothing when nobody holds the port."""
+    answer = _run("lsof", "-nP", "-iTCP" if port is None else f"-iTCP:{port}", "-F", "pftdPnT")
+    if answer is None or answer[0] not in (0, 1):
+        return None
+    return _parse_lsof(answer[1], port)
+
+
+def _parse_lsof(text: str, port: int | None) -> list[_Socket] | None:
+    """Field output: a letter and its value on each line; p begins a process, f a file of it.
+
+    Without a single p line the text is not lsof's field output: busybox has a lsof of its own, which
+    ignores every option and lists every open file of the system.
+    """
+    rows: list[_Socket] = []
+    file: dict[str, str] = {}
+    pid, known = None, not text.strip()
+    for line in [*text.splitlines(), "f"]:
+        key, value = line[:1], line[1:]
+        if key in ("p", "f"):
+            rows += _lsof_socket(file, pid, port)
+            file = {}
+        if key == "p":
+            pid = _pid(value)
+            known = known or pid is not None
+        elif key == "T" and value.startswith("ST="):
+            file["state"] = value[3:]
+        elif key:
+            file[key] = value
+    return rows if known else None
+
+
+def _lsof_socket(file: dict[str, str], pid: int | None, port: int | None) -> list[_Socket]:
+    state = {"LISTEN": "listening", "CLOSED": "bound"}.get(file.get("state", ""))
+    local = _endpoint(file.get("n", ""), v6=file.get("t") == "IPv6")
+    if pid is None or local is None or state is None or file.get("P") != "TCP":
+        return []
+    if file.get("t") not in ("IPv4", "IPv6") or (port is not None and local.port != port):
+        return []
+    return [_Socket(*local, state, None, pid, None, _number(file.get("d", "")) or 0, None)]
+
+
+def _ask_netstat(port: int | None) -> list[_Socket] | None:
+    """Linux: netstat, from net-tools or busybox (which may have been built without -p)."""
+    for options in ("-ltnpe", "-ltn"):
+        answer = _run("netstat", options)
+        if answer and answer[0] == 0:
+            return _parse_netstat(answer[1], port)
+    return None
+
+
+def _parse_netstat(text: str, port: int | None) -> list[_Socket] | None:
+    rows, known = [], "Proto" in text
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) < 6 or fields[0] not in ("tcp", "tcp6") or fields[5] != "LISTEN":
+            continue
+        local = _endpoint(fields[3])
+        if local is None or (port is not None and local.port != port):
+            continue
+        uid = inode = None
+        if len(fields) > 8 and fields[6].isdigit() and fields[7].isdigit():  # net-tools: User, Inode, PID/Program
+            uid, inode = _number(fields[6]), _number(fields[7])
+        owner = fields[8] if inode is not None else (fields[6] if len(fields) > 6 else "-")
+        pid = _pid(owner.split("/", 1)[0]) if "/" in owner else None
+        rows.append(_Socket(*local, "listening", None, pid, uid, inode or 0, None))
+    return rows if known else None
+
+
+def _ask_sockstat(port: int | None) -> list[_Socket] | None:
+    """FreeBSD: sockstat."""
+    answer = _run("sockstat", "-46l", "-P", "tcp", *(() if port is None else ("-p", str(port))))
+    return _parse_sockstat(answer[1], port) if answer and answer[0] == 0 else None
+
+
+def _parse_sockstat(text: str, port: int | None) -> list[_Socket] | None:
+    """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks."""
+    rows, known = [], "PROTO" in text
+    for line in text.splitlines():
+        fields = line.split()
+        protocols = [i for i, field in enumerate(fields) if field in ("tcp4", "tcp6", "tcp46") and i >= 4]
+        if not protocols or len(fields) < protocols[-1] + 3:
+            continue
+        at = protocols[-1]
+        local = _endpoint(fields[at + 1], v6=fields[at] != "tcp4")
+        pid = _pid(fields[at - 2])
+        if pid and local and fields[at + 2] == "*:*" and (port is None or local.port == port):
+            only = {"tcp6": True, "tcp46": False}.get(fields[at])
+            rows.append(_Socket(*local, "listening", None, pid, None, 0, only))
+    return rows if known else None
+
+
+def _ask_netstat_ano(port: int | None) -> list[_Socket] | None:
+    """Windows, and WSL for the Windows around it: netstat -ano, by its full path."""
+    answer = _run(_windows_tool("NETSTAT.EXE"), "-ano")
+    return _parse_netstat_ano(answer[1], port) if answer and answer[0] == 0 else None
+
+
+def _parse_netstat_ano(text: str, port: int | None) -> list[_Socket] | None:
+    """Judged by shape: a TCP row whose foreign address is all zero listens, whatever its state is called."""
+    rows, known = [], False
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) < 4 or fields[0] != "TCP":
+            continue
+        local, number = _endpoint(fields[1]), _number(fields[-1])
+        known = known or (local is not None and number is not None)
+        if local is None or fields[2] not in ("0.0.0.0:0", "[::]:0"):
+            continue
+        if number is not None and number >= 2 and (port is None or local.port == port):
+            rows.append(_Socket(*local, "listening", None, number, None, 0, None))
+    return rows if known else None
+
+
+def _endpoint(text: str, v6: bool = False) -> Endpoint | None:
+    """The endpoint that a tool printed, or None for what is none (a connection, a name, a mangled row).
+
+    >>> [str(_endpoint(t)) for t in ("*:80", ":::80", "[::1]:80", "127.0.0.1%lo:80", "[fe80::1%12]:80")]
+    ['0.0.0.0:80', '[::]:80', '[::1]:80', '127.0.0.1:80', '[fe80::1]:80']
+    >>> _endpoint("127.0.0.1:8000->127.0.0.1:52011") or _endpoint("1.2.3:80") or _endpoint("*:99999")
+    """
+    host, _, digits = text.rpartition(":")
+    port = _number(digits)
+    host = "::" if host == "*" and v6 else "0.0.0.0" if host == "*" else host.strip("[]").partition("%")[0]
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        host = socket.inet_ntop(family, socket.inet_pton(family, host))
+    except (OSError, ValueError):
+        return None
+    return Endpoint(host, port) if port is not None and port <= 65535 else None
+
+
+def _number(text: str) -> int | None:
+    """A decimal number as tools write it: no sign, no leading zero, no other digits than 0 to 9.
+
+    >>> [_number(text) for text in ("80", "0", "080", "-80", "8_0", "²", "")]
+    [80, 0, None, None, None, None, None]
+    """
+    plain = text.isascii() and text.isdigit() and len(text) <= 10 and (text[0] != "0" or text == "0")
+    return int(text) if plain else None
+
+
+def _pid(text: str) -> int | None:
+    number = _number(text)
+    return number if number is not None and number >= 2 else None
+
+
+def _run(tool: str, *options: str, timeout: float | None = None) -> tuple[int, str, str] | None:
+    """Start a tool: (exit status, output, complaints); None when it is missing, hangs, or cannot be started."""
+    import shutil
+    import subprocess
+
+    folders = [f for f in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(f)]
+    program = shutil.which(tool, path=os.pathsep.join([*folders, "/usr/sbin", "/sbin", "/usr/local/sbin"]))
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout or TOOL_TIMEOUT,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        _say(DEBUG, f"{tool} cannot tell: {error}")
+        return None
+    return done.returncode, _decoded(done.stdout), _decoded(done.stderr)
+
+
+def _decoded(output: bytes) -> str:
+    try:
+        return output.decode("oem" if sys.platform == "win32" else "utf-8")
+    except (UnicodeError, LookupError):
+        return output.decode("utf-8", "backslashreplace")
+
+
+# On Linux a tool may tell which sockets there are, and /proc alone tells whose they are: whatever PID a tool
+# prints, nobody is believed to hold a socket whose descriptor does not show it.
+
+NEIGHBOURS = 4  # processes looked at beyond the last find: a master and its workers were started together
+
+
+def _owners_by_proc(rows: list[_Socket], first: Sequence[int], thorough: bool) -> list[_Socket]:
+    """The rows again, one for each process that holds them; pid stays None where none may be seen."""
+    links = {f"socket:[{row.inode}]": row.inode for row in rows if row.inode}
+    found = _walk_proc(links, first, thorough) if links and _proc_is_ours() else {}
+    owned = []
+    for row in rows:
+        pids: list[int | None] = [pid for pid, inodes in found.items() if row.inode in inodes]
+        owned += [row._replace(pid=pid) for pid in pids or [None]]
+    return owned
+
+
+def _proc_is_ours() -> bool:
+    """Whether /proc numbers the processes as kill() does: it may show those of another PID namespace."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
+def _walk_proc(links: dict[str, int], first: Sequence[int], thorough: bool) -> dict[int, set[int]]:
+    """Which process holds which of these sockets: the given ones first, then from the youngest down.
+
+    A development server is young, and its family hangs together: once every socket has an owner, the walk
+    goes on for a few neighbours and along parents and children. A stranger who shares the socket comes to
+    light when the caller looks again after stopping; a thorough walk leaves nobody out.
+    """
+    found: dict[int, set[int]] = {}
+    seen: set[int] = set()
+    missing, patience = set(links.values()), NEIGHBOURS
+    for pid in [*first, *_pids_from_the_youngest()]:
+        if pid in seen:
+            continue
+        seen.add(pid)
+        held = _sockets_of(pid, links)
+        if held:
+            found[pid] = held
+            missing -= held
+            patience = NEIGHBOURS
+        elif not missing and not thorough:
+            patience -= 1
+            if patience < 0:
+                break
+    family = list(found)
+    for pid in family:  # grows while it is read
+        for relative in _relatives(pid) - seen:
+            seen.add(relative)
+            held = _sockets_of(relative, links)
+            if held:
+                found[relative] = held
+                family.append(relative)
+    return found
+
+
+def _pids_from_the_youngest() -> list[int]:
+    """PIDs are given upwards and begin again from below: those above the one given last are the oldest."""
+    try:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return []
+    try:
+        with open("/proc/loadavg", "rb") as file:
+            last = int(file.read().split()[-1])
+    except (OSError, ValueError, IndexError):  # a /proc that shows processes alone
+        last = 1 << 30
+    return sorted(pids, key=lambda pid: (pid <= last, pid), reverse=True)
+
+
+def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
+    """Those of the sockets that this process holds: none where it has gone or may not be read."""
+    held: set[int] = set()
+    try:
+        folder = os.open(f"/proc/{pid}/fd", os.O_RDONLY)
+    except OSError:
+        return held
+    try:
+        for descriptor in os.listdir(folder):
+            try:
+                inode = links.get(os.readlink(descriptor, dir_fd=folder))
+            except FileNotFoundError:  # closed in the meantime
+                continue
+            if inode is not None:
+                held.add(inode)
+    except OSError:  # gone
+        pass
+    finally:
+        os.close(folder)
+    return held
+
+
+def _relatives(pid: int) -> set[int]:
+    """The parent and the children, without looking at every process of the machine."""
+    process = _read_proc(pid).get(pid)
+    relatives = {process.parent} if process else set()
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as children:
+                relatives.update(map(int, children.read().split()))
+    except OSError:  # gone, or a kernel built without this file
+        pass
+    return relatives
+
+
+def _owners_as_told(rows: list[_Socket], first: Sequence[int], thorough: bool) -> list[_Socket]:
+    """macOS, the BSDs: the tool's PIDs; they are asked for again just before the signal."""
+    return rows
+
+
+def _owners_by_handle(rows: list[_Socket], first: Sequence[int], thorough: bool) -> list[_Socket]:
+    """Windows: where the owner is dead, its children hold the handle that they inherited."""
+    processes = _read_windows(None)
+    owned = []
+    for row in rows:
+        heirs = [p.pid for p in processes.values() if p.parent == row.pid]
+        dead = processes and row.pid not in processes
+        owned += [row._replace(pid=pid) for pid in (heirs or [None] if dead else [row.pid])]
+    return owned
+
+
+# ----------------------------------------------------------------------------------------------------
+# Who is that? What the system tells of a process.
+# ----------------------------------------------------------------------------------------------------
+
+
+def _read_proc(pid: int | None) -> dict[int, _Process]:
+    """Linux: one process, from /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            head, _, tail = file.read().rpartition(b")")
+        field = tail.split()
+        name = os.fsdecode(head.partition(b"(")[2])
+        state, parent, group, tty, flags = field[0], int(field[1]), int(field[2]), int(field[4]), int(field[6])
+        born = int(field[19])
+        up = born / os.sysconf("SC_CLK_TCK")
+        started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + up
+    except (OSError, IndexError, ValueError, AttributeError):
+        return {}
+    gone, kernel = state in (b"Z", b"X", b"x"), bool(flags & 0x00200000)  # PF_KTHREAD
+    return {pid or 0: _Process(pid, parent, group, tty, born, started, "", _clean(name), "", gone, kernel)}
+
+
+def _describe_proc(process: _Process) -> tuple[str, str, str]:
+    """Linux: (user, command line, working directory)."""
+    user = command = cwd = ""
+    try:
+        user = _user_name(_status_of(process.pid, "Uid")[1])  # the folder's owner is root where it gave up rights
+        command = " ".join(_words_of(process.pid))
+        cwd = os.readlink(f"/proc/{process.pid}/cwd")
+    except (OSError, IndexError):  # gone, or another user's
+        pass
+    return user, _clean(command), _clean(cwd)
+
+
+def _status_of(pid: int | None, field: str) -> list[int]:
+    """Linux: the numbers in a field of /proc/PID/status (Uid: real, effective, saved, of the file system)."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return [int(number) for number in file.read().partition(f"\n{field}:".encode())[2].partition(b"\n")[0].split()]
+    except (OSError, ValueError):
+        return []
+
+
+def _words_of(pid: int) -> list[str]:
+    """Linux: the words of a process's command line."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return os.fsdecode(file.read().rstrip(b"\0")).split("\0")
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _read_ps(pid: int | None) -> dict[int, _Process]:
+    """macOS, the BSDs: every process, from one call of ps."""
+    answer = _run("ps", "-axww", "-o", "pid=,ppid=,pgid=,stat=,tty=,user=,lstart=,command=")
+    return _parse_ps(answer[1]) if answer else {}
+
+
+def _parse_ps(text: str) -> dict[int, _Process]:
+    processes = {}
+    for line in text.splitlines():
+        fields = line.split(None, 11)
+        numbers = [_number(field) for field in fields[:3]]
+        pid = numbers[0] if numbers else None
+        if len(fields) < 11 or pid is None or None in numbers:
+            continue
+        birth = " ".join(fields[6:11])  # lstart: Mon Nov 23 10:15:00 2026
+        try:
+            started = time.mktime(time.strptime(birth, "%a %b %d %H:%M:%S %Y"))
+        except (ValueError, OverflowError):
+            continue
+        command = _clean(fields[11].strip()) if len(fields) > 11 else ""
+        bundled = ".app/" in command  # a path of macOS, in which blanks are common
+        name = command.split(" -", 1)[0].rpartition("/")[2] if bundled else command.split(" ", 1)[0].rpartition("/")[2]
+        name = name.split(" ", 1)[0].rstrip(":")
+        processes[pid] = _Process(
+            pid, numbers[1], numbers[2], fields[4], birth, started, fields[5], name, command, fields[3][0] == "Z", False
+        )
+    return processes
+
+
+def _describe_ps(process: _Process) -> tuple[str, str, str]:
+    answer = _run("lsof", "-a", "-p", str(process.pid), "-d", "cwd", "-F", "n")
+    lines = answer[1].splitlines() if answer else []
+    return process.user, process.command, _clean(next((line[1:] for line in lines if line[:1] == "n"), ""))
+
+
+_CIM_QUERY = (
+    "[Console]::OutputEncoding = [Text.Encoding]::UTF8; Get-CimInstance Win32_Process | Select-Object ProcessId, "
+    "ParentProcessId, @{n='Created'; e={$_.CreationDate.ToFileTimeUtc()}}, Name, CommandLine | "
+    "ConvertTo-Csv -NoTypeInformation"
+)
+
+
+def _read_windows(pid: int | None) -> dict[int, _Process]:
+    """Windows: every process, from PowerShell; without it, from tasklist, which knows no parents."""
+    shell = _windows_tool(r"WindowsPowerShell\v1.0\powershell.exe")
+    answer = _run(shell, "-NoProfile", "-NonInteractive", "-Command", _CIM_QUERY, timeout=5 * TOOL_TIMEOUT)
+    processes = _parse_cim(answer[1]) if answer else {}
+    if processes:
+        return processes
+    answer = _run(_windows_tool("tasklist.exe"), "/FO", "CSV", "/NH")
+    return _parse_tasklist(answer[1]) if answer else {}
+
+
+def _parse_cim(text: str) -> dict[int, _Process]:
+    processes = {}
+    for pid, parent, created, name, command in (row for row in _csv_rows(text) if len(row) == 5):
+        number = _number(pid)
+        if number is not None and _number(parent) is not None:
+            # A file time counts 100 ns since 1601.
+            started = int(created) / 1e7 - 11644473600 if created.isdigit() and created.isascii() else None
+            processes[number] = _Process(
+                number, int(parent), None, None, created, started, "", _clean(name), _clean(command), False, False
+            )
+    return processes
+
+
+def _parse_tasklist(text: str) -> dict[int, _Process]:
+    processes = {}
+    for row in _csv_rows(text):
+        pid = _number(row[1]) if len(row) >= 5 else None
+        if pid is not None:
+            user = _clean(row[6]) if len(row) >= 9 else ""
+            processes[pid] = _Process(pid, None, None, None, None, None, user, _clean(row[0]), "", False, False)
+    return processes
+
+
+def _csv_rows(text: str) -> list[list[str]]:
+    import csv
+
+    try:
+        return list(csv.reader(text.replace("\0", "").splitlines()))
+    except csv.Error:
+        return []
+
+
+def _describe_windows(process: _Process) -> tuple[str, str, str]:
+    verbose = ("/V", "/FO", "CSV", "/NH", "/FI", f"PID eq {process.pid}")
+    answer = _run(_windows_tool("tasklist.exe"), *verbose, timeout=5 * TOOL_TIMEOUT)
+    told = _parse_tasklist(answer[1]).get(process.pid) if answer else None
+    return (told.user if told else ""), process.command or process.name, ""
+
+
+def _windows_tool(name: str) -> str:
+    """The full path of a tool of Windows: a bare name would be searched in the current folder first."""
+    if sys.platform == "win32":
+        return os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", name)
+    return f"{_windows_drive()}/Windows/System32/{name}".replace("\\", "/")
+
+
+def _windows_drive() -> str:
+    """WSL: where the Windows system drive is mounted."""
+    try:
+        with open("/proc/mounts", encoding="utf-8", errors="replace") as mounts:
+            for device, folder, *_ in (line.split() for line in mounts):
+                if device.upper().startswith("C:"):
+                    return folder
+    except (OSError, ValueError):
+        pass
+    return "/mnt/c"
+
+
+def _on_wsl() -> bool:
+    return sys.platform.startswith("linux") and "microsoft" in os.uname().release.lower()
+
+
+def _process(system: Any, pid: int | None, known: dict[int, _Process]) -> _Process | None:
+    """A process, remembered in ``known``: one look at a port reads nobody twice."""
+    if pid is not None and pid not in known:
+        known.update(system.read(pid))
+    return known.get(pid) if pid is not None else None
+
+
+def _ancestry(system: Any, known: dict[int, _Process]) -> list[int] | None:
+    """This process and its ancestors, nearest first; None where the system will not tell them."""
+    line = [os.getpid()]
+    while True:
+        process = _process(system, line[-1], known)
+        if process is None and len(line) > 1:
+            child = system.read(line[-2]).get(line[-2])  # when a parent has gone, its child gets another
+            return None if system is LINUX and child and child.parent == line[-1] else line
+        if process is None or process.parent is None:
+            return None
+        if process.parent < 1 or process.parent in line:
+            return line
+        line.append(process.parent)
+
+
+# ----------------------------------------------------------------------------------------------------
+# The look: all of the above, for one port
+# ----------------------------------------------------------------------------------------------------
+
+# One row per system; to add a way of asking, write its function and name it here, the quickest first.
+_System = namedtuple("_System", "name ways owners read describe")
+
+_LINUX_WAYS = (_ask_sock_diag, _ask_proc_net, _ask_ss, _ask_lsof, _ask_netstat)
+LINUX = _System("linux", _LINUX_WAYS, _owners_by_proc, _read_proc, _describe_proc)
+MACOS = _System("macos", (_ask_lsof,), _owners_as_told, _read_ps, _describe_ps)
+FREEBSD = _System("freebsd", (_ask_sockstat, _ask_lsof), _owners_as_told, _read_ps, _describe_ps)
+WINDOWS = _System("windows", (_ask_netstat_ano,), _owners_by_handle, _read_windows, _describe_windows)
+OTHER = MACOS._replace(name="other")  # the other BSDs have lsof among their packages
+
+# What one look found. sockets: those that block, a row per holder; ancestry: this process and those above
+# it; known: what was learned of processes; pins: the holders, held fast, by PID.
+_Look = namedtuple("_Look", "system sockets holders ancestry known pins")
+
+
+def _system() -> Any:
+    if sys.platform.startswith("linux"):
+        return LINUX
+    if sys.platform.startswith("freebsd"):
+        return FREEBSD
+    return {"darwin": MACOS, "win32": WINDOWS}.get(sys.platform, OTHER)
+
+
+def _ask(system: Any, port: int | None) -> list[_Socket] | None:
+    for way in system.ways:
+        rows: list[_Socket] | None = way(port)
+        if rows is not None:
+            return rows
+    return None
+
+
+def _blocking(rows: Iterable[_Socket], addresses: list[tuple[int, tuple[Any, ...]]]) -> list[_Socket]:
+    """The sockets that keep a server from binding one of the addresses.
+
+    Where it was not told whether a ``::`` is dual-stack, it is blamed only when nobody else can be.
+    """
+    verdicts = [(row, [_conflict(row, address[0]) for _, address in addresses]) for row in rows]
+    sure = [row for row, conflicts in verdicts if True in conflicts]
+    return sure or [row for row, conflicts in verdicts if None in conflicts]
+
+
+def _conflict(row: _Socket, wanted: str) -> bool | None:
+    """Whether a socket and a bind to the wanted address exclude each other; None for "cannot tell".
+
+    >>> rows = [_Socket(a, 80, "listening", None, 2, 0, 1, v) for a, v in (("127.0.0.1", None), ("::", True))]
+    >>> [[_conflict(row, wanted) for wanted in ("0.0.0.0", "127.0.0.1", "127.0.0.2", "::1")] for row in rows]
+    [[True, True, False, False], [False, False, False, True]]
+    """
+    held, v6only = row.address, row.v6only
+    if held.startswith("::ffff:") and "." in held:  # an IPv4 address in IPv6 clothes
+        held = held[7:]
+    wanted = wanted[7:] if wanted.startswith("::ffff:") and "." in wanted else wanted.partition("%")[0]
+    if (":" in held) == (":" in wanted):
+        return held == wanted or held in ("0.0.0.0", "::") or wanted in ("0.0.0.0", "::")
+    if held == "::":
+        return None if v6only is None else not v6only
+    return wanted == "::" and _wildcard_is_dual()
+
+
+def _wildcard_is_dual() -> bool:
+    """Whether a server that binds ``::`` takes the IPv4 port too, which is a setting of the system."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            return not probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    except OSError:
+        return False
+
+
+def _search(port: int | None, host: str | None, thorough: bool) -> tuple[Any, list[_Socket]] | None:
+    """(system, the sockets on a port that keep a server from binding the host); None for "cannot tell"."""
+    system, addresses = _system(), _resolved(host, port or 0) if host is not None else []
+
+    def relevant(rows: list[_Socket]) -> list[_Socket]:
+        return rows if host is None else _blocking(rows, addresses)
+
+    rows = _ask(system, port)
+    if rows is None:
+        return None
+    rows = relevant(rows)
+    if system is LINUX and port is not None and (thorough or not rows):
+        rows = rows + relevant(_ask_sock_diag(port, _BOUND) or [])  # takes ten times as long as listeners do
+    if not rows and port is not None and _on_wsl() and _obstacle(port, host or "0.0.0.0"):
+        system, rows = WINDOWS, relevant(_ask(WINDOWS, port) or [])
+    return system, rows
+
+
+def _keeps_its_address(row: _Socket) -> bool:
+    """Whether a bound socket keeps others from its address: with SO_REUSEADDR it shares that until it listens."""
+    error = _bind_error(socket.AF_INET6 if ":" in row.address else socket.AF_INET, (row.address, row.port), row.v6only)
+    return error is not None and error.errno == errno.EADDRINUSE
+
+
+def _look_at(port: int, host: str, *, pin: bool = False, thorough: bool = False) -> _Look | None:
+    """Who keeps a server from binding here: nobody is an empty look, "cannot tell" is None."""
+    found = _search(port, host, thorough)
+    if found is None:
+        return None
+    system, rows = found
+    known: dict[int, _Process] = {}
+    ancestry = _ancestry(system, known) if rows and system is _system() else []
+    rows = _without_idle(system, system.owners(rows, ancestry or (), thorough), known)
+    pins: dict[int, _Pin] = {}
+    if pin:
+        for pid in dict.fromkeys(row.pid for row in rows if row.pid and row.pid > 1):
+            known.pop(pid, None)  # what is read from here on is true of the pinned process
+            pins.update(_pinned(system, pid, known))
+    return _Look(system, rows, _holders(system, rows, known), ancestry, known, pins)
+
+
+def _without_idle(system: Any, rows: list[_Socket], known: dict[int, _Process]) -> list[_Socket]:
+    """Without the sockets that are bound, do not listen, and keep nobody from binding.
+
+    Beside listeners only their master's counts, who lets his workers listen; if another's is in the way, too, the
+    look after the listeners have gone finds it.
+    """
+    listening = [row for row in rows if row.state == "listening"]
+    if len(listening) == len(rows):
+        return rows
+    masters = {master for row in listening for master in _above(system, row.pid, known)}
+    return [row for row in rows if row in listening or row.pid in masters or (not listening and _keeps_its_address(row))]
+
+
+def _above(system: Any, pid: int | None, known: dict[int, _Process]) -> list[int]:
+    """The ancestors of a process, nearest first, as far as they may be seen."""
+    line: list[int] = []
+    process = _process(system, pid, known)
+    while process and process.parent and process.parent not in (pid, *line):
+        line.append(process.parent)
+        process = _process(system, process.parent, known)
+    return line
+
+
+def _holders(system: Any, rows: list[_Socket], known: dict[int, _Process]) -> list[Holder]:
+    """The rows gathered by process and described, parents before their children."""
+    grouped: dict[tuple[int | None, int | None], list[_Socket]] = {}
+    for row in rows:
+        grouped.setdefault((row.pid, row.uid if row.pid is None else None), []).append(row)
+    holders = []
+    for (pid, uid), own in grouped.items():
+        process = _process(system, pid, known)
+        addresses = tuple(dict.fromkeys(Endpoint(row.address, row.port) for row in own))
+        if process:
+            user, command, cwd = system.describe(process)
+            facts = (process.parent, user, process.name, command or process.name, cwd, process.started)
+            holders.append(Holder(pid, *facts, addresses))
+        elif pid is None or not known:  # hidden; one that has just exited holds nothing any more
+            user = _user_name(uid) if uid is not None else ""
+            holders.append(Holder(pid, None, user, "", "", "", None, addresses))
+    return _roots_first(holders)
+
+
+def _roots_first(holders: list[Holder]) -> list[Holder]:
+    parents = {holder.pid: holder.parent for holder in holders}
+
+    def depth(pid: int | None) -> int:
+        steps = 0
+        while pid in parents and steps <= len(parents):
+            pid, steps = parents[pid], steps + 1
+        return steps
+
+    return sorted(holders, key=lambda holder: depth(holder.pid))
+
+
+def _families(holders: list[Holder]) -> list[tuple[Holder, list[Holder]]]:
+    """Each root with its descendants; a root is a holder whose parent is none."""
+    families: dict[int | None, tuple[Holder, list[Holder]]] = {}
+    for holder in holders:  # roots come first
+        if holder.parent in families:
+            families[holder.parent][1].append(holder)
+            families[holder.pid] = families[holder.parent]
+        else:
+            families[holder.pid] = (holder, [])
+    return list({id(family): family for family in families.values()}.values())
+
+
+def _every_socket(port: int) -> list[_Socket]:
+    """Linux: the sockets on a port, in whatever state."""
+    rows = _ask_sock_diag(port, _EVERY_STATE)
+    return (_ask_proc_net(port, _EVERY_STATE) if rows is None else rows) or []
+
+
+def _why_nobody(port: int, host: str, reason: str = "") -> str:
+    """The bind says "in use" and no holder was found: what else there is to say."""
+    if "10013" in reason:
+        return reason
+    if _system() is not LINUX:
+        return f"port {port} is held by a process that cannot be named from here; run with more rights to find out"
+    rows = _blocking([row for row in _every_socket(port) if row.peer], _addresses(host, port))
+    for row in _owners_by_proc([row for row in rows if row.inode], (), True):
+        holder = next(iter(_holders(LINUX, [row], {})), None)
+        whom = "a process that you may not see" if holder is None or not holder.pid else f"process {_title(holder)}"
+        return (
+            f"port {port} is the local end of a connection from {whom} to {row.peer}; a client is never stopped: "
+            "close that connection, or choose another port"
+        )
+    if rows:
+        return f"the system is still closing connections of a former server on port {port}; try again in a minute"
+    hint = "on a kernel before 6.8, a socket that is bound and not listening cannot be named either"
+    if _on_wsl():
+        hint = "a Windows program may hold it, and WSL's interoperability, which would tell, is switched off"
+    return f"nobody who may be seen holds port {port}; another user, container or namespace may ({hint})"
+
+
+# ----------------------------------------------------------------------------------------------------
+# May we stop it? A guard answers why not, in a sentence about "it", or None.
+# ----------------------------------------------------------------------------------------------------
+
+
+def is_development(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether ENVIRONMENT, as it is at this moment, allows to stop the holder of a port.
+
+    >>> [is_development({"ENVIRONMENT": name}) for name in ("", "Dev", "production", "developement")]
+    [True, True, False, False]
+    """
+    value = (os.environ if environ is None else environ).get("ENVIRONMENT", "")
+    return value == "" or value.strip().lower() in DEVELOPMENT_NAMES[1:]
+
+
+def _because_of_the_environment() -> str | None:
+    if is_development():
+        return None
+    return f"ENVIRONMENT is {_clean(os.environ['ENVIRONMENT'])!r}: outside development nothing is stopped"
+
+
+# Programs that hold ports for others, and what a person can do about each. Names are compared whole (as
+# Linux cuts them, to 15 characters); a text with a slash is looked for in the command.
+SQUATTERS = (
+    (("sshd", "sshd-session"), "it forwards the port for an SSH login; log in there without -R, or end that login"),
+    (("ssh", "autossh"), "it is an SSH tunnel; end that ssh, or cancel the forwarding with ssh -O cancel"),
+    (("systemd",), "it keeps the port for a socket unit; systemctl list-sockets names it, systemctl stop NAME.socket"),
+    (("tmux: server", "screen", "SCREEN", "zellij"), "it is a terminal multiplexer, whose sessions would all end with it"),
+    (("launchd",), "it keeps the port for a service; launchctl list names it, launchctl bootout ends it"),
+    (
+        ("ControlCenter", "ControlCe"),
+        "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in "
+        + "System Settings, General, AirDrop & Handoff",
+    ),
+    (("System", "Registry"), "it is the Windows kernel (http.sys); netsh http show servicestate names the service"),
+    (
+        ("svchost.exe", "services.exe", "lsass.exe", "wininit.exe", "spoolsv.exe"),
+        "it is a service of Windows, perhaps a port proxy; netsh interface portproxy show all lists those",
+    ),
+    (("wslrelay.exe", "wslhost.exe", "wsl.exe"), "it relays the port to a program in WSL; stop that program in WSL"),
+    (
+        ("code", "code-insiders", "codium", "cursor", "windsurf", "Code.exe", "Cursor.exe", "Windsurf.exe", "Electron",
+         "/.vscode-server/", "/.cursor-server/", "/.vscodium-server/", "/.windsurf-server/"),
+        "it is the editor's own server, perhaps forwarding the port; remove the port in the editor's Ports view",
+    ),
+)
+
+# Programs that hold a published port of a container.
+CONTAINER_PROXIES = (
+    "docker-proxy", "dockerd", "rootlesskit", "rootlessport", "pasta", "pasta.avx2", "passt", "slirp4netns", "conmon",
+    "com.docker.backend", "com.docker.backend.exe", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
+)  # fmt: skip
+
+_Case = namedtuple("_Case", "look policy port host")
+
+
+def _because_unseen(holder: Holder, case: Any) -> str | None:
+    if holder.pid is not None:
+        return None
+    user = f"of user {holder.user} " if holder.user else ""
+    if _is_superuser():
+        return f"held by a process {user}that cannot be seen from here, perhaps one of another container or namespace"
+    return f"held by a process {user}that you may not see; run with sudo to find out"
+
+
+def _because_of_the_system(holder: Holder, case: Any) -> str | None:
+    if holder.pid in (0, 1) or (case.look.system is WINDOWS and holder.pid == 4):
+        squatter = _because_a_squatter(holder, case)
+        return squatter or f"PID {holder.pid} is the system itself"
+    return None
+
+
+def _because_ourselves(holder: Holder, case: Any) -> str | None:
+    return "it is this very process" if _is_here(case) and holder.pid == os.getpid() else None
+
+
+def _because_an_ancestor(holder: Holder, case: Any) -> str | None:
+    if not _is_here(case):
+        return None
+    if case.look.ancestry is None:
+        return "it may be one of our own parents, which this system will not tell; stop it by hand if you know better"
+    if holder.pid in case.look.ancestry:
+        return "it is an ancestor of this process, which would die with it; stop it from another terminal"
+    return None
+
+
+def _because_a_kernel_thread(holder: Holder, case: Any) -> str | None:
+    process = case.look.known.get(holder.pid)
+    return "it is a thread of the kernel" if process and process.kernel else None
+
+
+def _because_a_squatter(holder: Holder, case: Any) -> str | None:
+    for names, remedy in SQUATTERS:
+        if _is_named(holder, names):
+            return remedy
+    return None
+
+
+def _because_the_first_of_its_kind(holder: Holder, case: Any) -> str | None:
+    numbers = _status_of(holder.pid, "NSpid") if case.look.system is LINUX else []
+    if len(numbers) > len(_status_of(os.getpid(), "NSpid")) and numbers[-1] == 1:
+        return "it is the first process of a PID namespace, where everything would end with it"
+    return None
+
+
+def _because_a_container(holder: Holder, case: Any) -> str | None:
+    engine, container = _container_of(holder, case)
+    if container:
+        stop = f"{engine} stop {container}" if engine in ("docker", "podman") else "the tool that runs it"
+        return f"it runs in the container {container}; stop that with: {stop}"
+    if _is_named(holder, CONTAINER_PROXIES):
+        return (
+            "it publishes the port of a container, and is of no use without it; find the container with "
+            f"docker ps --filter publish={case.port} (or podman ps), and stop that"
+        )
+    return None
+
+
+def _because_a_service(holder: Holder, case: Any) -> str | None:
+    process = case.look.known.get(holder.pid)
+    for path in _foreign_cgroups(holder, case):
+        parts = path.split("/")
+        users = any(part.startswith("user@") for part in parts)
+        units = [part for part in parts if part.endswith(".service") and not part.startswith("user@")]
+        if not units:
+            continue
+        if users and process and process.tty:  # a terminal that is itself a unit, and what was started in it
+            continue
+        name = units[-1][: -len(".service")]
+        return f"it is the systemd service {name}; stop that with: systemctl {'--user ' if users else ''}stop {name}"
+    return None
+
+
+def _because_of_the_other_family(holder: Holder, case: Any) -> str | None:
+    ipv4_alone = case.look.sockets and not any(":" in endpoint.host for endpoint in holder.addresses)
+    if ipv4_alone and case.host in ("::", "[::]"):
+        return "it listens on IPv4 alone, beside which many servers can listen on ::; to stop it, name the host 0.0.0.0"
+    return None
+
+
+def _because_another_users(holder: Holder, case: Any) -> str | None:
+    mine = _my_name(case.look.system)
+    if case.look.system is LINUX:
+        same = set(_status_of(holder.pid, "Uid")) == {os.geteuid()}
+    else:
+        same = holder.user == mine or (case.look.system is WINDOWS and holder.user.lower() == mine.lower())
+    if same and holder.user:
+        return None
+    if not holder.user:
+        return "it cannot be told whose it is"
+    family = {other.pid: other for other in case.look.holders}
+    if _is_superuser() and holder.parent in family:  # a worker of our own server that gave up its rights
+        return _because_another_users(family[holder.parent], case)
+    return f"it belongs to user {holder.user}, and you are {mine}; only that user should stop it"
+
+
+def _because_of_the_policy(holder: Holder, case: Any) -> str | None:
+    return "the policy 'refuse' stops nobody" if case.policy == "refuse" else None
+
+
+def _because_not_of_this_project(holder: Holder, case: Any) -> str | None:
+    if case.policy != "own":
+        return None
+    try:
+        here, there = os.path.realpath(os.getcwd()), os.path.realpath(holder.cwd) if holder.cwd else ""
+    except OSError:  # our own folder has been removed
+        here = there = ""
+    if here and (there == here or there.startswith(here.rstrip(os.sep) + os.sep)):
+        return None
+    return f"it was not started from this project ({holder.cwd or 'its folder is not known'}), as the policy 'own' wants"
+
+
+GUARDS: tuple[Callable[[Holder, Any], str | None], ...] = (
+    _because_unseen,
+    _because_of_the_system,
+    _because_ourselves,
+    _because_an_ancestor,
+    _because_a_kernel_thread,
+    _because_a_squatter,
+    _because_a_container,
+    _because_the_first_of_its_kind,
+    _because_a_service,
+    _because_of_the_other_family,
+    _because_another_users,
+    _because_of_the_policy,
+    _because_not_of_this_project,
+)
+
+
+def _refusal(case: Any) -> str | None:
+    """Why nobody of these holders is stopped: one who must stay keeps the port, so that the others stay too."""
+    for holder in case.look.holders:
+        for guard_ in GUARDS:
+            why = guard_(holder, case)
+            if why and holder.pid is None:
+                return f"port {case.port} is {why}"
+            if why:
+                windows = "Windows " if case.look.system is WINDOWS and _on_wsl() else ""
+                return f"{windows}process {_title(holder)} is left alone: {why}"
+    return None
+
+
+def _is_here(case: Any) -> bool:
+    """Whether the holder's PID is of our own system: on WSL, Windows has PIDs of its own."""
+    return case.look.system is _system()
+
+
+def _is_superuser() -> bool:
+    return hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def _is_named(holder: Holder, names: Iterable[str]) -> bool:
+    program = holder.command.split(" ", 1)[0] if "/extensions/" in holder.command else holder.command  # what an editor debugs
+    return any(holder.name in (name, name[:15]) or ("/" in name and name in program) for name in names)
+
+
+def _my_name(system: Any) -> str:
+    if system is WINDOWS:
+        answer = _run(_windows_tool("whoami.exe"))
+        return _clean(answer[1].strip()) if answer else ""
+    return _user_name(os.geteuid())
+
+
+def _cgroups(pid: int | str) -> dict[str, str]:
+    try:
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            return {kind: path for _, kind, path in (line.rstrip("\n").split(":", 2) for line in file)}
+    except (OSError, ValueError):
+        return {}
+
+
+def _foreign_cgroups(holder: Holder, case: Any) -> list[str]:
+    """The control groups that a process does not share with us: what runs beside us is not foreign."""
+    if case.look.system is not LINUX or not holder.pid:
+        return []
+    ours = _cgroups("self")
+    return [_clean(path) for kind, path in _cgroups(holder.pid).items() if ours.get(kind) != path]
+
+
+def _container_of(holder: Holder, case: Any) -> tuple[str, str]:
+    """(engine, container) of a process that runs in a container of its own, by its control group."""
+    for path in _foreign_cgroups(holder, case):
+        parts = path.split("/")
+        for above, part in zip([""] + parts, parts):
+            prefix, _, identity = part.replace(".scope", "").rpartition("-")
+            engine = {"docker": "docker", "libpod": "podman"}.get(prefix or above, "")
+            if len(identity) >= 32 and not identity.strip("0123456789abcdef"):
+                return engine or prefix or "container", identity[:12]
+            if part.startswith("lxc.payload.") or above == "lxc":
+                return "lxc", part.replace("lxc.payload.", "")
+            if part.startswith("machine-") and part.endswith(".scope"):
+                return "machinectl", part[len("machine-") : -len(".scope")]
+    return "", ""
+
+
+# ----------------------------------------------------------------------------------------------------
+# Stop it: pinned, politely, firmly, and verified
+# ----------------------------------------------------------------------------------------------------
+
+# How to go about it. grace: seconds; polite: the name of the first signal; force: also outside development.
+_Manner = namedtuple("_Manner", "grace polite policy force")
+
+_INTERACTIVE = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu", "xonsh", "elvish", "pwsh",
+                "cmd.exe", "powershell.exe", "pwsh.exe", "explorer.exe", "WindowsTerminal.exe")  # fmt: skip
+_SYNCHRONIZE = 0x00100000  # the right to wait for a Windows process
+
+
+def _pinned(system: Any, pid: int, known: dict[int, _Process]) -> dict[int, _Pin]:
+    """The process, held fast; nothing when it has gone. Without a handle, its birth tells it from another."""
+    handle = None
+    try:
+        if system is WINDOWS and sys.platform == "win32":
+            handle = _winapi().OpenProcess(_SYNCHRONIZE, False, pid)
+        elif system is LINUX and hasattr(os, "pidfd_open"):
+            handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return {}
+    except OSError:  # refused by a sandbox or an old kernel
+        pass
+    process = _process(system, pid, known)
+    return {pid: _Pin(pid, process.birth if process else None, handle)}
+
+
+def _unpin(pins: Iterable[_Pin]) -> None:
+    for pin in pins:
+        if pin.handle is not None:
+            (os.close if sys.platform != "win32" else _winapi().CloseHandle)(pin.handle)
+
+
+def _winapi() -> Any:
+    import importlib
+
+    return importlib.import_module("_winapi")  # CPython's own; multiprocessing waits for processes with it
+
+
+def _has_exited(system: Any, pin: _Pin) -> bool:
+    """Whether the pinned process has ended; a zombie has, although kill(pid, 0) still succeeds on it."""
+    if pin.handle is not None and system is WINDOWS:
+        return bool(_winapi().WaitForSingleObject(pin.handle, 0) == 0)
+    if pin.handle is not None:
+        return bool(_poll([pin], 0))
+    processes = system.read(pin.pid)
+    if not processes and system is not LINUX:  # ps or PowerShell did not answer
+        return False
+    process = processes.get(pin.pid)
+    return process is None or process.zombie or process.birth != pin.birth
+
+
+def _poll(pins: Iterable[_Pin], seconds: float) -> list[Any]:
+    import select
+
+    poll = select.poll()
+    for pin in pins:
+        poll.register(pin.handle or 0, select.POLLIN)
+    return poll.poll(int(seconds * 1000 + 0.999))
+
+
+def _nap(system: Any, pins: list[_Pin], seconds: float) -> None:
+    """Sleep until one of the processes exits, at most so many seconds."""
+    if all(pin.handle is not None for pin in pins) and system is not WINDOWS:
+        _poll(pins, seconds)
+    elif all(pin.handle is not None for pin in pins):
+        _winapi().WaitForMultipleObjects([pin.handle for pin in pins], False, int(seconds * 1000))
+    elif system in (LINUX, WINDOWS):  # an old kernel; WSL's Windows
+        time.sleep(min(seconds, 0.002 if system is LINUX else 0.2))
+    else:
+        _nap_by_kqueue(pins, seconds)
+
+
+def _nap_by_kqueue(pins: list[_Pin], seconds: float) -> None:
+    """macOS, the BSDs: the kernel's queue of events."""
+    import select
+
+    events: Any = select  # this part of it is not on every system
+    queue = events.kqueue()
+    try:
+        flags = events.KQ_EV_ADD | events.KQ_EV_ONESHOT
+        exits = [events.kevent(pin.pid, events.KQ_FILTER_PROC, flags, events.KQ_NOTE_EXIT) for pin in pins]
+        queue.control(exits, 1, seconds)
+    except ProcessLookupError:  # one has exited already
+        pass
+    finally:
+        queue.close()
+
+
+def _wait_for_exit(system: Any, pins: list[_Pin], seconds: float) -> list[_Pin]:
+    """Wait until the processes have exited; those that are left when the time is over."""
+    begun, left, shown = time.monotonic(), list(pins), False
+    terminal = _on_terminal(sys.stderr)
+    try:
+        while True:
+            left = [pin for pin in left if not _has_exited(system, pin)]
+            waited = time.monotonic() - begun
+            if not left or waited >= seconds:
+                return left
+            if terminal and waited > 0.4:
+                shown = True
+                _status(f"⏳ Waiting for process {_listed(left)} to stop: {waited:.1f} of {seconds:g} s")
+            _nap(system, left, min(seconds - waited, 0.2 if terminal else seconds))
+    finally:
+        if shown:
+            _status("")
+
+
+def _signal(pin: _Pin, number: int) -> None:
+    """Send a signal to the pinned process: the one place in this file that does."""
+    import signal
+
+    if pin.handle is not None:
+        signal.pidfd_send_signal(pin.handle, number)
+    elif not _has_exited(_system(), pin):  # it still is the process with that birth
+        os.kill(pin.pid, number)
+
+
+def _request(system: Any, pin: _Pin, manner: _Manner, firmly: bool) -> None:
+    """Ask a process to stop, or make it stop; PermissionError says who may not."""
+    import signal
+
+    if system is WINDOWS:
+        return _taskkill(pin, firmly)
+    try:
+        _signal(pin, signal.SIGKILL if firmly else getattr(signal, manner.polite))
+        if not firmly:
+            _signal(pin, signal.SIGCONT)  # one that was stopped by Ctrl+Z could not obey
+    except ProcessLookupError:
+        pass  # it exited by itself, which is what we want
+    except OSError as error:
+        raise PermissionError(f"process {pin.pid} may not be stopped: {error.strerror}") from None
+
+
+def _taskkill(pin: _Pin, firmly: bool) -> None:
+    """Windows: a console program cannot be asked, and taskkill says at once that /F is needed."""
+    tool = _windows_tool("taskkill.exe")
+    answer = _run(tool, "/PID", str(pin.pid), *(["/F"] if firmly else []), timeout=5 * TOOL_TIMEOUT)
+    if answer and answer[0] == 1 and not firmly and "/F" in answer[1] + answer[2]:
+        answer = _run(tool, "/PID", str(pin.pid), "/F", timeout=5 * TOOL_TIMEOUT)
+    if answer is None or answer[0] not in (0, 128):  # 128: there is no such process any more
+        said = _clean(" ".join((answer[2] or answer[1]).split())) if answer else "it did not answer"
+        raise PermissionError(f"taskkill could not stop process {pin.pid}: {said}")
+
+
+def _still_holds(look: _Look, pin: _Pin, port: int) -> bool:
+    """Whether the pinned process holds the socket for which it was looked at, now."""
+    if look.system is LINUX:
+        inodes = {f"socket:[{row.inode}]": row.inode for row in look.sockets if row.pid == pin.pid}
+        return bool(_sockets_of(pin.pid, inodes))
+    rows = look.system.owners(_ask(look.system, port) or [], (), False)
+    if not any(row.pid == pin.pid for row in rows):
+        return False
+    return pin.handle is not None or not _has_exited(look.system, pin)
+
+
+def _stop(look: _Look, port: int, manner: _Manner) -> tuple[list[Holder], str | None]:
+    """Stop the holders of a look, parents first: (those that went, why others did not)."""
+    pins = [look.pins[holder.pid] for holder in look.holders if holder.pid in look.pins]
+    pins = [pin for pin in pins if _still_holds(look, pin, port)]
+    left, why = _stop_pins(look.system, pins, manner)
+    gone = {pin.pid for pin in pins} - {pin.pid for pin in left}
+    stopped = [holder for holder in look.holders if holder.pid in gone]
+    for root, children in _families(stopped):
+        _say(INFO, f"✅ Successfully killed process {root.pid}{_and_children(children)}")
+    return stopped, why
+
+
+def _stop_pins(system: Any, pins: list[_Pin], manner: _Manner) -> tuple[list[_Pin], str | None]:
+    """Ask the pinned processes to stop, wait, and force the rest: (those that are left, why)."""
+    asked: list[_Pin] = []
+    try:
+        for pin in pins:
+            _request(system, pin, manner, firmly=False)
+            asked.append(pin)
+        left = _wait_for_exit(system, pins, manner.grace)
+        if left:
+            _say(WARNING, f"Process {_listed(left)} did not stop within {manner.grace:g} s: forced")
+        for pin in left:
+            _request(system, pin, manner, firmly=True)
+        left = _wait_for_exit(system, left, FIRM_WAIT)
+    except PermissionError as error:
+        return _wait_for_exit(system, pins, 0), f"{error}; asked to stop before that: {_listed(asked) or 'nobody'}"
+    except KeyboardInterrupt:
+        names = _listed(asked) or "nobody"
+        raise KeyboardInterrupt(f"Interrupted; asked to stop, and maybe still stopping: {names}") from None
+    if left:
+        return left, f"process {_listed(left)} does not end even when forced; it may wait for a disk or device"
+    return [], None
+
+
+def _listed(processes: Sequence[Holder | _Pin]) -> str:
+    return ", ".join(str(process.pid) for process in processes[:8]) + ("…" if len(processes) > 8 else "")
+
+
+def _and_children(children: list[Holder]) -> str:
+    if not children:
+        return ""
+    return f" and its {'child' if len(children) == 1 else f'{len(children)} children'} {_listed(children)}"
+
+
+def _supervisors(look: _Look) -> list[_Pin]:
+    """Living processes above the holders that hold nothing, and might start the server again.
+
+    No interactive shell is among them: it gives each job a process group of its own, which a script's
+    loop does not do. Nor is init, a user's systemd, or anybody who started us too.
+    """
+    found: dict[int, _Pin] = {}
+    for root, _ in _families(look.holders):
+        child = _process(look.system, root.pid, look.known)
+        while child:
+            parent = _process(look.system, child.parent, look.known)
+            if parent is None or parent.zombie or parent.pid <= 1 or parent.pid in (look.ancestry or ()):
+                break
+            shell = parent.name.lstrip("-") in _INTERACTIVE and (parent.group is None or parent.group != child.group)
+            if shell or parent.kernel or parent.name in ("systemd", "launchd", "init"):
+                break
+            found[parent.pid] = _Pin(parent.pid, parent.birth, None)
+            child = parent
+    return list(found.values())
+
+
+def _taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin]) -> str | None:
+    """Watch, as long as a supervisor lives, whether it starts its server again: the sentence if so."""
+    end = time.monotonic() + RESTART_WATCH
+    while time.monotonic() < end and not all(_has_exited(look.system, pin) for pin in supervisors):
+        if _obstacle(port, host):
+            return _why_taken_again(port, host, look, supervisors)
+        time.sleep(0.05)
+    return None
+
+
+def _why_taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin]) -> str:
+    again = _look_at(port, host)
+    taker = f" by process {_title(again.holders[0])}" if again and again.holders else ""
+    living = [pin.pid for pin in supervisors if not _has_exited(look.system, pin)]
+    if again and again.holders:
+        above = _above(again.system, again.holders[0].pid, again.known)
+        living = [pid for pid in living if pid in above]
+    boss = _process(look.system, living[0], look.known) if living else None
+    if boss is None:
+        return f"port {port} was taken again{taker} while it was being freed"
+    command = look.system.describe(boss)[1] or boss.name
+    return (
+        f"port {port} was taken again{taker}: its supervisor {boss.pid} ({_shortened(command)}) starts it anew; "
+        f"stop process {boss.pid} first"
+    )
+
+
+# A container's published port is freed through the container's own tool, never through its proxy.
+
+
+def _containers(tool: str) -> list[tuple[str, str, str]]:
+    """(id, name, published ports) of what docker or podman runs; empty where there is no such tool."""
+    answer = _run(tool, "ps", "--no-trunc", "--format", "{{.ID}}\t{{.Names}}\t{{.Ports}}")
+    lines = answer[1].splitlines() if answer and answer[0] == 0 else []
+    return [(parts[0], parts[1], parts[2]) for parts in (line.split("\t") for line in lines) if len(parts) == 3]
+
+
+def _publishes(ports: str, endpoint: Endpoint) -> bool:
+    """Whether a container's ports, as docker ps shows them, hold this very endpoint.
+
+    >>> ports = "127.0.0.1:8000-8002->8000-8002/tcp, [::]:80->80/tcp, 0.0.0.0:53->53/udp, 9000/tcp"
+    >>> [_publishes(ports, Endpoint(*of)) for of in (("127.0.0.1", 8001), ("0.0.0.0", 80), ("127.0.0.2", 8001))]
+    [True, True, False]
+    """
+    wildcards = ("0.0.0.0", "::", "")  # nobody else can hold the port beside one of these
+    for entry in ports.split(","):
+        outer, arrow, inner = entry.strip().partition("->")
+        host, _, span = outer.rpartition(":")
+        host, (first, _, last) = host.strip("[]"), span.partition("-")
+        low, high = _number(first), _number(last or first)
+        same = host in (endpoint.host, *wildcards)
+        if same and arrow and inner.endswith("/tcp") and low is not None and high is not None and low <= endpoint.port <= high:
+            return True
+    return False
+
+
+def _engine_is_local(tool: str) -> bool:
+    """Whether the tool speaks to this machine's engine: its settings may lead to another machine, and stop something there."""
+    hosts = [os.environ.get(name, "") for name in ("DOCKER_HOST", "CONTAINER_HOST", "CONTAINER_CONNECTION")]
+    if tool == "docker":
+        answer = _run(tool, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
+        hosts.append(answer[1].strip() if answer and answer[0] == 0 else os.environ.get("DOCKER_CONTEXT", ""))
+    return all(host.startswith(("unix://", "npipe://")) for host in hosts if host)
+
+
+def _container_behind(case: Any) -> tuple[str, str] | None:
+    """(tool, name) of the one container to stop: every holder runs in it, or stands for an endpoint that it publishes."""
+    if case.policy in ("own", "refuse"):
+        return None
+    inside = {holder: _container_of(holder, case) for holder in case.look.holders}
+    for holder, (_, identity) in inside.items():
+        hidden = holder.pid is None and holder.user == "root"  # docker-proxy, as a normal user sees it
+        if not (identity or hidden or _is_named(holder, CONTAINER_PROXIES)):
+            return None
+    for tool in ("docker", "podman"):
+        for full, name, ports in _containers(tool):
+            fits = (
+                engine == tool and full.startswith(identity)
+                if identity
+                else all(_publishes(ports, endpoint) for endpoint in holder.addresses)
+                for holder, (engine, identity) in inside.items()
+            )
+            if all(fits) and name[:1].isalnum() and _engine_is_local(tool):
+                return tool, _clean(name)
+    return None
+
+
+def _stop_container(tool: str, name: str, port: int, host: str, manner: _Manner) -> str | None:
+    """Stop a container through its own tool: None when the port is free then, else what to do."""
+    _say(INFO, f"Port {port} is published by the container {name}")
+    why = _disagreement(manner, f"Stop the container {name}?")
+    if why:
+        return why
+    answer = _run(tool, "stop", name, timeout=manner.grace + 30)
+    end = time.monotonic() + FIRM_WAIT
+    while answer and answer[0] == 0 and _obstacle(port, host) and time.monotonic() < end:
+        time.sleep(0.02)
+    if answer is None or answer[0] != 0 or _obstacle(port, host):
+        said = _clean(" ".join((answer[2] or answer[1]).split())) if answer else "no answer"
+        return f"the container {name} could not be stopped ({_shortened(said) or 'the port stays held'}); type: {tool} stop {name}"
+    _say(INFO, f"✅ Stopped the container {name}; start it again with: {tool} start {name}")
+    return None
+
+
+# The whole way, for one port.
+
+
+def _ensure(port: int, host: str, manner: _Manner) -> _Outcome:
+    """Make a port available if that is allowed, and say what happens on the way."""
+    obstacle = _obstacle(port, host)
+    if obstacle is None:
+        _say(INFO, f"✅ Port {port} is available")
+        return _Outcome(port, host, True, [], [], None)
+    held, reason = obstacle
+    if not held:
+        _say(ERROR, f"❌ {_sentence(reason)}")
+        return _Outcome(port, host, False, [], [], reason)
+    _say(WARNING, f"⚠️  Port {port} is already in use")
+    forbidden = _because_of_the_environment()
+    if forbidden and not manner.force:
+        return _report_conflict(port, host, forbidden)
+    _say(INFO, "💡 Told to do so by --force" if forbidden else "💡 Development environment detected")
+    _say(INFO, "Attempting to free up port...")
+    outcome = _free(port, host, manner, reason)
+    if outcome.available:
+        _say(INFO, f"✅ Port {port} is now available")
+    else:
+        _say(ERROR, f"❌ {_sentence(outcome.reason)}")
+        _say(ERROR, "❌ Cannot start: port is not available")
+    return outcome
+
+
+def _report_conflict(port: int, host: str, forbidden: str) -> _Outcome:
+    _say(ERROR, "🚨 Port conflict in PRODUCTION environment!")
+    look = _look_at(port, host)
+    for root, children in _families(look.holders if look else []):
+        _say(ERROR, f"Process using port: {_full_title(root)}{_and_children(children)}")
+    if not look or not look.holders:
+        _say(ERROR, f"Process using port: unknown ({_why_nobody(port, host) if look else _why_untold(port)})")
+    if os.environ["ENVIRONMENT"].strip().lower() not in ("production", "prod"):  # misspelt, perhaps
+        _say(ERROR, f"{forbidden} (the names of development are {', '.join(DEVELOPMENT_NAMES[1:])})")
+    _say(ERROR, "❌ Cannot start: port is not available")
+    reason = f"port {port} is in use, and {forbidden}"
+    return _Outcome(port, host, False, look.holders if look else [], [], reason)
+
+
+def _why_untold(port: int) -> str:
+    return f"no way of asking could tell who holds port {port}, so that it is treated as held"
+
+
+def _free(port: int, host: str, manner: _Manner, reason: str) -> _Outcome:
+    """Stop whoever holds the port, looking again until it is free or somebody must stay."""
+    began = time.time()
+    stopped: list[Holder] = []
+    supervisors: list[_Pin] = []
+    sockets: set[int] = set()
+    look = None
+    for _ in range(ROUNDS):
+        look = _settled_look(port, host)
+        if look is None:
+            return _Outcome(port, host, False, [], _pids(stopped), _why_untold(port))
+        mine = {row.inode for row in look.sockets if row.inode}
+        if not stopped:
+            sockets |= {row.inode for row in _every_socket(port) if row.inode} if look.system is LINUX else set()
+        try:
+            young = any((holder.started or 0) > began for holder in look.holders)
+            if stopped and look.holders and not mine & sockets and (sockets or young):
+                why: str | None = _why_taken_again(port, host, look, supervisors)
+            else:
+                above = _supervisors(look)
+                gone, why = _stop_those_who_may(port, host, look, manner, reason)
+                stopped += gone
+                supervisors += above if gone else []
+        finally:
+            _unpin(look.pins.values())
+        if _obstacle(port, host) is None:
+            if why:  # the port was given up by somebody who lives on
+                _say(WARNING, f"⚠️  {_sentence(why)}")
+            why = _taken_again(port, host, look, supervisors) if supervisors else None
+            return _Outcome(port, host, why is None, look.holders, _pids(stopped), why)
+        if why:
+            return _Outcome(port, host, False, look.holders, _pids(stopped), why)
+    why = f"port {port} is still held after {ROUNDS} attempts to free it"
+    return _Outcome(port, host, False, look.holders if look else [], _pids(stopped), why)
+
+
+def _stop_those_who_may(
+    port: int, host: str, look: _Look, manner: _Manner, reason: str
+) -> tuple[list[Holder], str | None]:
+    """(who was stopped, why nobody was): all of the holders of a look, or none."""
+    if not look.holders:
+        return [], _why_nobody(port, host, reason) if _obstacle(port, host) else None
+    for root, children in _families(look.holders):
+        if root.pid:
+            _say(INFO, f"Process using port: {_title(root)}{_and_children(children)}")
+    case = _Case(look, manner.policy, port, host)
+    container = _container_behind(case)
+    if container:  # never its proxy
+        return [], _stop_container(*container, port, host, manner)
+    why = _refusal(case) or _disagreement(manner, "Stop it?" if len(look.holders) == 1 else "Stop them?")
+    if why is None and manner.policy == "ask":  # who held the port when the question was asked may have become another
+        again = _look_at(port, host, thorough=True)
+        same = again is not None and _pids(again.holders) == _pids(look.holders)
+        why = _refusal(case._replace(look=again)) if same else "somebody else holds the port now; try again"
+    if why:
+        return [], why
+    return _stop(look, port, manner)
+
+
+def _pids(holders: Iterable[Holder]) -> list[int]:
+    return list(dict.fromkeys(holder.pid for holder in holders if holder.pid))
+
+
+def _settled_look(port: int, host: str) -> _Look | None:
+    """A thorough look, as all or none are stopped.
+
+    It is repeated for a moment where somebody is just exiting: a socket without an owner, or none at all.
+    """
+    for pause in (0.01, 0.03, 0.1, 0.3, 0.6, 0.0):
+        look = _look_at(port, host, pin=True, thorough=True)
+        settled = look is None or (look.holders and all(holder.pid for holder in look.holders))
+        if settled or not pause or _obstacle(port, host) is None:
+            return look
+        _unpin(look.pins.values() if look else ())
+        time.sleep(pause)
+    return None
+
+
+def _disagreement(manner: _Manner, question: str) -> str | None:
+    """The policy 'ask': the person at the terminal decides, and without a terminal nobody is stopped."""
+    if manner.policy != "ask":
+        return None
+    if not (_on_terminal(sys.stdin) and _on_terminal(sys.stderr)):
+        return "the policy 'ask' needs a terminal to ask on"
+    _write(sys.stderr, f"{question} [y/N] ", end="")
+    return None if sys.stdin.readline().strip().lower() in ("y", "yes") else "the answer was no"
+
+
+# ----------------------------------------------------------------------------------------------------
+# The calls people use
+# ----------------------------------------------------------------------------------------------------
+
+
+def _manner(grace: float = GRACE, policy: str | None = None, polite: str = "SIGTERM", force: bool = False) -> _Manner:
+    """How to go about it: PORT_MANAGER_POLICY says what the caller did not; what is no policy stops nobody."""
+    if not isinstance(grace, (int, float)) or not 0 <= grace < 1e6:
+        raise ValueError(f"a grace period is a number of seconds, not {grace!r}")
+    if policy is not None and policy not in POLICIES:
+        raise ValueError(f"a policy is one of {', '.join(POLICIES)}, not {policy!r}")
+    wish = os.environ.get("PORT_MANAGER_POLICY", "").strip().lower()
+    if policy is None and wish and wish not in POLICIES:
+        _say(WARNING, f"PORT_MANAGER_POLICY is {_clean(wish)!r}, which is none of {', '.join(POLICIES)}: nobody is stopped")
+        wish = "refuse"
+    return _Manner(grace, polite, policy or wish or "kill", force)
+
+
+def ensure_port_available(
+    port: int = 8000, host: str = "0.0.0.0", *, grace: float = GRACE, policy: str | None = None
+) -> bool:
+    """Say whether a server may bind the port now; in development, stop its holder first.
+
+    ``grace`` is how many seconds the holder has to stop by itself. ``policy`` is kill, own, ask or refuse
+    (by default PORT_MANAGER_POLICY, else kill). Trouble at run time is logged and answered with False;
+    TypeError and ValueError are for a port that is none.
+
+    >>> ensure_port_available(find_free_port(20000), "127.0.0.1")
+    True
+    """
+    _checked(port, host)
+    return bool(_ensure(port, host, _manner(grace, policy)).available)
+
+
+def find_listeners(port: int | None = None, host: str | None = None, *, thorough: bool = False) -> list[Holder]:
+    """Every process that holds the port (or any port), parents before their children.
+
+    With a ``host``, only those that keep a server from binding there. An empty list means nobody; where
+    nobody could tell, CannotTell is raised. Usually the search ends when each socket has an owner whose
+    family is known; ``thorough`` looks at every process of the machine.
+
+    >>> find_listeners(find_free_port(20000))
+    []
+    """
+    if port is not None:
+        _checked(port, host or "")
+    found = _search(port, host, thorough)
+    if found is None:
+        raise CannotTell(_why_untold(port or 0), port or 0, host or "")
+    system, rows = found
+    known: dict[int, _Process] = {}
+    rows = system.owners(rows, (), thorough or port is None)
+    return _holders(system, rows if host is None else _without_idle(system, rows, known), known)
+
+
+def find_free_port(start: int = 8000, host: str = "0.0.0.0") -> int:
+    """The first port at or after ``start`` that a server may bind; PortError when there is none.
+
+    >>> 20000 <= find_free_port(20000, "127.0.0.1") <= 65535
+    True
+    """
+    _checked(start, host)
+    obstacle: tuple[bool, str] | None = None
+    for port in range(start, 65536):
+        obstacle = _obstacle(port, host)
+        if obstacle is None:
+            return port
+        if not (obstacle[0] or "permission" in obstacle[1]):
+            break
+    raise PortError(obstacle[1] if obstacle else "", start, host)
+
+
+def bind_port(
+    port: int = 8000, host: str = "0.0.0.0", *, inheritable: bool = False, grace: float = GRACE, policy: str | None = None
+) -> socket.socket:
+    """Free the port and keep it: a socket that is bound and already queues connections for its server.
+
+    Between a check and a bind another program may take the port; nobody can take it from this socket.
+    ``inheritable`` lets it live on in a program that this process starts. For localhost it is the IPv4
+    one. PortError when the port cannot be had.
+
+    >>> with bind_port(find_free_port(20000, "127.0.0.1"), "127.0.0.1") as listener:
+    ...     listener.getsockname()[0]
+    '127.0.0.1'
+    """
+    _checked(port, host)
+    first = "127.0.0.1" if host == "localhost" else host
+    outcome = _ensure(port, first, _manner(grace, policy))
+    if not outcome.available:
+        raise PortError(outcome.reason, port, host, outcome.holders)
+    family, address = _addresses(first, port)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
+        listener.bind(address)
+        # Bound is not enough: until one of them listens, Linux lets several sockets bind with SO_REUSEADDR.
+        listener.listen()
+        listener.set_inheritable(inheritable)
+    except OSError as error:
+        listener.close()
+        reason = _explained(error, address[0], port)[1]
+        _say(ERROR, f"❌ {_sentence(reason)}")
+        raise PortError(reason, port, host) from error
+    return listener
+
+
+def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = None) -> bool:
+    """Wait until a server may bind the port, and return True; PortTimeout after ``timeout`` seconds.
+
+    Nobody is stopped. The wait ends the moment the holder exits, where the system can tell.
+
+    >>> wait_until_free(find_free_port(20000), timeout=1)
+    True
+    """
+    _checked(port, host)
+    for left in _waiting(f"port {port} to be free", timeout):
+        obstacle = _obstacle(port, host)
+        if obstacle is None:
+            return True
+        if not obstacle[0]:  # nobody holds it, and still it cannot be had: that will not change
+            raise PortError(obstacle[1], port, host)
+        look = _look_at(port, host, pin=True)
+        pins = list(look.pins.values()) if look else []
+        try:
+            if look and pins and all(pin.handle is not None for pin in pins):
+                _nap(look.system, pins, min(left, 0.2))
+            else:
+                time.sleep(min(left, 0.05))
+        finally:
+            _unpin(pins)
+    obstacle = _obstacle(port, host)
+    if obstacle is None:
+        return True
+    holders = _look_at(port, host)
+    raise PortTimeout(f"{obstacle[1]}, still after {timeout:g} s", port, host, holders.holders if holders else ())
+
+
+def wait_until_listening(port: int, host: str = "127.0.0.1", timeout: float | None = None) -> bool:
+    """Wait until somebody listens on the port, and return True; PortTimeout after ``timeout`` seconds.
+
+    No connection is opened: a server that accepts only one would not like it.
+
+    >>> with bind_port(find_free_port(20000, "127.0.0.1"), "127.0.0.1") as listener:
+    ...     wait_until_listening(listener.getsockname()[1], timeout=1)
+    True
+    """
+    _checked(port, host)
+    addresses = _resolved(host, port)
+    for left in _waiting(f"somebody to listen on port {port}", timeout):
+        rows = _ask(_system(), port) if _obstacle(port, host) else []
+        if rows is None or any(row.state == "listening" for row in _blocking(rows, addresses)):
+            return True
+        time.sleep(min(left, 0.02))
+    raise PortTimeout(f"nobody listens on port {port}, still after {timeout:g} s", port, host)
+
+
+def _waiting(what: str, timeout: float | None) -> Iterator[float]:
+    """The seconds left, until none are; a terminal shows for what, once that takes a second."""
+    begun, shown = time.monotonic(), False
+    try:
+        while True:
+            waited = time.monotonic() - begun
+            if timeout is not None and waited >= timeout:
+                return
+            if waited > 1 and _on_terminal(sys.stderr):
+                shown = True
+                _status(f"⏳ Waiting for {what}: {waited:.0f} s")
+            yield 1.0 if timeout is None else timeout - waited
+    finally:
+        if shown:
+            _status("")
+
+
+class _AskedEachTime:
+    """``IS_DEVELOPMENT`` on the class and on its instances: the environment as it is at this moment."""
+
+    def __get__(self, instance: object, owner: object) -> bool:
+        return is_development()
+
+
+class PortManager:
+    """The same for a program that keeps its port and host in one place.
+
+    >>> manager = PortManager(find_free_port(20000), "127.0.0.1")
+    >>> manager.is_port_in_use(manager.port), manager.get_process_using_port(manager.port)
+    (False, None)
+    """
+
+    IS_DEVELOPMENT = _AskedEachTime()
+
+    def __init__(
+        self, port: int = 8000, host: str = "0.0.0.0", *, grace: float = GRACE, policy: str | None = None
+    ) -> None:
+        _checked(port, host)
+        _manner(grace, policy)
+        self.port, self.host, self.grace, self.policy = port, host, grace, policy
+
+    def is_port_in_use(self, port: int) -> bool:
+        """Whether somebody holds the port; "no permission" and "not our address" are no such thing."""
+        _checked(port, self.host)
+        return (_obstacle(port, self.host) or (False, ""))[0]
+
+    def get_process_using_port(self, port: int) -> int | None:
+        """The PID that holds the port, the parent's of a family; None when nobody does.
+
+        CannotTell is raised when somebody holds it whose PID may not be seen.
+        """
+        holders = find_listeners(port, self.host)
+        if holders and holders[0].pid is None:
+            raise CannotTell(f"port {port} is {_because_unseen(holders[0], None)}", port, self.host, holders)
+        return holders[0].pid if holders else None
+
+    def kill_process(self, pid: int) -> bool:
+        """Stop one process, politely and then firmly, if the guards allow it; True when it is gone.
+
+        Whoever has gone already counts as stopped. Outside development nothing is done. TypeError for a
+        PID that is not an integer.
+        """
+        if not isinstance(pid, int) or isinstance(pid, bool):
+            raise TypeError(f"a PID is an integer, not {pid!r}")
+        why = _because_of_the_environment() or _kill_one(pid, self)
+        if why:
+            _say(ERROR, f"❌ Process {pid} is left alone: {why}")
+        return not why
+
+    def check_and_clean_port(self) -> bool:
+        """ensure_port_available for this port and host."""
+        return ensure_port_available(self.port, self.host, grace=self.grace, policy=self.policy)
+
+
+def _kill_one(pid: int, manager: PortManager) -> str | None:
+    """Why a process was not stopped, or None when it is gone."""
+    if pid <= 1:
+        return f"PID {pid} stands for the system or for whole groups of processes"
+    manner, system = _manner(manager.grace, manager.policy), _system()
+    if system is LINUX and (not _proc_is_ours() or pid not in _pids_from_the_youngest()):
+        try:
+            os.getpgid(pid)
+        except (ProcessLookupError, OverflowError):
+            return None
+        return "it is a thread of another process, or may not be seen"
+    known: dict[int, _Process] = {}
+    ancestry = _ancestry(system, known)
+    pins = _pinned(system, pid, known)
+    try:
+        holders = _holders(system, [_Socket("", 0, "", None, pid, None, 0, None)], known)
+        if not pins or not holders or (system is LINUX and pid not in known):
+            return None
+        case = _Case(_Look(system, [], holders, ancestry, known, pins), manner.policy, manager.port, manager.host)
+        why = next(filter(None, (guard_(holders[0], case) for guard_ in GUARDS)), None)
+        why = why or _disagreement(manner, f"Stop process {_title(holders[0])}?")
+        return why or _stop_pins(system, list(pins.values()), manner)[1]
+    finally:
+        _unpin(pins.values())
+
+
+# Servers, and how each is told where to listen: (its own host, its own port, the options that say otherwise,
+# the variables that do, the options that put the socket where no port is). A key's second word is the verb
+# without which the program serves nothing; * among the options stands for a bare [host:]port.
+SERVERS: dict[str, tuple[str, int | None, str, str, str]] = {
+    "uvicorn": ("127.0.0.1", 8000, "--host --port", "UVICORN_HOST UVICORN_PORT", "--uds --fd"),
+    "hypercorn": ("127.0.0.1", 8000, "-b --bind", "", "-c --config"),
+    "granian": ("127.0.0.1", 8000, "--host --port", "GRANIAN_HOST GRANIAN_PORT", "--uds"),
+    "gunicorn": ("127.0.0.1", 8000, "-b --bind", "- PORT", "-c --config"),
+    "flask run": ("127.0.0.1", 5000, "-h --host -p --port", "FLASK_RUN_HOST FLASK_RUN_PORT", ""),
+    "fastapi dev": ("127.0.0.1", 8000, "--host --port", "- PORT", ""),
+    "fastapi run": ("0.0.0.0", 8000, "--host --port", "- PORT", ""),
+    "daphne": ("127.0.0.1", 8000, "-b --bind -p --port", "", "-u --unix-socket -e --endpoint --fd"),
+    "waitress-serve": ("0.0.0.0", 8080, "--host --port --listen", "", "--unix-socket"),
+    "waitress": ("0.0.0.0", 8080, "--host --port --listen", "", "--unix-socket"),
+    "manage.py runserver": ("127.0.0.1", 8000, "*", "", ""),
+    "django-admin runserver": ("127.0.0.1", 8000, "*", "", ""),
+    "http.server": ("0.0.0.0", 8000, "-b --bind *", "", ""),
+    "php": ("127.0.0.1", None, "-S", "", ""),
+}
+_ANY_PROGRAM = ("0.0.0.0", None, "--host --port -p -b --bind --listen", "HOST PORT", "--uds --fd --unix-socket")
+_LAUNCHERS = ("python", "pypy", "py", "uv", "uvx", "pipx", "poetry", "pipenv", "pdm", "hatch", "rye", "run", "env", "exec", "debugpy")
+
+# Programs that connect to a port: one that they name is a server's, and none of theirs.
+CLIENTS = (
+    "psql", "pg_dump", "pg_restore", "pgcli", "mysql", "mysqldump", "mycli", "mariadb", "redis-cli", "mongo", "mongosh",
+    "ssh", "scp", "sftp", "autossh", "telnet", "nc", "ncat", "socat", "curl", "wget", "http", "httpie", "kubectl", "docker",
+    "podman", "docker-compose", "ab", "wrk", "hey", "locust", "k6",
+)  # fmt: skip
+
+# Options whose value is a word of its own, which is neither a program, nor a verb, nor a port; what serves nothing.
+_VALUED = ("-X", "-W", "--with", "--python", "--env-file", "--extra", "--group", "--project", "--directory", "--listen",
+           "--app", "-A", "-e", "-d", "-v", "--verbosity", "--settings", "--pythonpath")  # fmt: skip
+_IDLE = ("--help", "--version", "--check-config", "--print-config")
+
+
+def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None = None) -> list[Endpoint]:
+    """Where the server of a command line will listen; empty when that names no port, or cannot be told.
+
+    The command line speaks first, then the variables that this server reads, then its own default. A
+    program that is not known speaks for itself only by ``--port`` and the like, or by HOST and PORT.
+
+    >>> [str(endpoint) for endpoint in server_endpoints(["python", "-m", "uvicorn", "main:app"], {})]
+    ['127.0.0.1:8000']
+    >>> server_endpoints(["npm", "run", "dev", "--", "--port=3000"], {})
+    [Endpoint(host='0.0.0.0', port=3000)]
+    """
+    environ = os.environ if environ is None else environ
+    name, at = _program(command)
+    words = list(command[at + 1 :])
+    keys = [key for key in SERVERS if key.split()[0] == name]
+    verb = next(_bare(words), "")
+    key = next((key for key in keys if key in (name, f"{name} {verb}")), None)
+    if name in CLIENTS or any(word in _IDLE for word in words) or (keys and key is None):  # such as manage.py migrate
+        return []
+    host, port, options, variables, elsewhere = SERVERS[key] if key else _ANY_PROGRAM
+    host_variable, _, port_variable = variables.partition(" ")
+    told = _told(words, options.split(), generic=key is None)
+    if name == "gunicorn" and not told["bind"]:
+        words += environ.get("GUNICORN_CMD_ARGS", "").split()
+        told = _told(words, options.split(), generic=False)
+    if name == "gunicorn" and port_variable in environ:
+        host = "0.0.0.0"
+    if key and key.endswith("runserver") and "-6" in words:
+        host = "::1"
+    host = told["host"][-1] if told["host"] else environ.get(host_variable, "") or host
+    if not told["bind"] and name == "gunicorn" and os.path.exists("gunicorn.conf.py"):
+        return []
+    if not told["bind"] and any(_is_option(word, elsewhere.split()) for word in words):
+        return []
+    if not told["bind"]:
+        variable = environ.get(port_variable, "")
+        told["bind"] = [("", told["port"][-1] if told["port"] else _number(variable) if variable else port)]
+    found = (Endpoint(bind[0] or host, bind[1] or 0) for bind in told["bind"] if bind)
+    return [endpoint for endpoint in found if 1 <= endpoint.port <= 65535]
+
+
+def _program(command: Sequence[str]) -> tuple[str, int]:
+    """The name of the program that a command line starts in the end, and where it stands there."""
+    for at, word in enumerate(command):
+        folder, name = os.path.split(word)
+        if name == "__main__.py":
+            name = os.path.basename(folder)
+        name = name[:-4] if name.lower().endswith(".exe") else name
+        launcher = name.rstrip("0123456789.tw") in _LAUNCHERS  # python3.13t, pythonw
+        if not (launcher or word.startswith("-") or "=" in word or _is_value(command, at)):
+            return name, at
+    return "", len(command)
+
+
+def _is_value(words: Sequence[str], at: int) -> bool:
+    """Whether a word belongs to the option before it."""
+    return at > 0 and words[at - 1] in _VALUED
+
+
+def _bare(words: Sequence[str]) -> Iterator[str]:
+    """The words that are neither an option nor the value of one."""
+    for at, word in enumerate(words):
+        if not (word.startswith("-") or _is_value(words, at)):
+            yield word
+
+
+def _is_option(word: str, options: Sequence[str]) -> bool:
+    """Whether a word gives one of the options, also run together with its value (-cconf.py) or shortened (--conf)."""
+    name = word.partition("=")[0]
+    if name.startswith("--"):
+        return len(name) > 3 and any(option.startswith(name) for option in options)
+    return name[:2] in options
+
+
+def _told(words: list[str], options: list[str], generic: bool) -> dict[str, list[Any]]:
+    """What the options say: hosts, ports (0 for what is none), and binds (None for what is no TCP address)."""
+    told: dict[str, list[Any]] = {"host": [], "port": [], "bind": []}
+    end = words.index("--") if "--" in words else len(words)
+    for at, word in enumerate(words):
+        if at == end and (told["port"] or told["bind"]):  # the rest belongs to another program
+            break
+        option, equals, value = word.partition("=")
+        if option not in options and word[:2] in options and word[1:2] != "-":  # -p9000
+            option, value = word[:2], word[2:]
+        elif not equals:
+            value = words[at + 1] if at + 1 < len(words) else ""
+        number = _number(value) or 0
+        if option not in options:
+            bare = _split_address(word) if "*" in options and not _is_value(words, at) else None
+            if bare and bare[1] and (bare[1] >= 1024 or ":" in word):  # a small number belongs to an option
+                told["bind"].append(bare)
+        elif option in ("--host", "-h"):
+            told["host"] += [value] if value and not value.startswith("-") else []  # vite has a --host without a value
+        elif option in ("--port", "-p"):
+            if number >= 1024 or not generic or option == "--port":  # to an unknown program -p may mean anything
+                told["port"].append(number)
+        else:
+            bind = _split_address(value)
+            told["host" if bind and bind[1] is None else "bind"].append(bind[0] if bind and bind[1] is None else bind)
+    return told
+
+
+def _split_address(text: str) -> tuple[str, int | None] | None:
+    """(host, port) of ``host:port``, ``port`` or ``host``: "" or None for the part that is missing.
+
+    >>> [_split_address(text) for text in ("a.b:80", "[::1]:80", ":80", "*:80")]
+    [('a.b', 80), ('::1', 80), ('0.0.0.0', 80), ('0.0.0.0', 80)]
+    >>> [_split_address(text) for text in ("80", "a.b", "::1", "unix:/tmp/web.sock")]
+    [('', 80), ('a.b', None), ('::1', None), None]
+    """
+    if text.startswith(("unix:", "fd://", "-", "/")) or not text:
+        return None
+    host, colon, digits = text.rpartition(":")
+    port = _number(digits)
+    if port is None or (":" in host and not host.startswith("[")):
+        return text.strip("[]"), None
+    host = host.strip("[]")
+    return ("0.0.0.0" if colon and host in ("", "*") else host), port
+
+
+def guard() -> None:
+    """Free the port that the server which is loading this module is about to bind; to be called at its top.
+
+    Put ``import port_manager; port_manager.guard()`` above your app, then ``python -m uvicorn main:app``
+    takes its port over from the previous run. It acts only when a server's command line (see SERVERS)
+    loads the module, or when the module is run as a script that names a port (--port, or PORT). It does
+    nothing in tests, in a REPL, and in the child of a reloader or master, where the port belongs to an
+    ancestor. When the port cannot be had, the process ends with status 1.
+
+    >>> guard()  # neither a server nor a script is being started here
+    """
+    module = sys._getframe(1).f_globals
+    script = module.get("__name__") == "__main__" and "__file__" in module
+    name = _program(sys.argv[:1])[0]
+    if not script and not any(key.split()[0] == name for key in SERVERS):
+        return
+    try:
+        for endpoint in server_endpoints(sys.argv):
+            if not _is_in_the_family(name, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
+                raise SystemExit(1)
+    except KeyboardInterrupt as interruption:
+        _say(WARNING, str(interruption) or "Interrupted")
+        raise SystemExit(130) from None
+
+
+def _is_command_of(name: str, command: Sequence[str]) -> bool:
+    """Whether a command line is this server's own, not that of a launcher which only waits for it.
+
+    >>> [_is_command_of("uvicorn", words.split()) for words in ("python3 -m uvicorn a:b", "uv run uvicorn a:b", "")]
+    [True, False, False]
+    """
+    program, at = _program(command)
+    return program == name and all("python" in word for word in _bare(command[:at]))
+
+
+def _is_in_the_family(name: str, host: str, port: int) -> bool:
+    """Whether this is the child of a reloader or master, which has bound the port or is the same server."""
+    system = _system()
+    if system is not LINUX and _obstacle(port, host) is None:  # nothing to be had without starting a tool
+        return False
+    known: dict[int, _Process] = {}
+    ancestry = _ancestry(system, known) or []
+    parent = _process(system, ancestry[1], known) if len(ancestry) > 1 else None
+    try:
+        if parent and _is_command_of(name, _words_of(parent.pid) if system is LINUX else parent.command.split()):
+            return True
+        found = _search(port, host, thorough=True)  # a master may bind, and leave it to its workers to listen
+    except OSError:
+        return False
+    rows = found[1] if found and found[0] is system else []
+    return any(row.pid in ancestry for row in system.owners(rows, ancestry, False))
+
+
+# ----------------------------------------------------------------------------------------------------
+# The command line
+# ----------------------------------------------------------------------------------------------------
+
+HELP = """\
+Who holds a port, and may it be stopped?
+
+  port_manager.py list                                 every listening TCP port
+  port_manager.py check 8000                           who holds it, and what free would do
+  port_manager.py free 8000                            stop its holder, if that is safe
+  port_manager.py free 3000-3010 --dry-run             only say what would be stopped
+  port_manager.py wait 8000 --until listening --timeout 30
+  port_manager.py pick 8000                            print a free port at or after 8000
+
+  --host HOST        where a server would bind (0.0.0.0; localhost means both families)
+  --json             list, check, free: data for programs, and nothing else, on standard output
+  --dry-run          free: say what would be stopped and what would be refused; stop nothing
+  --grace SECONDS    free: how long the holder may take to stop by itself (5)
+  --signal NAME      free: the first, polite signal (TERM)
+  --policy POLICY    free: kill, own (only what this project started), ask, refuse
+  --force            free: also outside development (the guards stay)
+  --until STATE      wait: free or listening         --timeout SECONDS   wait: at most so long
+  --quiet, --verbose, --help, --version
+
+Status: 0 every port is available, 1 one is not, 2 the call is wrong, 130 interrupted.
+ENVIRONMENT says whether this is development; PORT_MANAGER_POLICY is a default for --policy.
+"""
+
+_OPTIONS = {
+    "list": "--json",
+    "check": "--host --json",
+    "free": "--host --json --dry-run --grace --signal --policy --force",
+    "wait": "--host --until --timeout",
+    "pick": "--host",
+}
+_DEFAULTS: dict[str, Any] = {
+    "host": "0.0.0.0", "json": False, "dry_run": False, "grace": GRACE, "signal": "TERM", "policy": None,
+    "force": False, "until": "free", "timeout": None, "quiet": False, "verbose": False,
+}  # fmt: skip
+_SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL")
+
+
+# What free would do about a port. look: None where nobody holds it; plan: a sentence, None for "nothing"; pids:
+# of the processes that it would stop.
+_Foreseen = namedtuple("_Foreseen", "outcome look plan pids", defaults=(None, None, ()))
+
+
+class _WrongCall(Exception):
+    """The call is wrong, and how."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line, and return its exit status.
+
+    >>> main(["pick", "http"])
+    2
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbs = {"list": _list, "check": _check, "free": _free_all, "wait": _wait, "pick": _pick}
+    try:
+        if not words or "--help" in words or "-h" in words:
+            _write(sys.stdout if words else sys.stderr, HELP, end="")
+            return 0 if words else 2
+        if words == ["--version"]:
+            _write(sys.stdout, f"port_manager {__version__}")
+            return 0
+        request = _plain_request(words) or _parsed(words)
+        if request.quiet or request.verbose:
+            import logging
+
+            logging.getLogger("port_manager").setLevel(logging.CRITICAL if request.quiet else DEBUG)
+        return verbs[request.verb](request)
+    except _WrongCall as wrong:
+        _write(sys.stderr, f"port_manager: {wrong}")
+        return 2
+    except PortError as error:
+        _say(ERROR, f"❌ {_sentence(error.reason)}")
+        return 1
+    except KeyboardInterrupt as interruption:
+        _write(sys.stderr, str(interruption) or "Interrupted")
+        return 130
+
+
+def _plain_request(words: list[str]) -> Any:
+    """A call without options, which needs no parser: loading argparse takes longer than looking at a port."""
+    from types import SimpleNamespace
+
+    verb, ports = (words[0], words[1:]) if words[0] in _OPTIONS else ("check", words)
+    if not all(word.replace("-", "").isdigit() and word[0] != "-" for word in ports):
+        return None
+    return SimpleNamespace(verb=verb, ports=_ports(verb, ports), **_DEFAULTS)
+
+
+def _parsed(words: list[str]) -> Any:
+    import argparse
+
+    verb = next((word for word in words if word in _OPTIONS), None)
+    if verb is None and words[0][:1].isalpha():
+        raise _WrongCall(f"{_clean(words[0])!r} is neither a verb nor a port{_nearest(words[0], _OPTIONS)}")
+    if verb:
+        words = words[: words.index(verb)] + words[words.index(verb) + 1 :]
+    verb = verb or "check"
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise _WrongCall(message)
+
+    parser = Parser(add_help=False, allow_abbrev=False)
+    options = [*_OPTIONS[verb].split(), "--quiet", "--verbose"]
+    for option in options:
+        default = _DEFAULTS[option[2:].replace("-", "_")]
+        if default is False:
+            parser.add_argument(option, action="store_true")
+        else:
+            parser.add_argument(option, type=_TYPES.get(option, str))
+    parser.set_defaults(**_DEFAULTS)
+    request, rest = parser.parse_known_args(words)
+    unknown = next((word for word in rest if word.startswith("-") and not word[1:2].isdigit() and word != "-"), None)
+    if unknown:
+        wrong = unknown.partition("=")[0]
+        raise _WrongCall(f"{verb} has no option {_clean(wrong)}{_nearest(wrong, options)}")
+    request.verb, request.ports = verb, _ports(verb, rest)
+    return request
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, list(words), 1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(words)}"
+
+
+def _seconds(text: str) -> float:
+    import argparse
+
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{_clean(text)!r} is not a number of seconds")
+    return seconds
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def chosen(text: str) -> str:
+        import argparse
+
+        if text not in allowed:
+            raise argparse.ArgumentTypeError(f"{_clean(text)!r} is none of {', '.join(allowed)}")
+        return text
+
+    return chosen
+
+
+def _signal_name(text: str) -> str:
+    name = text.upper()
+    return _one_of(*_SIGNALS)(name[3:] if name.startswith("SIG") else name)
+
+
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "--grace": _seconds,
+    "--timeout": _seconds,
+    "--signal": _signal_name,
+    "--policy": _one_of(*POLICIES),
+    "--until": _one_of("free", "listening"),
+}
+
+
+def _ports(verb: str, words: list[str]) -> list[int]:
+    """
+    >>> _ports("free", ["80", "3000-3002", "80"])
+    [80, 3000, 3001, 3002]
+    """
+    ports: list[int] = []
+    for word in words:
+        first, dash, last = word.partition("-")
+        low, high = _number(first), _number(last if dash else first)
+        if low is None or high is None or not 1 <= low <= high <= 65535:
+            raise _WrongCall(f"{_clean(word)!r} is not a port; a port is a number from 1 to 65535, a range is 3000-3010")
+        ports.extend(range(low, high + 1))
+    if verb == "list" and ports:
+        raise _WrongCall("list takes no port; check PORT tells about one")
+    if verb == "pick":
+        ports = ports or [8000]
+    if (verb in ("wait", "pick") and len(ports) > 1) or (verb != "list" and not ports):
+        raise _WrongCall(f"{verb} needs {'one port' if verb in ('wait', 'pick') else 'at least one port'}, such as 8000")
+    return list(dict.fromkeys(ports))
+
+
+def _print(text: str) -> None:
+    """Data, on standard output; a reader such as head may have closed it."""
+    _write(sys.stdout, text)
+
+
+def _painted(text: str, colour: int) -> str:
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not _on_terminal(sys.stdout)
+    return text if plain or (sys.platform == "win32" and "WT_SESSION" not in os.environ) else f"\033[{colour}m{text}\033[0m"
+
+
+def _request_manner(request: Any) -> _Manner:
+    return _manner(request.grace, request.policy, f"SIG{request.signal}", request.force)
+
+
+def _json(foreseen: Iterable[_Foreseen]) -> None:
+    import json
+
+    ports = [
+        {
+            "port": outcome.port,
+            "host": outcome.host,
+            "available": outcome.available,
+            "holders": [
+                {**holder._asdict(), "addresses": [str(address) for address in holder.addresses]}
+                for holder in outcome.holders
+            ],
+            "stopped": outcome.stopped,
+            "would_stop": list(pids),
+            "reason": outcome.reason,
+        }
+        for outcome, _, _, pids in foreseen
+    ]
+    _print(json.dumps({"ports": ports}, indent=2))
+
+
+def _free_all(request: Any) -> int:
+    manner = _request_manner(request)
+    if request.dry_run:
+        return _foretell(request, manner)
+    outcomes = [_ensure(port, request.host, manner) for port in request.ports]
+    if request.json:
+        _json(_Foreseen(outcome) for outcome in outcomes)
+    return 0 if all(outcome.available for outcome in outcomes) else 1
+
+
+def _foretell(request: Any, manner: _Manner) -> int:
+    """free --dry-run: status 0 when free would make every port available."""
+    foreseen = [_foresee(port, request.host, manner) for port in request.ports]
+    if request.json:
+        _json(foreseen)
+    for outcome, _, plan, _ in foreseen if not (request.json or request.quiet) else ():
+        _print(f"Port {outcome.port}: " + (plan or ("available" if outcome.available else f"would refuse: {outcome.reason}")))
+    return 0 if all(each.outcome.available or each.plan for each in foreseen) else 1
+
+
+def _foresee(port: int, host: str, manner: _Manner) -> _Foreseen:
+    """What free would do about a port, if anything is to be done."""
+    obstacle = _obstacle(port, host)
+    if obstacle is None:
+        return _Foreseen(_Outcome(port, host, True, [], [], None))
+    held, reason = obstacle
+    look = _look_at(port, host, thorough=True) if held else None
+    plan, pids, why = _plan(port, host, look, manner, reason) if held else (None, [], reason)
+    return _Foreseen(_Outcome(port, host, False, look.holders if look else [], [], why or reason), look, plan, pids)
+
+
+def _plan(
+    port: int, host: str, look: Any, manner: _Manner, reason: str
+) -> tuple[str | None, list[int], str | None]:
+    """(the deed, the processes that it stops, None), or (None, none, why free would refuse)."""
+    why = None if manner.force else _because_of_the_environment()
+    if why is None and look is None:
+        why = _why_untold(port)
+    elif why is None and not look.holders:
+        why = _why_nobody(port, host, reason)
+    case = _Case(look, manner.policy, port, host)
+    container = _container_behind(case) if why is None else None
+    if container:
+        return f"would stop the container {container[1]}: {container[0]} stop {container[1]}", [], None
+    why = why or _refusal(case)
+    if why:
+        return None, [], why
+    families = "; ".join(f"process {_title(root)}{_and_children(children)}" for root, children in _families(look.holders))
+    asking = "ask, then " if manner.policy == "ask" else ""
+    plan = f"would {asking}stop {families}: {manner.polite}, and SIGKILL after {manner.grace:g} s"
+    return plan, _pids(look.holders), None
+
+
+def _check(request: Any) -> int:
+    manner = _request_manner(request)
+    foreseen = [_foresee(port, request.host, manner) for port in request.ports]
+    if request.json:
+        _json(foreseen)
+    for outcome, look, plan, _ in foreseen if not (request.json or request.quiet) else ():
+        if outcome.available:
+            _print(_painted(f"✅ Port {outcome.port} is available", 32))
+        elif look is None:
+            _print(_painted(f"❌ {_sentence(outcome.reason)}", 31))
+        else:
+            _print(_painted(f"⚠️  Port {outcome.port} is already in use", 33))
+            for line in _story(outcome.port, look, plan or f"would refuse: {outcome.reason}"):
+                _print(line)
+    return 0 if all(each.outcome.available for each in foreseen) else 1
+
+
+def _story(port: int, look: _Look, plan: str) -> Iterator[str]:
+    """What check tells about the holders of one port, a line each."""
+    for root, children in _families(look.holders):
+        told = {
+            "process": f"{_title(root)}{_and_children(children)}",
+            "user": root.user,
+            "started": _started(look, root),
+            "folder": root.cwd,
+            "listens on": ", ".join(map(str, root.addresses)),
+        }
+        yield from (f"  {label:<11}{text}" for label, text in told.items() if text)
+    clients = _clients(port) if look.system is LINUX else []
+    if clients:
+        yield f"  {'clients':<11}{len(clients)}: {', '.join(clients[:5])}{', …' if len(clients) > 5 else ''}"
+    yield f"  {'free':<11}{plan}"
+
+
+def _started(look: _Look, holder: Holder) -> str:
+    """When, and by whom: the parents up to the shell or service."""
+    if not holder.started:
+        return ""
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.started))
+    line: list[str] = []
+    process = _process(look.system, holder.parent, look.known)
+    while process and process.pid > 0 and len(line) < 12:
+        line.append(f"{process.name} {process.pid}")
+        if process.name.lstrip("-") in _INTERACTIVE and process.tty:
+            break
+        process = _process(look.system, process.parent, look.known)
+    by = f", by {' ← '.join(line)}" if line else ""
+    return f"{_span(time.time() - holder.started)} ago ({when}){by}"
+
+
+def _clients(port: int) -> list[str]:
+    """Who is connected to a port, by name where it is a process of this machine."""
+    rows = _ask_sock_diag(None, 1 << 1) or []  # ESTABLISHED
+    peers = [row.peer for row in rows if row.port == port]
+    local = {Endpoint(row.address, row.port): row for row in rows if row.peer and row.peer.port == port}
+    owners = {row.inode: row.pid for row in _owners_by_proc([local[p] for p in peers if p in local], (), True)}
+    told = []
+    for peer in peers:
+        pid = owners.get(local[peer].inode) if peer in local else None
+        process = _read_proc(pid).get(pid) if pid else None
+        told.append(f"{peer} ({process.name} {pid})" if process else str(peer))
+    return told
+
+
+def _list(request: Any) -> int:
+    holders = find_listeners()
+    ports = sorted({address.port for holder in holders for address in holder.addresses})
+    if request.json:
+        on = {port: [h for h in holders if any(a.port == port for a in h.addresses)] for port in ports}
+        _json(_Foreseen(_Outcome(port, None, False, on[port], [], None)) for port in ports)
+        return 0
+    rows = []
+    for port in ports:
+        for root, children in _families([h for h in holders if any(a.port == port for a in h.addresses)]):
+            addresses = ", ".join(a.host for a in root.addresses if a.port == port)
+            pid = f"{root.pid or '-'}{f' +{len(children)}' if children else ''}"
+            up = _span(time.time() - root.started) if root.started else "-"
+            rows.append((str(port), addresses, pid, root.user or "-", up, _project(root.cwd), root.command or "-"))
+    if not request.quiet:
+        for line in _table([("PORT", "ADDRESS", "PID", "USER", "UP", "FOLDER", "COMMAND"), *rows]):
+            _print(line)
+    return 0
+
+
+def _project(folder: str) -> str:
+    """The project that a folder lies in: the nearest one above it with a mark of a repository."""
+    marks = (".git", "pyproject.toml", "setup.cfg", "package.json", "manage.py", "go.mod", "Cargo.toml")
+    home, at = os.path.expanduser("~"), folder
+    while len(at) > 1 and at != home and not any(os.path.exists(os.path.join(at, mark)) for mark in marks):
+        at = os.path.dirname(at)
+    project = at if len(at) > 1 and at != home else folder
+    return "~" + project[len(home) :] if len(home) > 1 and (project + "/").startswith(home + "/") else project or "-"
+
+
+def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Aligned columns; the last two give way until a row fits the terminal (a pipe has no width)."""
+    import shutil
+
+    room = shutil.get_terminal_size().columns if _on_terminal(sys.stdout) or "COLUMNS" in os.environ else 10_000
+    widths = [max(_columns(cell) for cell in column) for column in zip(*rows)]
+    for flexible, least in ((-1, 20), (-2, 12), (-1, 7)):
+        excess = sum(widths) + 2 * (len(widths) - 1) - room
+        widths[flexible] -= max(0, min(excess, widths[flexible] - least))
+    for row in rows:
+        yield _fit("  ".join(_fit(cell, width) for cell, width in zip(row, widths)).rstrip(), room).rstrip()
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes: a wide character takes two.
+
+    >>> _columns("api"), _columns("项目")
+    (3, 4)
+    """
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _fit(text: str, width: int) -> str:
+    if _columns(text) > width:
+        while _columns(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    return text + " " * (width - _columns(text))
+
+
+def _wait(request: Any) -> int:
+    port, host = request.ports[0], request.host
+    wait_until = wait_until_free if request.until == "free" else wait_until_listening
+    wait_until(port, host, request.timeout)
+    _say(INFO, f"✅ Port {port} is {request.until}")
+    return 0
+
+
+def _pick(request: Any) -> int:
+    _print(str(find_free_port(request.ports[0], request.host)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

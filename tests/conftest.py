@@ -1,0 +1,267 @@
+"""Real holders for the tests: processes that hold real ports, and are gone when a test ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOLDER = str(ROOT / "tests" / "holder.py")
+PORT_MANAGER = str(ROOT / "port_manager.py")
+RUN_BACKEND = str(ROOT / "run_backend.py")
+LINUX = sys.platform.startswith("linux")
+ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
+NOBODY = 65534
+
+sys.path.insert(0, str(ROOT))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children could not be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def birth(pid: int) -> str | None:
+    """The start time of a living process (a zombie is none), which tells it from a later one with its PID."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return bool(condition())
+
+
+class Held:
+    """A holder that was started, with its children."""
+
+    def __init__(self, process: subprocess.Popen[str], pid: int, children: list[int], strangers: list[int]) -> None:
+        self.process, self.pid, self.children, self.strangers = process, pid, children, strangers
+        self.births = {pid: birth(pid) for pid in [pid, *children, *strangers]}
+
+    def alive(self) -> list[int]:
+        """Those that live of the holder and its children."""
+        return [pid for pid in self.living() if pid not in self.strangers]
+
+    def living(self) -> list[int]:
+        return [pid for pid, born in self.births.items() if born and birth(pid) == born]
+
+    def end(self) -> None:
+        for pid in self.living():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream:
+                stream.close()
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "HOST", "PORT", "APP", "COLUMNS", "GUNICORN_CMD_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("UVICORN_", "GRANIAN_", "FLASK_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def ports() -> Iterator[Callable[[], int]]:
+    """A maker of ports that are free, and that no test running beside this one will take, nor the next one after it."""
+    locks: list[socket.socket] = []
+    families = [(socket.AF_INET, "0.0.0.0")]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::", 0))
+        families.append((socket.AF_INET6, "::"))
+
+    def reserve(low: int = 11000, high: int = 32000) -> int:  # below the ports that outgoing connections get
+        while True:
+            port = random.randrange(low, high)
+            pair = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+            try:
+                for number, lock in enumerate(pair, port):
+                    lock.bind(f"\0port_manager_tests_{number}")  # abstract: it vanishes with this process
+                for family, host in families:
+                    with socket.socket(family) as probe:
+                        probe.bind((host, port))
+            except OSError:
+                for lock in pair:
+                    lock.close()
+                continue
+            locks.extend(pair)
+            return port
+
+    yield reserve
+    for lock in locks:
+        lock.close()
+
+
+@pytest.fixture
+def port(ports: Callable[[], int]) -> int:
+    return ports()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a program; what is left of it and of its process group is ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*command: str, **options: Any) -> subprocess.Popen[str]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options}
+        process = subprocess.Popen(command, start_new_session=True, **options)
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        for stream in (process.stdout, process.stderr, process.stdin):
+            if stream:
+                stream.close()
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[..., Held]]:
+    """Start a holder (see holder.py); with a launcher, a command line that starts it."""
+    started: list[Held] = []
+
+    def run(*bind: tuple[str, int], cwd: str | None = None, session: bool = True, **spec: Any) -> Held:
+        command = [sys.executable, "-S", "-E", HOLDER, json.dumps({"bind": bind, **spec})]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, cwd=cwd, start_new_session=session
+        )
+        assert process.stdout
+        told = json.loads(process.stdout.readline())
+        started.append(Held(process, **told))
+        return started[-1]
+
+    yield run
+    for held in started:
+        held.end()
+
+
+@pytest.fixture(params=["pidfd", "birth"])
+def pinning(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """With a pidfd (Linux 5.3, Python 3.9), and without."""
+    if request.param == "birth":
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    elif not hasattr(os, "pidfd_open"):
+        pytest.skip("this Python has no pidfd_open")
+    return str(request.param)
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """What port_manager has logged so far."""
+    caplog.set_level(10, logger="port_manager")
+    return lambda: "\n".join(record.getMessage() for record in caplog.records if record.name == "port_manager")
+
+
+def command_line(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``python port_manager.py …`` to its end, in Python's idea of the environment (readline has its own)."""
+    options = {"env": dict(os.environ), "capture_output": True, "text": True, "timeout": 60, **options}
+    return subprocess.run([sys.executable, PORT_MANAGER, *words], check=False, **options)
+
+
+def shown_until_closed(terminal: int) -> str:
+    """All that a program shows on a terminal, until it ends."""
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:  # the terminal is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(terminal)
+    return shown.decode()
+
+
+def as_nobody(question: Callable[[], Any]) -> Any:
+    """The answer that a process of user nobody gets; only root may ask."""
+    import argparse, difflib, pwd, select, struct  # noqa: F401, I001
+
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            answer = question()
+        except BaseException as error:  # noqa: BLE001 (a forked test run must not go on)
+            answer = repr(error)
+        os.write(write, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        answer = json.loads(pipe.read())
+    os.waitpid(child, 0)
+    return answer
+
+
+# Machines of another kind, made for real in namespaces of their own; only root may.
+
+boxes = pytest.mark.skipif(
+    not (ROOT_USER and shutil.which("unshare") and shutil.which("ip")), reason="needs root, unshare and ip"
+)
+
+
+def in_a_box(setup: str, question: str) -> str:
+    """Ask a question of Python in namespaces that a shell command has set up."""
+    script = f'ip link set lo up; {setup}; exec "{sys.executable}" -c "$QUESTION"'
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "sh", "-ec", script],
+        env={**os.environ, "QUESTION": f"import port_manager as p, os, socket; {question}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    return done.stderr + done.stdout.strip()
+
+
+# A seccomp filter that answers EPERM to socket(AF_NETLINK, …), set by prctl (x86-64 and arm64 alike, but for
+# the number of the call).
+REFUSE_NETLINK = """
+import ctypes, platform, struct
+number = {'x86_64': 41, 'aarch64': 198}[platform.machine()]
+code = b''.join(struct.pack('HBBI', *step) for step in [
+    (0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x15, 0, 1, 16),
+    (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)])
+program = ctypes.create_string_buffer(code)
+filter = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', len(code) // 8, ctypes.addressof(program)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter, 0, 0) == 0
+"""
+
+
+def can_bind(port: int, host: str = "127.0.0.1") -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

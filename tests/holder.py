@@ -1,0 +1,98 @@
+"""A program that holds a port in the way its argument (JSON) says, and tells on one line when it does.
+
+It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport,
+v6only, listen, udp, connect ([host, port], from the first bound address), ignore_term, drain (close the
+listener on SIGTERM, and live on), children (how many share the listener), own_sockets (each child binds for
+itself with SO_REUSEPORT), orphans (the parent dies once its children run), strangers (how many processes
+without the socket are started after each child), silent_parent (the parent closes
+the listener and waits), name (of the process), first (the name of the first child),
+uid (to change to), exit_after (seconds), double_fork.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+
+def listeners(spec):
+    found = []
+    for host, port in spec["bind"]:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_DGRAM if spec.get("udp") else socket.SOCK_STREAM)
+        if spec.get("reuse", True):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if spec.get("reuseport"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6 and spec.get("v6only") is not None:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(spec["v6only"]))
+        sock.bind((host, port))
+        if spec.get("connect"):
+            sock.connect(tuple(spec["connect"]))
+        elif spec.get("listen", True) and not spec.get("udp"):
+            sock.listen(16)
+        found.append(sock)
+    return found
+
+
+def behave(spec, socks):
+    if spec.get("ignore_term"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if spec.get("drain"):
+        signal.signal(signal.SIGTERM, lambda *_: [sock.close() for sock in socks])
+    if spec.get("name"):
+        with open("/proc/self/comm", "w") as comm:
+            comm.write(spec["name"])
+    if spec.get("uid"):
+        os.setresuid(spec["uid"], spec["uid"], spec["uid"])
+
+
+def live(spec):
+    end = time.monotonic() + spec.get("exit_after", 120)
+    while time.monotonic() < end:  # nothing outlives a test run that was cut short
+        time.sleep(min(1, max(0, end - time.monotonic())))
+
+
+def main():
+    spec = json.loads(sys.argv[1])
+    socks = [] if spec.get("own_sockets") else listeners(spec)
+    told = {"pid": os.getpid(), "children": [], "strangers": []}
+    for number in range(spec.get("children", 0)):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            if spec.get("double_fork") and os.fork():
+                os._exit(0)
+            socks = listeners(spec) if spec.get("own_sockets") else socks
+            behave({**spec, **({"name": spec["first"]} if "first" in spec and number == 0 else {})}, socks)
+            os.write(write, b"%d\n" % os.getpid())
+            live(spec)
+            os._exit(0)
+        os.close(write)
+        told["children"].append(int(os.read(read, 16)))
+        os.close(read)
+        if spec.get("double_fork"):
+            os.waitpid(child, 0)
+        for _ in range(spec.get("strangers", 0)):
+            told["strangers"].append(os.fork())
+            if told["strangers"][-1] == 0:
+                for sock in socks:
+                    sock.close()
+                live(spec)
+                os._exit(0)
+    if spec.get("silent_parent"):
+        for sock in socks:
+            sock.close()
+    if spec.get("children"):
+        spec.pop("uid", None)  # the parent keeps its rights
+    behave(spec, socks)
+    print(json.dumps(told), flush=True)
+    if spec.get("orphans"):
+        os._exit(0)
+    live(spec)
+
+
+if __name__ == "__main__":
+    main()
