@@ -1,0 +1,305 @@
+"""guard(): one line at the top of an app module, which acts only where a server is about to bind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import port_manager
+from port_manager import server_endpoints
+
+from .conftest import LINUX, ROOT, can_bind, eventually
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
+
+
+@pytest.mark.parametrize(
+    ("command", "environ", "endpoints"),
+    [
+        ("uvicorn main:app", {}, "127.0.0.1:8000"),
+        ("/venv/bin/uvicorn main:app --port 9000", {}, "127.0.0.1:9000"),
+        ("uvicorn main:app --port=9000 --host=0.0.0.0 --reload", {}, "0.0.0.0:9000"),
+        ("uvicorn --host ::1 main:app", {}, "[::1]:8000"),
+        ("python -m uvicorn main:app", {"UVICORN_PORT": "9001", "UVICORN_HOST": "::"}, "[::]:9001"),
+        ("python3.11 -m uvicorn main:app --port 9000", {"UVICORN_PORT": "9001"}, "127.0.0.1:9000"),
+        ("/lib/uvicorn/__main__.py main:app", {}, "127.0.0.1:8000"),
+        ("uvicorn main:app", {"PORT": "9000", "HOST": "::"}, "127.0.0.1:8000"),  # uvicorn does not read these
+        ("uvicorn main:app --uds /tmp/s", {}, ""),
+        ("uvicorn main:app --fd=3", {}, ""),
+        ("uvicorn main:app --port 0", {}, ""),  # any port will do
+        ("uvicorn main:app", {"UVICORN_PORT": "http"}, ""),
+        ("gunicorn main:app", {}, "127.0.0.1:8000"),
+        ("gunicorn main:app", {"PORT": "9000"}, "0.0.0.0:9000"),
+        ("gunicorn main:app -b 0.0.0.0:9000 -p 7777", {}, "0.0.0.0:9000"),
+        ("gunicorn main:app -b :9000 --bind=[::1]:9001", {"PORT": "1"}, "0.0.0.0:9000 [::1]:9001"),
+        ("gunicorn main:app -b unix:/tmp/s", {}, ""),
+        ("gunicorn main:app -b127.0.0.1:9000", {}, "127.0.0.1:9000"),
+        ("gunicorn main:app -b :0", {}, ""),
+        ("gunicorn main:app -c conf.py", {}, ""),
+        ("gunicorn main:app -c conf.py -b 127.0.0.1:9000", {}, "127.0.0.1:9000"),
+        ("gunicorn main:app", {"GUNICORN_CMD_ARGS": "--bind 127.0.0.1:9000 --workers 4"}, "127.0.0.1:9000"),
+        ("hypercorn main:app", {}, "127.0.0.1:8000"),
+        ("hypercorn --bind 0.0.0.0:9000 main:app", {}, "0.0.0.0:9000"),
+        ("hypercorn -b localhost main:app", {}, "localhost:8000"),
+        ("hypercorn --config hypercorn.toml main:app", {}, ""),
+        ("granian --interface asgi main:app --port 9000", {}, "127.0.0.1:9000"),
+        ("granian main:app", {"GRANIAN_HOST": "0.0.0.0", "GRANIAN_PORT": "9000"}, "0.0.0.0:9000"),
+        ("flask --app main run -p 9000 -h 0.0.0.0", {}, "0.0.0.0:9000"),
+        ("flask run", {}, "127.0.0.1:5000"),
+        ("flask run", {"FLASK_RUN_PORT": "9000"}, "127.0.0.1:9000"),
+        ("flask shell", {}, ""),
+        ("flask db upgrade", {"PORT": "9000"}, ""),
+        ("fastapi dev main.py", {}, "127.0.0.1:8000"),
+        ("fastapi run --port 9000", {}, "0.0.0.0:9000"),
+        ("fastapi run", {"PORT": "9000"}, "0.0.0.0:9000"),
+        ("daphne -b 0.0.0.0 -p 9000 main:app", {}, "0.0.0.0:9000"),
+        ("daphne -e tcp:port=9000 main:app", {}, ""),
+        ("waitress-serve --port=9000 main:app", {}, "0.0.0.0:9000"),
+        ("waitress-serve --listen=*:9000 main:app", {}, "0.0.0.0:9000"),
+        ("waitress-serve main:app", {}, "0.0.0.0:8080"),
+        ("manage.py runserver", {}, "127.0.0.1:8000"),
+        ("python manage.py runserver 9000", {}, "127.0.0.1:9000"),
+        ("python manage.py runserver 0.0.0.0:9000 --noreload", {}, "0.0.0.0:9000"),
+        ("manage.py runserver -v 2", {}, "127.0.0.1:8000"),
+        ("manage.py runserver --verbosity 2 0.0.0.0:80", {}, "0.0.0.0:80"),
+        ("./manage.py runserver [::1]:9000", {}, "[::1]:9000"),
+        ("manage.py migrate", {"PORT": "9000"}, ""),
+        ("python -m http.server", {}, "0.0.0.0:8000"),
+        ("python -m http.server 9000 --bind 127.0.0.1", {}, "127.0.0.1:9000"),
+        ("php -S localhost:9000", {}, "localhost:9000"),
+        ("npm run dev", {}, ""),
+        ("npm run dev", {"PORT": "3000"}, "0.0.0.0:3000"),
+        ("npm run dev -- --port 3000", {"PORT": "1"}, "0.0.0.0:3000"),
+        ("npx vite --port=3000 --host 127.0.0.1", {}, "127.0.0.1:3000"),
+        ("next dev -p 3000", {}, "0.0.0.0:3000"),
+        ("next dev -p3000", {}, "0.0.0.0:3000"),
+        ("make -p 4", {}, ""),
+        ("docker run -p 8000:80 web", {}, ""),
+        ("pytest -p no:cacheprovider", {}, ""),
+        ("server --port http", {}, ""),
+        ("server --port 99999", {}, ""),
+        ("server --port", {}, ""),
+        ("", {}, ""),
+        ("poetry run uvicorn main:app", {}, "127.0.0.1:8000"),
+        ("flask --app run routes", {}, ""),  # a value is no verb
+        ("flask --app run run -p 9000", {}, "127.0.0.1:9000"),
+        ("gunicorn main:app --check-config", {}, ""),
+        ("gunicorn main:app --print-config", {}, ""),
+        ("gunicorn main:app -cconf.py", {}, ""),
+        ("gunicorn main:app --conf conf.py", {}, ""),
+        ("gunicorn main:app -b :9001", {"GUNICORN_CMD_ARGS": "--bind 127.0.0.1:9000"}, "0.0.0.0:9001"),
+        ("uvicorn --help", {}, ""),
+        ("manage.py help runserver", {}, ""),
+        ("manage.py test runserver", {}, ""),
+        ("manage.py runserver --help", {}, ""),
+        ("manage.py runserver -6", {}, "[::1]:8000"),
+        ("manage.py runserver --settings a.b 9000", {}, "127.0.0.1:9000"),
+        ("python -X dev -m uvicorn main:app", {}, "127.0.0.1:8000"),
+        ("python -W ignore manage.py migrate", {"PORT": "9000"}, ""),
+        ("uvx uvicorn main:app", {}, "127.0.0.1:8000"),
+        ("uv run --with uvloop uvicorn main:app", {}, "127.0.0.1:8000"),
+        ("python -m http.server -d 9000", {}, "0.0.0.0:8000"),
+        ("python -m debugpy --listen 5678 -m uvicorn main:app --port 9000", {}, "127.0.0.1:9000"),
+        ("server --port 9000 -- child --port 5432", {}, "0.0.0.0:9000"),
+        ("vite --host --port 3000", {}, "0.0.0.0:3000"),
+        ("vite --port 3000 --host", {}, "0.0.0.0:3000"),
+        ("psql --port 5432", {}, ""),  # it connects there
+        ("psql mydb", {"PORT": "9000"}, ""),
+        ("redis-cli -p 6379", {}, ""),
+        ("ssh -p 2222 host", {"PORT": "9000"}, ""),
+        ("docker run -p 8000:80 web", {"PORT": "9000"}, ""),
+        ("uv run flask run", {}, "127.0.0.1:5000"),
+        ("env A=b python -X dev main.py", {}, ""),
+        (r"C:/venv/Scripts/uvicorn.exe main:app", {}, "127.0.0.1:8000"),
+    ],
+)  # fmt: skip
+def test_where_a_server_will_listen(command, environ, endpoints):
+    assert " ".join(map(str, server_endpoints(command.split(), environ))) == endpoints
+
+
+def test_a_configuration_file_of_gunicorn_may_say_anything(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gunicorn.conf.py").write_text("bind = '127.0.0.1:9999'")
+    assert server_endpoints(["gunicorn", "main:app"], {}) == []
+    assert [str(e) for e in server_endpoints(["gunicorn", "main:app", "-b", ":9000"], {})] == ["0.0.0.0:9000"]
+
+
+def test_the_environment_is_read_by_default(monkeypatch):
+    monkeypatch.setenv("UVICORN_PORT", "9123")
+    assert server_endpoints(["uvicorn", "a:b"])[0].port == 9123
+
+
+@pytest.fixture
+def app(tmp_path):
+    """A project whose app module begins with the one line, and a server of its own that loads it."""
+    shutil.copy(port_manager.__file__, tmp_path)
+    (tmp_path / "main.py").write_text("import port_manager; port_manager.guard()\nprint('loaded', __name__, flush=True)\n")
+    for name in ("uvicorn", "pytest_like"):
+        package = tmp_path / name
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        (package / "__main__.py").write_text("import importlib, sys; importlib.import_module(sys.argv[1].split(':')[0])\n")
+    (tmp_path / "manage.py").write_text("import main\nimport port_manager; port_manager.guard(); print('done')\n")
+
+    def run(*words, **environ):
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env={**os.environ, **environ},
+            capture_output=True,
+            text=True,
+            check=False,
+            input=environ.pop("INPUT", ""),
+        )
+
+    run.folder = tmp_path
+    return run
+
+
+def test_a_servers_command_line_frees_its_port(app, port, hold):
+    held, other = hold(("127.0.0.1", port)), hold(("127.0.0.2", port))
+    done = app("-m", "uvicorn", "main:app", "--port", str(port))
+    assert done.returncode == 0 and "loaded main" in done.stdout
+    assert f"✅ Port {port} is now available" in done.stderr
+    assert held.alive() == [] and other.alive() == [other.pid]
+
+
+def test_a_server_does_not_start_in_production(app, port, hold):
+    held = hold(("127.0.0.1", port))
+    done = app("-m", "uvicorn", "main:app", "--port", str(port), ENVIRONMENT="production")
+    assert done.returncode == 1 and "loaded" not in done.stdout
+    assert "❌ Cannot start: port is not available" in done.stderr and "Traceback" not in done.stderr
+    assert held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize("how", ["--port", "PORT"])
+def test_a_script_that_names_its_port(app, port, hold, how):
+    held = hold(("127.0.0.1", port))
+    done = app("main.py", "--port", str(port)) if how == "--port" else app("main.py", PORT=str(port))
+    assert done.returncode == 0 and "loaded __main__" in done.stdout
+    assert held.alive() == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("main.py",),  # a script that names no port
+        ("-m", "pytest_like", "main:app", "--port", "{port}"),
+        ("-c", "import main", "--port", "{port}"),
+        ("-c", "import port_manager; port_manager.guard()", "--port", "{port}"),
+        ("manage.py", "migrate", "--port", "{port}"),
+        ("-m", "uvicorn", "main:app", "--uds", "/tmp/socket", "--port", "{port}"),
+        ("-i", "-c", "import sys; sys.argv = ['']; import main", "--port", "{port}"),
+        ("-",),
+    ],
+    ids=["no-port", "test-runner", "import", "command", "migrate", "uds", "repl", "stdin"],
+)
+def test_elsewhere_it_does_nothing(app, port, hold, words):
+    held = hold(("127.0.0.1", port))
+    environ = {"INPUT": "import main\n"} if words == ("-",) else {}
+    done = app(*(word.replace("{port}", str(port)) for word in words), **environ)
+    assert done.returncode == 0 and "available" not in done.stderr
+    assert held.alive() == [held.pid]
+
+
+def test_in_a_masters_child_the_port_belongs_to_an_ancestor(app, port, start):
+    """uvicorn --reload and --workers bind in the parent, before the app is imported in a child."""
+    (app.folder / "uvicorn" / "__main__.py").write_text(
+        textwrap.dedent(
+            """
+            import importlib, os, socket, sys
+            s = socket.socket(); s.setsockopt(1, 2, 1)
+            s.bind(("127.0.0.1", int(sys.argv[3])))
+            if "--listen" in sys.argv: s.listen()
+            statuses = []
+            for _ in range(2):
+                if os.fork() == 0:
+                    importlib.import_module("main")
+                    os._exit(0)
+                statuses.append(os.wait()[1])
+            print("master lives", statuses, flush=True)
+            """
+        )
+    )
+    for extra in ((), ("--listen",)):
+        done = app("-m", "uvicorn", "main:app", "--port", str(port), *extra)
+        assert done.stdout.count("loaded main") == 2 and "master lives [0, 0]" in done.stdout, done
+        assert done.stderr == ""
+
+
+def test_in_a_masters_child_a_sibling_is_left_alone(app, port):
+    """granian and hypercorn let every worker bind for itself: nothing that an ancestor holds tells of the family."""
+    (app.folder / "uvicorn" / "__main__.py").write_text(
+        textwrap.dedent(
+            """
+            import importlib, os, socket, sys
+            def worker():
+                importlib.import_module("main")
+                s = socket.socket(); s.setsockopt(1, 15, 1)
+                s.bind(("127.0.0.1", int(sys.argv[3]))); s.listen()
+                os.write(ready, b"1"); os.read(over, 1); os._exit(0)
+            wait, ready = os.pipe()
+            over, end = os.pipe()
+            for _ in range(3):
+                if os.fork() == 0:
+                    os.close(end); worker()
+                os.read(wait, 1)
+            os.close(end)
+            print("ended", [os.wait()[1] for _ in range(3)])
+            """
+        )
+    )
+    done = app("-m", "uvicorn", "main:app", "--port", str(port))
+    assert done.stdout.count("loaded main") == 3 and "ended [0, 0, 0]" in done.stdout, done
+
+
+def test_a_spawned_child_of_a_script_does_nothing(app, port, hold):
+    """multiprocessing imports the script again, under another name."""
+    (app.folder / "main.py").write_text(
+        "import port_manager; port_manager.guard()\n"
+        "import multiprocessing as mp, sys\n"
+        "def work(): print('worked', flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    import socket; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[2]))); s.listen()\n"
+        "    child = mp.get_context('spawn').Process(target=work); child.start(); child.join(); print('exit', child.exitcode)\n"
+    )
+    held = hold(("127.0.0.1", port))
+    done = app("main.py", "--port", str(port))
+    assert "worked\nexit 0\n" in done.stdout and done.returncode == 0
+    assert held.alive() == []
+
+
+def test_ctrl_c_while_it_waits(app, port, hold, start):
+    hold(("127.0.0.1", port), ignore_term=True)
+    process = start(
+        sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), cwd=app.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    for line in process.stdout:
+        if line.startswith("Process using port"):
+            break
+    assert eventually(lambda: not can_bind(port))
+    import signal
+    import time
+
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=10)
+    assert process.returncode == 130 and rest.startswith("Interrupted; asked to stop") and rest.count("\n") == 1
+
+
+def test_where_nobody_can_tell_it_says_so(app, port, hold, monkeypatch):
+    """guard() itself must not fail where the look does."""
+    hold(("127.0.0.1", port))
+    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: None,)))
+    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", port) is False
+
+
+def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(port_manager, "_run", lambda *_: pytest.fail("a tool was started"))
+    assert port_manager._is_in_the_family("uvicorn", "127.0.0.2", port) is False

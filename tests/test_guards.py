@@ -1,0 +1,404 @@
+"""May we stop it? Who must stay is left alone, with the sentence that a person needs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import port_manager
+from port_manager import Endpoint, Holder, ensure_port_available
+
+from .conftest import LINUX, NOBODY, PORT_MANAGER, ROOT_USER, command_line, eventually
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
+ID = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def cgroup():
+    """Move a process into a control group with a path of our choice; a maker that may skip the test."""
+    made: list[Path] = []
+    homes: dict[int, Path] = {}
+
+    def move(pid: int, path: str) -> None:
+        for home in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"):
+            folder = Path(home)
+            if not (folder / "cgroup.procs").exists():
+                continue
+            try:
+                for part in (f"pm-tests-{os.getpid()}", *Path(path).parts):
+                    folder = folder / part
+                    if not folder.exists():
+                        folder.mkdir()
+                        made.append(folder)
+                (folder / "cgroup.procs").write_text(str(pid))
+            except OSError:
+                continue
+            homes[pid] = Path(home)
+            return
+        pytest.skip("no control group can be made here")
+
+    yield move
+    for pid, home in homes.items():
+        with contextlib.suppress(OSError):
+            (home / "cgroup.procs").write_text(str(pid))
+    for folder in reversed(made):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """A folder that comes first on PATH, and a maker of tools in it; the tools log how they were called."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    log = tmp_path / "calls"
+    log.write_text("")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def make(name: str, script: str) -> Path:
+        tool = folder / name
+        tool.write_text(f'#!/bin/sh\necho "{name} $*" >> "{log}"\n{script}\n')
+        tool.chmod(0o755)
+        return log
+
+    return make
+
+
+def refused(port, said, *parts):
+    assert ensure_port_available(port) is False
+    for part in parts:
+        assert part in said(), said()
+
+
+# Control groups: services and containers
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("system.slice/pm-web.service", "it is the systemd service pm-web; stop that with: systemctl stop pm-web"),
+        ("system.slice/pm-web.service/inner", "systemctl stop pm-web"),
+        (
+            "user.slice/user-1.slice/user@1.service/app.slice/pm-sync.service",
+            "it is the systemd service pm-sync; stop that with: systemctl --user stop pm-sync",
+        ),
+        (f"system.slice/docker-{ID}.scope", f"it runs in the container {ID[:12]}; stop that with: docker stop {ID[:12]}"),
+        (f"machine.slice/libpod-{ID}.scope/container", f"podman stop {ID[:12]}"),
+        (f"docker/{ID}", f"docker stop {ID[:12]}"),
+        (f"kubepods.slice/cri-containerd-{ID}.scope", f"it runs in the container {ID[:12]}; stop that with: the tool"),
+        ("lxc.payload.web", "it runs in the container web; stop that with: the tool that runs it"),
+    ],
+)
+def test_a_service_or_a_container_is_left_alone(port, hold, cgroup, said, path, sentence, tools):
+    tools("docker", "exit 1")
+    tools("podman", "exit 1")
+    held = hold(("127.0.0.1", port), children=1)
+    for pid in (held.pid, *held.children):
+        cgroup(pid, path)
+    refused(port, said, f"Process {held.pid} (", "is left alone", sentence)
+    assert held.alive() == [held.pid, *held.children]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "user.slice/user-1.slice/session-3.scope",
+        "user.slice/user-1.slice/user@1.service/app.slice/app-code-12.scope",
+        "user.slice/user-1.slice/user@1.service/init.scope",
+        "just/a/folder",
+    ],
+)
+def test_a_login_session_is_no_service(port, hold, cgroup, path):
+    held = hold(("127.0.0.1", port))
+    cgroup(held.pid, path)
+    assert ensure_port_available(port) is True
+    assert held.alive() == []
+
+
+@pytest.mark.parametrize("path", ["system.slice/pm-runner.service", f"docker/{ID}"])
+def test_what_shares_our_own_control_group_is_not_foreign(port, hold, cgroup, path):
+    """Inside a container, or inside one service, development goes on as usual."""
+    held = hold(("127.0.0.1", port))
+    cgroup(held.pid, path)
+    freed = subprocess.Popen(
+        ["sh", "-c", f"read go; exec '{sys.executable}' '{PORT_MANAGER}' free {port}"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    cgroup(freed.pid, path)
+    _, told = freed.communicate("go\n", timeout=30)
+    assert freed.returncode == 0, told
+    assert held.alive() == []
+
+
+def test_a_terminal_that_is_a_unit_does_not_make_a_service(monkeypatch):
+    path = "/user.slice/user-1.slice/user@1.service/app.slice/console.service"
+    monkeypatch.setattr(port_manager, "_cgroups", lambda pid: {} if pid == "self" else {"": path})
+    holder = Holder(77, 1, "alice", "python", "", "", None, ())
+    for tty, sentence in ((34816, None), (0, "systemctl --user stop console")):
+        process = port_manager._Process(77, 1, 77, tty, 1, 1.0, "", "python", "", False, False)
+        look = port_manager._Look(port_manager.LINUX, [], [holder], [], {77: process}, {})
+        why = port_manager._because_a_service(holder, port_manager._Case(look, "kill", 80, "0.0.0.0"))
+        assert why is sentence or sentence in why
+
+
+# Published ports of containers
+
+
+@pytest.fixture
+def proxy(port, hold):
+    """A process that calls itself docker-proxy and holds the port."""
+    held = hold(("0.0.0.0", port), name="docker-proxy")
+    assert eventually(lambda: port_manager.find_listeners(port)[0].name == "docker-proxy")
+    return held
+
+
+def listing(port, name="web"):
+    return f"printf '{ID}\\t{name}\\t0.0.0.0:{port}->80/tcp, [::]:{port}->80/tcp\\n{ID[::-1]}\\tdb\\t5432/tcp\\n'"
+
+
+def test_the_container_that_publishes_the_port_is_stopped_not_its_proxy(port, proxy, tools, said):
+    """docker-proxy was killed: the container stayed up, and its published port was gone until a restart."""
+    calls = tools("docker", f'case $1 in ps) {listing(port)};; stop) kill {proxy.pid};; esac')
+    assert ensure_port_available(port) is True
+    assert calls.read_text().splitlines()[-1] == "docker stop web"
+    assert "✅ Stopped the container web; start it again with: docker start web" in said()
+    assert "Successfully killed" not in said()
+
+
+def test_podman_is_asked_where_docker_knows_nothing(port, proxy, tools, said):
+    tools("docker", 'exit 1')
+    calls = tools("podman", f'case $1 in ps) {listing(port, "api")};; stop) kill {proxy.pid};; esac')
+    assert ensure_port_available(port) is True
+    assert calls.read_text().splitlines()[-1] == "podman stop api"
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo garbage", "printf 'a\\tb\\n'", "exec sleep 9"], ids=str)
+def test_without_an_answer_the_proxy_stays_and_the_words_help(port, proxy, tools, said, script, monkeypatch):
+    monkeypatch.setattr(port_manager, "TOOL_TIMEOUT", 0.3)
+    tools("docker", script)
+    tools("podman", "exit 127")
+    refused(port, said, "it publishes the port of a container", f"docker ps --filter publish={port}", "and stop that")
+    assert proxy.alive() == [proxy.pid]
+
+
+@pytest.mark.parametrize("published", ["0.0.0.0:1->80/tcp", "0.0.0.0:{}->80/udp", "{}/tcp", ""])
+def test_a_container_that_does_not_publish_the_port_is_not_stopped(port, proxy, tools, said, published):
+    calls = tools("docker", f"printf '{ID}\\tother\\t{published.format(port)}\\n'")
+    tools("podman", "exit 127")
+    refused(port, said, "it publishes the port of a container")
+    assert "stop other" not in calls.read_text() and proxy.alive() == [proxy.pid]
+
+
+@pytest.mark.parametrize("failing", ["exit 1", "echo no such engine >&2; exit 1", "exit 0"])
+def test_a_stop_that_fails_is_told(port, proxy, tools, said, failing, monkeypatch):
+    monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.1)
+    tools("docker", f"case $1 in ps) {listing(port)};; stop) {failing};; esac")
+    refused(port, said, "❌ The container web could not be stopped (", "type: docker stop web")
+    assert proxy.alive() == [proxy.pid]
+
+
+def test_a_process_inside_a_container_is_stopped_with_it(port, hold, cgroup, tools, said):
+    held = hold(("127.0.0.1", port))
+    cgroup(held.pid, f"docker/{ID}")
+    tools("docker", f"case $1 in ps) printf '{ID}\\tweb\\t\\n';; stop) kill {held.pid};; esac")
+    assert ensure_port_available(port) is True
+    assert "✅ Stopped the container web" in said()
+
+
+@pytest.mark.parametrize("policy", ["own", "ask", "refuse"])
+def test_the_policy_holds_for_containers_too(port, proxy, tools, said, policy):
+    calls = tools("docker", f"case $1 in ps) {listing(port)};; stop) kill {proxy.pid};; esac")
+    assert ensure_port_available(port, policy=policy) is False
+    assert "stop web" not in calls.read_text() and proxy.alive() == [proxy.pid]
+
+
+def test_production_stops_no_container(port, proxy, tools, monkeypatch):
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    calls = tools("docker", listing(port))
+    assert ensure_port_available(port) is False
+    assert calls.read_text() == ""
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
+def test_a_proxy_of_root_that_a_user_cannot_see(port, hold, tools, said, tmp_path):
+    """The listener was docker-proxy, invisible to a normal user; the first PID left in the list was a client."""
+    tmp_path.chmod(0o755)
+    proxy = hold(("0.0.0.0", port), name="docker-proxy")
+    client = hold(("127.0.0.1", 0), connect=("127.0.0.1", port))
+    tools("docker", f"case $1 in ps) {listing(port)};; stop) kill {proxy.pid};; esac")
+    holder = Holder(None, None, "root", "", "", "", None, (Endpoint("0.0.0.0", port),))
+    look = port_manager._Look(port_manager.LINUX, [], [holder], [], {}, {})
+    assert port_manager._container_behind(port_manager._Case(look, "kill", port, "0.0.0.0")) == ("docker", "web")
+    assert ensure_port_available(port) is True
+    assert client.alive() == [client.pid]
+
+
+# Squatters, other users, policies
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("ssh", "it is an SSH tunnel"),
+        ("sshd", "it forwards the port for an SSH login"),
+        ("systemd", "systemctl list-sockets"),
+        ("launchd", "launchctl"),
+        ("ControlCenter", "AirPlay Receiver"),
+        ("System", "http.sys"),
+        ("svchost.exe", "portproxy"),
+        ("wslrelay.exe", "stop that program in WSL"),
+        ("rootlessport", "it publishes the port of a container"),
+        ("slirp4netns", "it publishes the port of a container"),
+        ("pasta", "it publishes the port of a container"),
+        ("com.docker.backend", "it publishes the port of a container"),
+        ("OrbStack Helper", "it publishes the port of a container"),
+    ],
+)
+def test_squatters_are_left_alone_with_their_remedy(port, hold, said, name, remedy, tools):
+    tools("docker", "exit 1")
+    tools("podman", "exit 1")
+    held = hold(("127.0.0.1", port), name=name)
+    assert eventually(lambda: port_manager.find_listeners(port)[0].name == name[:15])
+    refused(port, said, f"Process {held.pid} (", "is left alone", remedy)
+    assert held.alive() == [held.pid]
+
+
+def test_the_editors_own_server_is_left_alone(port, start, tmp_path, said):
+    """On WSL, VS Code's own node server held the port; killing it cut the user's editor off."""
+    script = tmp_path / ".vscode-server" / "bin" / "server.py"
+    script.parent.mkdir(parents=True)
+    script.write_text(
+        f"import socket, time; s = socket.socket(); s.bind(('127.0.0.1', {port})); s.listen(); print(1, flush=True); time.sleep(60)"
+    )
+    holder = start(sys.executable, str(script))
+    holder.stdout.readline()
+    refused(port, said, "it is the editor's own server")
+    assert holder.poll() is None
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
+def test_another_users_process_is_left_alone_by_root(port, hold, said):
+    held = hold(("127.0.0.1", port), uid=NOBODY)
+    refused(port, said, "it belongs to user nobody, and you are root; only that user should stop it")
+    assert held.alive() == [held.pid]
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
+def test_workers_that_gave_up_their_rights_go_with_their_master(port, hold):
+    """nginx, started as root: its workers belong to another user, and to the family."""
+    held = hold(("127.0.0.1", port), children=2, uid=NOBODY)
+    assert eventually(lambda: {holder.user for holder in port_manager.find_listeners(port)} == {"root", "nobody"})
+    assert ensure_port_available(port) is True
+    assert held.alive() == []
+
+
+def test_who_cannot_be_told_stays():
+    holder = Holder(77, None, "", "", "", "", None, ())
+    look = port_manager._Look(port_manager._system(), [], [holder], None, {}, {})
+    case = port_manager._Case(look, "kill", 80, "0.0.0.0")
+    assert "it may be one of our own parents" in port_manager._refusal(case)
+    case = case._replace(look=look._replace(ancestry=[]))
+    assert "it cannot be told whose it is" in port_manager._refusal(case)
+
+
+def test_own_stops_only_what_was_started_from_this_project(port, hold, tmp_path, monkeypatch, said):
+    project, elsewhere = tmp_path / "api", tmp_path / "api-old"
+    (project / "src").mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.chdir(project)
+    held = hold(("127.0.0.1", port), cwd=str(elsewhere))
+    assert ensure_port_available(port, policy="own") is False
+    assert f"it was not started from this project ({elsewhere})" in said()
+    monkeypatch.chdir(elsewhere)
+    assert ensure_port_available(port, policy="own") is True
+    assert held.alive() == []
+    monkeypatch.chdir(project)
+    inner = hold(("127.0.0.1", port), cwd=str(project / "src"))
+    monkeypatch.setenv("PORT_MANAGER_POLICY", "own")
+    assert ensure_port_available(port) is True
+    assert inner.alive() == []
+
+
+def test_refuse_stops_nobody(port, hold, said, monkeypatch):
+    held = hold(("127.0.0.1", port))
+    monkeypatch.setenv("PORT_MANAGER_POLICY", "Refuse")
+    assert ensure_port_available(port) is False
+    assert "the policy 'refuse' stops nobody" in said().lower()
+    assert held.alive() == [held.pid]
+    assert ensure_port_available(port, policy="kill") is True  # what the caller says goes before the variable
+
+
+def test_a_policy_that_is_none_stops_nobody(port, hold, said, monkeypatch):
+    held = hold(("127.0.0.1", port))
+    monkeypatch.setenv("PORT_MANAGER_POLICY", "kil")
+    assert ensure_port_available(port) is False
+    assert "PORT_MANAGER_POLICY is 'kil', which is none of kill, own, ask, refuse" in said()
+    assert held.alive() == [held.pid]
+    with pytest.raises(ValueError, match="a policy is one of kill, own, ask, refuse"):
+        ensure_port_available(port, policy="kil")
+
+
+def test_the_variable_can_only_tighten(port, hold, monkeypatch):
+    held = hold(("127.0.0.1", port))
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    monkeypatch.setenv("PORT_MANAGER_POLICY", "kill")
+    assert ensure_port_available(port) is False
+    assert ensure_port_available(port, policy="kill") is False
+    assert held.alive() == [held.pid]
+
+
+def test_ask_without_a_terminal_refuses(port, hold):
+    held = hold(("127.0.0.1", port))
+    done = command_line("free", str(port), "--policy", "ask", stdin=subprocess.DEVNULL)
+    assert done.returncode == 1 and "needs a terminal" in done.stderr
+    assert held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("YES\n", 0), ("n\n", 1), ("\n", 1), ("\x04", 1)])
+def test_ask_on_a_terminal(port, hold, answer, status):
+    pty = pytest.importorskip("pty")
+    held = hold(("127.0.0.1", port))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--policy", "ask"])
+    shown = ""
+    while "Stop it? [y/N]" not in shown:
+        shown += os.read(terminal, 4096).decode()
+    assert f"Process using port: {held.pid} (" in shown
+    os.write(terminal, answer.encode())
+    end = time.monotonic() + 20
+    with contextlib.suppress(OSError):
+        while time.monotonic() < end and os.read(terminal, 4096):
+            pass
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] >> 8 == status
+    assert held.alive() == ([] if status == 0 else [held.pid])
+
+
+def test_force_lifts_the_environment_and_no_guard(port, hold, monkeypatch):
+    held = hold(("127.0.0.1", port))
+    environ = {**os.environ, "ENVIRONMENT": "production"}
+    assert command_line("free", str(port), env=environ).returncode == 1
+    assert held.alive() == [held.pid]
+    tunnel = hold(("127.0.0.2", port), name="ssh")
+    refused_ = command_line("free", str(port), "--force", env=environ)
+    assert refused_.returncode == 1 and "SSH tunnel" in refused_.stderr
+    assert held.alive() == [held.pid] and tunnel.alive() == [tunnel.pid]
+    done = command_line("free", str(port), "--host", "127.0.0.1", "--force", env=environ)
+    assert done.returncode == 0, done.stderr
+    assert held.alive() == []
+
+
+def test_every_guard_has_a_reason_to_be():
+    """The list reads like a policy; each of its rules is a function that answers with a sentence or None."""
+    names = [guard.__name__ for guard in port_manager.GUARDS]
+    assert len(set(names)) == len(names) and all(name.startswith("_because_") for name in names)

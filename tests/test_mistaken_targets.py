@@ -1,0 +1,318 @@
+"""Ways to the wrong process that were found by looking for them: none leads there any more."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import port_manager
+from port_manager import Endpoint, Holder, PortError, PortManager, bind_port, ensure_port_available, find_listeners
+
+from .conftest import LINUX, PORT_MANAGER, ROOT, ROOT_USER, birth, can_bind, command_line, eventually
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
+
+
+def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatch, said):
+    """In a container with the host's /proc, its PIDs are those of other processes here."""
+    held = hold(("127.0.0.1", port))
+    real = os.readlink
+    monkeypatch.setattr(
+        port_manager.os, "readlink", lambda path, **where: "1" if path == "/proc/self" else real(path, **where)
+    )
+    assert ensure_port_available(port) is False and held.alive() == [held.pid]
+    assert PortManager().kill_process(held.pid) is False and held.alive() == [held.pid]
+    assert "cannot be seen from here" in said() or "that you may not see" in said()
+
+
+def test_one_who_must_stay_saves_all_who_share_his_socket(port, hold):
+    """All or none are stopped: the first look finds also those who are far from the youngest."""
+    held = hold(("127.0.0.1", port), children=2, strangers=8, orphans=True, first="ssh")
+    assert eventually(lambda: held.alive() == held.children)
+    oldest = held.children[0]
+    predicted = command_line("free", str(port), "--dry-run")
+    done = command_line("free", str(port))
+    assert predicted.returncode == done.returncode == 1
+    assert f"process {oldest}" in predicted.stdout and f"Process {oldest}" in done.stderr and "SSH tunnel" in done.stderr
+    assert held.alive() == held.children
+
+
+def test_a_socket_that_shares_its_address_is_no_holder(port, ports, hold, said):
+    """Bound with SO_REUSEADDR and not listening, it keeps nobody from the port; here, a client does."""
+    server = ports()
+    hold(("127.0.0.3", server))
+    idle = hold(("127.0.0.1", port), listen=False)
+    client = hold(("127.0.0.2", port), reuse=False, connect=("127.0.0.3", server))
+    assert ensure_port_available(port) is False
+    assert f"process {client.pid}" in said() and "a client is never stopped" in said()
+    assert idle.alive() == [idle.pid] and client.alive() == [client.pid]
+
+
+def test_an_ancestor_that_is_hidden_may_be_the_holder(monkeypatch):
+    """hidepid hides a parent of another user (sudo), and with it who is above: nobody can be ruled out."""
+    me = os.getpid()
+    ours = port_manager._read_proc(me)[me]._replace(parent=4_000_000)
+    hidden = port_manager.LINUX._replace(read=lambda pid: {me: ours} if pid == me else {})
+    monkeypatch.setattr(port_manager, "LINUX", hidden)
+    assert port_manager._ancestry(hidden, {}) is None
+    looks = iter([{me: ours}, {}, {me: ours._replace(parent=1)}])
+    gone = hidden._replace(read=lambda pid: next(looks))
+    monkeypatch.setattr(port_manager, "LINUX", gone)
+    assert port_manager._ancestry(gone, {}) == [me, 4_000_000]
+
+
+def test_a_thread_is_not_a_process_of_its_own(said):
+    """A signal to a thread's number ends its whole process: this one, or an ancestor."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        assert PortManager().kill_process(thread.native_id) is False
+        assert "it is a thread of another process, or may not be seen" in said()
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("pid", [2**22 + 5, 10**12])
+def test_a_pid_that_nobody_has(pid):
+    assert PortManager().kill_process(pid) is True
+
+
+def test_a_stand_by_is_no_holder(port, ports, start, hold, said):
+    """It is older than the call and takes the port when that is free; whoever held nothing is not stopped."""
+    code = (
+        "import socket, sys, time\n"
+        "while True:\n"
+        "    s = socket.socket(); s.setsockopt(1, 2, 1)\n"
+        "    try: s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); break\n"
+        "    except OSError: s.close(); time.sleep(0.0002)\n"
+        "print('took it', flush=True); time.sleep(60)\n"
+    )
+    held = hold(("127.0.0.1", port))
+    waiting = start(sys.executable, "-S", "-c", code, str(port))
+    time.sleep(0.3)
+    available = ensure_port_available(port)
+    assert held.alive() == []
+    assert waiting.poll() is None and birth(waiting.pid)
+    assert available or "was taken again" in said()
+
+
+@pytest.mark.parametrize(
+    ("published", "stopped"),
+    [("127.0.0.1", "precious"), ("127.0.0.2", "web"), ("0.0.0.0", "web")],
+    ids=["another-address", "this-address", "every-address"],
+)
+def test_a_container_is_stopped_for_its_own_address_alone(published, stopped):
+    holder = Holder(77, 1, "root", "docker-proxy", "docker-proxy", "", None, (Endpoint("127.0.0.2", 80),))
+    assert port_manager._publishes(f"{published}:80->80/tcp", holder.addresses[0]) == (stopped == "web")
+
+
+@pytest.mark.parametrize(
+    ("environ", "context", "local"),
+    [
+        ({}, "unix:///var/run/docker.sock", True),
+        ({}, "ssh://deploy@production", False),
+        ({}, None, True),  # an engine older than contexts
+        ({"DOCKER_HOST": "ssh://deploy@production"}, "unix:///var/run/docker.sock", False),
+        ({"DOCKER_HOST": "unix:///run/user/1000/docker.sock"}, "unix:///run/user/1000/docker.sock", True),
+        ({"DOCKER_HOST": "tcp://10.0.0.5:2375"}, None, False),
+        ({"DOCKER_CONTEXT": "production"}, None, False),
+        ({"CONTAINER_HOST": "ssh://root@production"}, "unix:///var/run/docker.sock", False),
+    ],
+    ids=str,
+)
+def test_another_machines_engine_is_not_asked_to_stop_anything(monkeypatch, environ, context, local):
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINER_CONNECTION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(port_manager, "_run", lambda *words: (1, "", "") if context is None else (0, context + "\n", ""))
+    assert port_manager._engine_is_local("docker") == local
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
+@pytest.mark.parametrize("uids", [(65534, 0, 0), (0, 0, 65534), (65534, 65534, 65534)], ids=str)
+def test_the_same_user_is_the_same_in_every_respect(port, start, uids, said):
+    """A program that runs with another's rights is not ours to stop."""
+    code = (
+        "import os, socket, sys, time; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', int(sys.argv[1])));"
+        f"s.listen(); os.setresuid(*{uids}); print(1, flush=True); time.sleep(60)"
+    )
+    holder = start(sys.executable, "-S", "-c", code, str(port))
+    holder.stdout.readline()
+    assert ensure_port_available(port) is False
+    assert "it belongs to user" in said() and holder.poll() is None
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="needs root")
+def test_the_first_process_of_a_namespace_is_left_alone(port, start, said):
+    """Everything in the namespace would end with it."""
+    code = "import socket, sys, time; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(1, flush=True); time.sleep(60)"
+    holder = start("unshare", "--pid", "--fork", "--kill-child", sys.executable, "-S", "-c", code, str(port))
+    holder.stdout.readline()
+    assert ensure_port_available(port) is False
+    assert "it is the first process of a PID namespace" in said() and not can_bind(port)
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/system.slice/engine.service/job-1.scope", "systemctl stop engine"),
+        ("/machine.slice/systemd-nspawn@web.service/payload/init.scope", "systemctl stop systemd-nspawn@web"),
+        ("/machine.slice/machine-web.scope/payload", "it runs in the container web"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/console-7.scope", None),
+        ("/user.slice/user-1000.slice/session-3.scope", None),
+    ],
+)
+def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
+    monkeypatch.setattr(port_manager, "_cgroups", lambda pid: {} if pid == "self" else {"": path})
+    holder = Holder(77, 1, "alice", "python", "", "", None, ())
+    case = port_manager._Case(port_manager._Look(port_manager.LINUX, [], [holder], [], {}, {}), "kill", 80, "0.0.0.0")
+    why = port_manager._because_a_container(holder, case) or port_manager._because_a_service(holder, case)
+    assert why is sentence or sentence in why
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "protected"),
+    [
+        ("code", "/usr/share/code/code --type=utility", True),
+        ("tmux: server", "tmux", True),
+        ("node", "/home/a/.vscode-server/bin/x/node /home/a/.vscode-server/bin/x/out/server-main.js", True),
+        ("python", "/usr/bin/python /home/a/.vscode-server/extensions/ms-python.debugpy/launcher app.py", False),
+        ("python", "/usr/bin/python /home/a/code app.py", False),
+    ],
+    ids=["editor", "multiplexer", "editors-server", "debugged-program", "folder-name"],
+)
+def test_who_holds_ports_for_others(name, command, protected):
+    holder = Holder(77, 1, "alice", name, command, "", None, ())
+    assert (port_manager._because_a_squatter(holder, None) is not None) == protected
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("ssh: /Users/a/.colima/ssh.sock [mux]", "ssh"),
+        ("/Applications/Rancher Desktop.app/Contents/Resources/lima/bin/limactl hostagent --pidfile x", "limactl"),
+        ("/Applications/Visual Studio Code.app/Contents/MacOS/Electron", "Electron"),
+        ("/usr/bin/python3 /srv/app.py", "python3"),
+    ],
+)
+def test_names_from_ps(command, name):
+    row = f"38146 900 38146 S ttys001 alice Mon Nov 23 10:15:00 2026 {command}"
+    assert port_manager._parse_ps(row)[38146].name == name
+
+
+def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, said):
+    """While the person thinks, the holder may become another program."""
+    held = hold(("127.0.0.1", port))
+
+    def agree(manner, question):
+        name = find_listeners(port)[0].name
+        monkeypatch.setattr(port_manager, "SQUATTERS", (((name,), "it has become another"),))
+
+    monkeypatch.setattr(port_manager, "_disagreement", agree)
+    assert ensure_port_available(port, policy="ask") is False
+    assert "it has become another" in said() and held.alive() == [held.pid]
+
+
+def test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for(port, hold, said):
+    """uvicorn binds :: without IPv4, and starts beside it; a dual-stack server would not: nobody is stopped in doubt."""
+    four = hold(("127.0.0.1", port))
+    assert ensure_port_available(port, "::") is False and four.alive() == [four.pid]
+    assert "it listens on IPv4 alone" in said() and "name the host 0.0.0.0" in said()
+    assert ensure_port_available(port, "0.0.0.0") is True and four.alive() == []
+
+
+def test_bind_port_frees_no_more_than_it_binds(port, hold):
+    six = hold(("::1", port))
+    with bind_port(port, "localhost") as listener:
+        assert listener.getsockname() == ("127.0.0.1", port)
+    assert six.alive() == [six.pid]
+
+
+def test_a_parent_that_did_not_start_the_taker_is_not_accused(port, hold, monkeypatch):
+    taker = hold(("127.0.0.1", port))
+    look = port_manager._look_at(port, "127.0.0.1")
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        pin = port_manager._pinned(port_manager.LINUX, bystander.pid, {})[bystander.pid]
+        why = port_manager._why_taken_again(port, "127.0.0.1", look, [pin])
+        port_manager._unpin([pin])
+    finally:
+        bystander.kill()
+        bystander.wait()
+    assert f"by process {taker.pid}" in why and "supervisor" not in why
+
+
+def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
+    """The port is free, and the process that cannot be ended is not kept quiet about."""
+    held = hold(("127.0.0.1", port), drain=True)
+    monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.0)
+    real = port_manager._request
+    monkeypatch.setattr(
+        port_manager, "_request", lambda *words, firmly: None if firmly else real(*words, firmly=firmly)
+    )
+    assert ensure_port_available(port, grace=0.3) is True
+    assert f"⚠️  Process {held.pid} does not end even when forced" in said()
+
+
+@pytest.mark.parametrize("grace", [float("inf"), float("nan"), -1, 1e9, "5", None])
+def test_a_grace_period_that_is_none_stops_nobody(port, hold, grace):
+    held = hold(("127.0.0.1", port))
+    with pytest.raises(ValueError, match="a grace period is a number of seconds"):
+        ensure_port_available(port, grace=grace)
+    assert held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".b", "x\0y"], ids=["unknown", "too-long", "nul"])
+def test_an_unknown_host_is_one_error_everywhere(host):
+    for call in (find_listeners, port_manager.wait_until_free, port_manager.wait_until_listening, bind_port):
+        with pytest.raises(PortError, match="is unknown"):
+            call(8000, host)
+    assert command_line("wait", "8000", "--host", host.replace("\0", "?"), "--timeout", "1").returncode == 1
+
+
+def test_waiting_for_what_cannot_come_ends():
+    with pytest.raises(PortError, match="is not an address of this machine"):
+        port_manager.wait_until_free(8000, "192.0.2.1")
+
+
+def test_a_long_line_of_parents_is_ordered():
+    holders = [Holder(pid, pid - 1, "", "", "", "", None, ()) for pid in range(3000, 1, -1)]
+    assert [holder.pid for holder in port_manager._roots_first(holders)] == list(range(2, 3001))
+
+
+def test_workers_of_an_interpreter_in_a_folder_with_a_blank(tmp_path, port):
+    """The words of a command line are told apart by what separates them, and that is no blank."""
+    (tmp_path / "my tools").mkdir()
+    python = tmp_path / "my tools" / "python3"
+    python.symlink_to(sys.executable)
+    (tmp_path / "main.py").write_text("import port_manager; port_manager.guard()\n")
+    (tmp_path / "uvicorn").mkdir()
+    (tmp_path / "uvicorn" / "__init__.py").write_text("")
+    (tmp_path / "uvicorn" / "__main__.py").write_text(
+        "import importlib, os, socket, sys\n"
+        "wait, ready = os.pipe(); over, end = os.pipe()\n"
+        "def worker():\n"
+        "    os.close(end); importlib.import_module('main')\n"
+        "    s = socket.socket(); s.setsockopt(1, 15, 1); s.bind(('127.0.0.1', int(sys.argv[3]))); s.listen()\n"
+        "    os.write(ready, b'1'); os.read(over, 1); os._exit(0)\n"
+        "for _ in range(2):\n"
+        "    os.fork() or worker()\n"
+        "    os.read(wait, 1)\n"
+        "os.close(end); print([os.wait()[1] for _ in range(2)])\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHOME": sys.base_prefix}
+    words = [str(python), "-X", "utf8", "-m", "uvicorn", "main:app", "--port", str(port)]
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=30)
+    assert done.stdout == "[0, 0]\n", done
+
+
+def test_the_command_line_file_is_the_one_that_is_tested():
+    assert os.path.samefile(port_manager.__file__, PORT_MANAGER)

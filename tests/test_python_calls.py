@@ -1,0 +1,248 @@
+"""The calls from Python: waiting, picking, keeping a port, and what their errors carry."""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import http.server
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import port_manager
+from port_manager import (
+    CannotTell,
+    Endpoint,
+    PortError,
+    PortManager,
+    PortTimeout,
+    bind_port,
+    find_free_port,
+    wait_until_free,
+    wait_until_listening,
+)
+
+from .conftest import LINUX, ROOT, eventually
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
+
+
+def test_errors_carry_what_a_caller_needs(port, hold, monkeypatch):
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    held = hold(("127.0.0.1", port))
+    with pytest.raises(PortError) as caught:
+        bind_port(port, "127.0.0.1")
+    error = caught.value
+    assert (error.port, error.host, [holder.pid for holder in error.holders]) == (port, "127.0.0.1", [held.pid])
+    assert error.reason == str(error) and "outside development nothing is stopped" in error.reason
+    assert isinstance(error, OSError) and not isinstance(error, TimeoutError)
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.reason, again.port, again.host) == (error.reason, port, "127.0.0.1")
+    assert issubclass(PortTimeout, TimeoutError) and issubclass(CannotTell, PortError)
+
+
+def test_bind_port_frees_and_keeps(port, hold):
+    held = hold(("127.0.0.1", port))
+    with bind_port(port, "127.0.0.1") as listener:
+        assert held.alive() == []
+        assert listener.getsockname() == ("127.0.0.1", port) and not listener.get_inheritable()
+        for option in (0, 1):  # nobody takes it, whatever he sets
+            with socket.socket() as thief:
+                thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, option)
+                with pytest.raises(OSError):
+                    thief.bind(("127.0.0.1", port))
+    with bind_port(port, "localhost", inheritable=True) as listener:
+        assert listener.get_inheritable() and listener.family == socket.AF_INET
+    with bind_port(port, "::1") as listener:
+        assert listener.family == socket.AF_INET6
+
+
+def test_bind_port_when_somebody_was_quicker(port, monkeypatch):
+    """Between the check and the bind, another took it."""
+    with socket.socket() as thief:
+        thief.bind(("127.0.0.1", port))
+        thief.listen()
+        monkeypatch.setattr(port_manager, "_ensure", lambda *_: port_manager._Outcome(port, "", True, [], [], None))
+        with pytest.raises(PortError, match="already in use"):
+            bind_port(port, "127.0.0.1")
+
+
+def test_bind_port_with_the_standard_librarys_server(port):
+    listener = bind_port(port, "127.0.0.1")
+    server = http.server.HTTPServer(listener.getsockname(), http.server.BaseHTTPRequestHandler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = listener
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        client.request("GET", "/")
+        assert client.getresponse().status == 501  # this handler knows no GET; it answers, though
+        client.close()
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_an_inheritable_socket_lives_on_in_a_child(port):
+    with bind_port(port, "127.0.0.1", inheritable=True) as listener:
+        child = "import socket, sys; print(socket.socket(fileno=int(sys.argv[1])).getsockname()[1])"
+        command = [sys.executable, "-c", child, str(listener.fileno())]
+        said = subprocess.run(command, close_fds=False, capture_output=True, text=True, check=True).stdout
+    assert int(said) == port
+
+
+def test_find_free_port(ports, hold):
+    port = ports()
+    assert find_free_port(port) == port
+    hold(("127.0.0.1", port))
+    assert find_free_port(port, "127.0.0.2") == port
+    assert find_free_port(port) > port
+    for wrong in (0, 65536):
+        with pytest.raises(ValueError):
+            find_free_port(wrong)
+    with pytest.raises(PortError, match="not an address of this machine"):
+        find_free_port(8000, "192.0.2.1")
+
+
+def test_find_free_port_steps_over_what_may_not_be_bound(monkeypatch):
+    def probe(family, address):
+        return PermissionError(errno.EACCES, "denied") if address[1] < 1024 else None
+
+    monkeypatch.setattr(port_manager, "_bind_error", probe)
+    assert find_free_port(80) == 1024
+
+
+def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold):
+    held = hold(("127.0.0.1", port), exit_after=0.5)
+    done: list[float] = []
+
+    def wait():
+        assert wait_until_free(port, timeout=10) is True
+        done.append(time.monotonic())
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    held.process.wait()
+    gone = time.monotonic()
+    waiter.join()
+    assert done[0] - gone < 0.3
+
+
+def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold):
+    held = hold(("127.0.0.1", port))
+    with pytest.raises(PortTimeout, match="still after 0.2 s") as caught:
+        wait_until_free(port, timeout=0.2)
+    assert [holder.pid for holder in caught.value.holders] == [held.pid] and held.alive() == [held.pid]
+    with pytest.raises(PortTimeout):
+        wait_until_free(port, timeout=0)
+
+
+def test_wait_until_free_where_nobody_can_be_pinned(port, hold, monkeypatch):
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    hold(("127.0.0.1", port), exit_after=0.4)
+    assert wait_until_free(port, timeout=10) is True
+    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: None,)))
+    hold(("127.0.0.1", port), exit_after=0.4)
+    assert wait_until_free(port, timeout=10) is True
+
+
+def test_wait_until_free_just_in_time(port, monkeypatch):
+    """The last probe is made after the time is over: whoever went in between has gone in time."""
+    answers = iter([(True, "in use")])
+    monkeypatch.setattr(port_manager, "_obstacle", lambda *_: next(answers, None))
+    assert wait_until_free(port, timeout=0.01) is True
+
+
+def test_wait_until_listening(port, hold):
+    with pytest.raises(PortTimeout, match=f"nobody listens on port {port}, still after 0.1 s"):
+        wait_until_listening(port, timeout=0.1)
+    bound = hold(("127.0.0.1", port), listen=False, reuse=False)
+    with pytest.raises(PortTimeout):
+        wait_until_listening(port, timeout=0.1)
+    bound.end()
+    timer = threading.Timer(0.3, lambda: hold(("127.0.0.1", port)))
+    timer.start()
+    assert wait_until_listening(port, timeout=10) is True
+    timer.join()
+
+
+def test_waits_check_their_port():
+    for call in (wait_until_free, wait_until_listening, bind_port, find_free_port, PortManager):
+        with pytest.raises(ValueError, match="1 to 65535"):
+            call(0)
+        with pytest.raises(TypeError, match="1 to 65535"):
+            call("8000")
+
+
+def test_a_port_manager(port, hold):
+    manager = PortManager(port, "127.0.0.1", grace=0.2)
+    assert (manager.port, manager.host, manager.is_port_in_use(port)) == (port, "127.0.0.1", False)
+    held = hold(("127.0.0.1", port), ignore_term=True)
+    assert manager.is_port_in_use(port) is True and manager.get_process_using_port(port) == held.pid
+    assert manager.check_and_clean_port() is True
+    assert held.alive() == [] and manager.get_process_using_port(port) is None
+    assert PortManager().port == 8000 and PortManager().host == "0.0.0.0"
+    assert PortManager(host="192.0.2.1").is_port_in_use(port) is False  # no such address is not "in use"
+    with pytest.raises(ValueError, match="a policy is one of"):
+        PortManager(policy="kil")
+
+
+def test_an_endpoint_reads_as_servers_print_it():
+    assert (str(Endpoint("127.0.0.1", 80)), str(Endpoint("::", 80))) == ("127.0.0.1:80", "[::]:80")
+
+
+def test_importing_costs_little():
+    """No module that takes long to load, in a process that has socket and logging already."""
+    code = (
+        "import logging, socket, sys; before = set(sys.modules); import port_manager;"
+        "print(sorted(set(sys.modules) - before - {'port_manager', '__future__'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("[]", "['errno']"), done.stdout
+
+
+def test_a_check_of_a_free_port_starts_nothing_and_loads_nothing(port):
+    code = (
+        "import sys, port_manager; before = set(sys.modules); port_manager.ensure_port_available(int(sys.argv[1]));"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(port)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_listed_documented_and_typed():
+    for name in port_manager.__all__:
+        public = getattr(port_manager, name)
+        assert public.__doc__ and public.__module__ == "port_manager", name
+    assert port_manager.__all__ == sorted(port_manager.__all__)
+    assert port_manager.__version__.count(".") == 2
+    with open(port_manager.__file__, encoding="utf-8") as file:
+        assert file.readline() == "# SPDX-License-Identifier: MIT\n"
+
+
+def test_threads_may_ask_at_the_same_time(ports, hold):
+    wanted = [ports() for _ in range(4)]
+    held = [hold(("127.0.0.1", port)) for port in wanted]
+    answers: list[bool] = []
+    threads = [threading.Thread(target=lambda p=p: answers.append(port_manager.ensure_port_available(p))) for p in wanted * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [True] * 12 and not any(holder.alive() for holder in held)
+
+
+def test_the_watch_does_not_read_a_dead_holder_for_an_unknown_one(port, hold):
+    """A process on its way out has let go of its descriptors while its socket is still in the kernel's table."""
+    for _ in range(20):
+        held = hold(("127.0.0.1", port), exit_after=0.01)
+        assert port_manager.ensure_port_available(port) is True
+        assert eventually(lambda held=held: held.alive() == [])

@@ -1,0 +1,244 @@
+"""Stop it: politely, then firmly, the release verified, and never in steps of sleep."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+import port_manager
+from port_manager import PortManager, ensure_port_available
+
+from .conftest import LINUX, PORT_MANAGER, can_bind, command_line, eventually, shown_until_closed
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
+
+
+def timed(call):
+    begun = time.monotonic()
+    return call(), time.monotonic() - begun
+
+
+def test_a_polite_request_is_enough(port, start, pinning, said):
+    code = (
+        "import signal, socket, sys; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('saved', flush=True)));"
+        "print('ready', flush=True); signal.pause()"
+    )
+    holder = start(sys.executable, "-c", code, str(port))
+    holder.stdout.readline()
+    done, took = timed(lambda: ensure_port_available(port))
+    assert done and took < 2
+    assert holder.stdout.readline() == "saved\n"
+    assert "forced" not in said()
+
+
+def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pinning, said):
+    held = hold(("127.0.0.1", port), ignore_term=True)
+    done, took = timed(lambda: ensure_port_available(port, grace=0.5))
+    assert done and 0.5 <= took < 1.5
+    assert held.alive() == []
+    assert f"Process {held.pid} did not stop within 0.5 s: forced" in said()
+
+
+def test_one_that_gives_the_port_up_and_drains_for_ever_is_forced_too(port, hold, said):
+    held = hold(("127.0.0.1", port), drain=True)
+    done, took = timed(lambda: ensure_port_available(port, grace=0.5))
+    assert done and 0.5 <= took < 1.5
+    assert held.alive() == []
+
+
+def test_a_server_stopped_by_ctrl_z_obeys(port, hold, said):
+    held = hold(("127.0.0.1", port))
+    os.kill(held.pid, signal.SIGSTOP)
+    done, took = timed(lambda: ensure_port_available(port))
+    assert done and took < 2
+    assert "forced" not in said()
+
+
+def test_a_zombie_is_not_taken_for_alive(port, start, pinning):
+    """Its parent does not wait for it: kill(pid, 0) would succeed for ever."""
+    code = (
+        "import os, socket, sys, time\n"
+        "r, w = os.pipe()\n"
+        "if os.fork() == 0:\n"
+        "    s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); os.write(w, b'x'); time.sleep(60)\n"
+        "os.read(r, 1); print('ready', flush=True); time.sleep(60)"
+    )
+    assert start(sys.executable, "-c", code, str(port)).stdout.readline() == "ready\n"
+    (holder,) = port_manager.find_listeners(port)
+    done, took = timed(lambda: PortManager(port).kill_process(holder.pid))
+    assert done and took < 2
+    os.kill(holder.pid, 0)  # it is there still, as a zombie
+    assert can_bind(port)
+
+
+def test_from_exit_to_return_it_takes_a_moment(port, hold):
+    """An event, not a step of sleep: median of several, on any busy machine."""
+    if not hasattr(os, "pidfd_open"):
+        pytest.skip("this Python has no pidfd_open")
+    lags = []
+    for _ in range(5):
+        held = hold(("127.0.0.1", port), exit_after=0.3)
+        known = {}
+        pin = port_manager._pinned(port_manager.LINUX, held.pid, known)[held.pid]
+        assert port_manager._wait_for_exit(port_manager.LINUX, [pin], 5) == []
+        lags.append(time.time() - (known[held.pid].started + 0.3))
+        port_manager._unpin([pin])
+    assert sorted(lags)[2] < 0.5  # from its start, the interpreter's own included; tests/benchmark.py measures the lag
+
+
+def test_no_handle_is_left_open(port, hold):
+    before = sorted(os.listdir("/proc/self/fd"))
+    for spec in ({}, {"children": 3}, {"ignore_term": True}):
+        hold(("127.0.0.1", port), **spec).process.stdout.close()
+        assert ensure_port_available(port, grace=0.2)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatch, said):
+    held = hold(("127.0.0.1", port), ignore_term=True)
+    monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.1)
+    signal_ = port_manager._signal
+    monkeypatch.setattr(
+        port_manager, "_signal", lambda pin, number: None if number == signal.SIGKILL else signal_(pin, number)
+    )
+    assert ensure_port_available(port, grace=0.1) is False
+    assert f"❌ Process {held.pid} does not end even when forced" in said()
+
+
+def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, said):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    hold(("127.0.0.1", port))
+    monkeypatch.setattr(port_manager, "_signal", refused)
+    assert ensure_port_available(port) is False
+    assert "Operation not permitted" in said()
+
+
+def test_one_that_exits_just_before_the_signal(port, hold, monkeypatch, pinning):
+    held = hold(("127.0.0.1", port))
+    holds = port_manager._still_holds
+
+    def last_moment(*args):
+        answer = holds(*args)
+        held.process.kill()
+        held.process.wait()
+        return answer
+
+    monkeypatch.setattr(port_manager, "_still_holds", last_moment)
+    assert ensure_port_available(port) is True
+
+
+def test_one_that_let_go_of_the_port_in_time_lives(port, hold, monkeypatch):
+    """It closed the listener between the look and the signal: it is a bystander now."""
+    held = hold(("127.0.0.1", port), drain=True)
+    holds = port_manager._still_holds
+
+    def let_go(*args):
+        os.kill(held.pid, signal.SIGTERM)
+        assert eventually(lambda: can_bind(port))
+        return holds(*args)
+
+    monkeypatch.setattr(port_manager, "_still_holds", let_go)
+    assert ensure_port_available(port) is True
+    assert held.alive() == [held.pid]
+
+
+def test_kill_process(port, hold, said):
+    held = hold(("127.0.0.1", port), children=1)
+    manager = PortManager(port, grace=0.3)
+    assert manager.kill_process(held.children[0]) is True
+    assert manager.kill_process(held.children[0]) is True  # gone already
+    assert manager.kill_process(2**22 + 1) is True  # no such process
+    assert held.alive() == [held.pid]
+    assert manager.kill_process(os.getpid()) is False
+    assert manager.kill_process(os.getppid()) is False
+    assert "it is this very process" in said()
+    assert "it is an ancestor of this process" in said() or os.getppid() == 1
+    for wrong in ("1234", None, 12.5, True):
+        with pytest.raises(TypeError, match="a PID is an integer"):
+            manager.kill_process(wrong)
+
+
+@pytest.mark.parametrize("policy", ["refuse", "ask", "own"])
+def test_kill_process_minds_the_policy(port, hold, policy, tmp_path):
+    held = hold(("127.0.0.1", port), cwd=str(tmp_path))
+    assert PortManager(port, policy=policy).kill_process(held.pid) is False
+    assert held.alive() == [held.pid]
+
+
+def test_kill_process_reports_what_fails(port, hold, monkeypatch, said):
+    held = hold(("127.0.0.1", port))
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(port_manager, "_signal", refused)
+    assert PortManager(port).kill_process(held.pid) is False
+    assert "Operation not permitted" in said()
+
+
+@pytest.mark.parametrize("how", ["free", "run_backend"])
+def test_ctrl_c_while_waiting(port, hold, start, how):
+    held = hold(("127.0.0.1", port), ignore_term=True)
+    words = (
+        [PORT_MANAGER, "free", str(port), "--grace", "30"]
+        if how == "free"
+        else [PORT_MANAGER.replace("port_manager", "run_backend"), "--port", str(port)]
+    )
+    caller = start(sys.executable, *words)
+    lines = []
+    for line in caller.stdout:
+        lines.append(line)
+        if line.startswith("Process using port"):
+            break
+    time.sleep(0.3)
+    os.kill(caller.pid, signal.SIGINT)
+    rest, _ = caller.communicate(timeout=10)
+    assert caller.returncode == 130
+    assert rest.strip() == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}"
+    assert held.alive() == [held.pid]
+
+
+def test_ctrl_c_before_anybody_was_asked(port, hold, monkeypatch):
+    hold(("127.0.0.1", port))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(port_manager, "_request", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="maybe still stopping: nobody"):
+        ensure_port_available(port)
+
+
+def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
+    """Every round finds the same holder, who never goes: the number of rounds has an end."""
+    hold(("127.0.0.1", port))
+    monkeypatch.setattr(port_manager, "_stop", lambda *_: ([], None))
+    assert ensure_port_available(port) is False
+    assert f"port {port} is still held after {port_manager.ROUNDS} attempts" in said().lower()
+
+
+def test_a_line_on_a_terminal_shows_the_wait_and_goes(port, hold):
+    pty = pytest.importorskip("pty")
+    held = hold(("127.0.0.1", port), ignore_term=True)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--grace", "1.2"])
+    text = shown_until_closed(terminal)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert f"Waiting for process {held.pid} to stop: 0." in text and "of 1.2 s" in text
+    after = text[text.rindex("of 1.2 s") :]
+    assert "\r" + " " * 60 + "\r" in after  # wiped before the next line
+    assert f"Port {port} is now available" in after
+
+
+def test_no_such_line_in_a_pipe(port, hold):
+    hold(("127.0.0.1", port), ignore_term=True)
+    done = command_line("free", str(port), "--grace", "0.7")
+    assert done.returncode == 0 and "Waiting" not in done.stderr and "\r" not in done.stderr

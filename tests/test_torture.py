@@ -1,0 +1,209 @@
+"""Thousands of mangled listings through every parser: no exception, and no PID out of thin air."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import pytest
+
+import port_manager
+
+from .test_other_systems import LSOF_BOUND, LSOF_HELD, NETSTAT, PS, SOCKSTAT, cim, netstat
+
+SEED = 20261123
+ROUNDS = 3000
+
+SS = """\
+LISTEN 0      128        127.0.0.1:8000       0.0.0.0:*    users:(("python3",pid=51,fd=3),("python3",pid=60,fd=3)) ino:73 sk:1
+LISTEN 0      128            [::1]:8000          [::]:*    users:(("a\\",pid=1,fd=1",pid=52,fd=4)) ino:74 v6only:1 <->
+LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=4)) ino:75 sk:9 v6only:0 <->
+LISTEN 0      128        127.0.0.1:18000      0.0.0.0:*    users:(("python3",pid=54,fd=3)) ino:76
+ESTAB  0      0          127.0.0.1:8000     127.0.0.1:5201 users:(("curl",pid=55,fd=3))
+"""
+NET_TOOLS = """\
+Active Internet connections (only servers)
+Proto Recv-Q Send-Q Local Address           Foreign Address         State       User       Inode      PID/Program name
+tcp        0      0 127.0.0.1:8000          0.0.0.0:*               LISTEN      1000       73         51/nginx: master
+tcp6       0      0 :::8000                 :::*                    LISTEN      0          74         -
+tcp        0      0 127.0.0.1:18000         0.0.0.0:*               LISTEN      0          75         53/python3
+tcp        0      0 127.0.0.1:8000          127.0.0.1:5201          ESTABLISHED 0          76         54/curl
+udp        0      0 127.0.0.1:8000          0.0.0.0:*                           0          77         55/syslogd
+"""
+BUSYBOX = """\
+Active Internet connections (only servers)
+Proto Recv-Q Send-Q Local Address           Foreign Address         State       PID/Program name
+tcp        0      0 127.0.0.1:8000          0.0.0.0:*               LISTEN      12/python3
+tcp        0      0 :::8000                 :::*                    LISTEN      -
+tcp        0      0 127.0.0.1:8000          127.0.0.1:5201          ESTABLISHED 13/curl
+"""
+PROC_NET = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 73 1 0000000000000000 100 0 0 10 0
+   1: 0100007F:4650 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 74 1 0000000000000000 100 0 0 10 0
+   2: 0100007F:1F40 0100007F:1451 01 00000000:00000000 00:00000000 00000000     0        0 75 1 0000000000000000 20 4 30 10 -1
+"""
+PORT = 8000
+
+
+def lines_with(text, *parts):
+    return [line for line in text.splitlines() if all(part in line for part in parts)]
+
+
+def justified_by_line(row, text):
+    return any(str(row.pid) in line and f":{PORT}" in line for line in text.splitlines())
+
+
+def justified_by_lsof(row, text):
+    """The PID's p line is the last one before an n line of that port."""
+    pid = None
+    for line in text.splitlines():
+        if line[:1] == "p":
+            pid = line[1:]
+        elif line[:1] == "n" and line.endswith(f":{PORT}") and pid == str(row.pid):
+            return True
+    return False
+
+
+PARSERS = {
+    "ss": (port_manager._parse_ss, [SS], justified_by_line),
+    "lsof": (port_manager._parse_lsof, [LSOF_HELD, LSOF_BOUND], justified_by_lsof),
+    "netstat": (port_manager._parse_netstat, [NET_TOOLS, BUSYBOX], justified_by_line),
+    "sockstat": (port_manager._parse_sockstat, [SOCKSTAT], justified_by_line),
+    "netstat-ano": (
+        port_manager._parse_netstat_ano,
+        [port_manager._decoded(netstat(language=language)) for language in NETSTAT],
+        justified_by_line,
+    ),
+}
+
+
+def mangled(text: str, rng: random.Random) -> str:
+    """A few random harms: bytes changed, cut out, doubled or swapped, lines lost, moved, joined or repeated."""
+    for _ in range(rng.randrange(1, 6)):
+        if not text:
+            return text
+        at, end = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+        harm = rng.randrange(9)
+        lines = text.split("\n")
+        if harm == 0:
+            text = text[:at] + rng.choice('0123456789:.*-()",=/\t \0\x1bé²٣pfnT') + text[at + 1 :]
+        elif harm == 1:
+            text = text[:at] + text[min(end, at + 30) :]
+        elif harm == 2:
+            text = text[:end] + text[at:]
+        elif harm == 3:
+            text = text[:at]
+        elif harm == 4:
+            rng.shuffle(lines)
+            text = "\n".join(lines)
+        elif harm == 5:
+            text = "\n".join(line for line in lines if rng.random() > 0.3)
+        elif harm == 6:
+            text = text.replace("\n", rng.choice(["", " ", "\r\n", "\n\n"]), 3)
+        elif harm == 7:
+            text = text.replace(rng.choice(["LISTEN", "8000", "127.0.0.1", "0.0.0.0:0", "TCP", "pid="]), rng.choice(["", "LISTEN", "8000", "-1", "*"]), 2)
+        else:
+            digits = [i for i, c in enumerate(text) if c.isdigit()]
+            if digits:
+                i = rng.choice(digits)
+                text = text[:i] + str(rng.randrange(10)) + text[i + 1 :]
+    return text
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_unharmed_listings_are_read(name):
+    parse, texts, justified = PARSERS[name]
+    for text in texts:
+        rows = parse(text, PORT)
+        assert rows and all(row.port == PORT and row.state in ("listening", "bound") for row in rows)
+        assert all(row.pid is None or justified(row, text) for row in rows)
+        assert {row.port for row in parse(text, None)} >= {PORT}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_torture(name):
+    parse, texts, justified = PARSERS[name]
+    rng = random.Random(SEED)
+    found = 0
+    for _ in range(ROUNDS):
+        text = mangled(rng.choice(texts), rng)
+        for row in parse(text, PORT) or []:
+            assert row.port == PORT, text
+            assert row.pid is None or row.pid >= 2, text
+            assert row.pid is None or justified(row, text), (row, text)
+            found += row.pid is not None
+        parse(text, None)
+    assert found > ROUNDS / 6  # the harm is not such that nothing at all is read
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_noise_is_no_answer(name):
+    """Nobody and "cannot tell" differ: what is not the tool's output is not read as "nobody"."""
+    parse, _, _ = PARSERS[name]
+    rng = random.Random(SEED)
+    for text in ("garbage", "\0", "1\t/bin/busybox\t/dev/null", "no such option", "Permission denied\n" * 3):
+        assert parse(text, PORT) is None
+    for _ in range(300):
+        noise = "".join(chr(rng.randrange(1, 0x3000)) for _ in range(rng.randrange(1, 200)))
+        assert not parse(noise, PORT)
+
+
+def test_a_lsof_that_answers_with_another_tools_listing():
+    for text in (SS, NET_TOOLS, BUSYBOX, SOCKSTAT, PROC_NET):
+        assert not port_manager._parse_lsof(text, PORT)
+
+
+def test_torture_of_the_descriptions():
+    rng = random.Random(SEED)
+    tasklist = '"python.exe","38146","Console","1","25,000 K"\r\n"System","4","Services","0","9 K"\r\n'
+    for _ in range(ROUNDS):
+        for parse, text in (
+            (port_manager._parse_ps, PS.replace("{me}", "9999")),
+            (port_manager._parse_cim, cim().decode()),
+            (port_manager._parse_tasklist, tasklist),
+        ):
+            for pid, process in parse(mangled(text, rng)).items():
+                assert pid == process.pid >= 0
+                assert (process.name + process.command).isprintable()
+        port_manager._publishes(mangled("0.0.0.0:8000->80/tcp, [::]:8000-8002->80/tcp", rng), port_manager.Endpoint("::", PORT))
+
+
+def test_torture_of_proc_net():
+    rng = random.Random(SEED)
+    assert [row.inode for row in port_manager._parse_proc_net(PROC_NET.splitlines(), PORT)] == [73]
+    assert [row.inode for row in port_manager._parse_proc_net(PROC_NET.splitlines(), PORT, 0xFFFF)] == [73, 75]
+    for _ in range(ROUNDS):
+        text = mangled(PROC_NET, rng)
+        for row in port_manager._parse_proc_net(text.splitlines(), PORT):
+            assert (row.port, row.state, row.pid) == (PORT, "listening", None)
+            assert lines_with(text.upper(), ":1F40", str(row.inode))
+
+
+def sock_diag(port: int) -> bytes:
+    body = struct.pack("!BBxxHH", 2, 10, port, 0) + bytes([127, 0, 0, 1]) + bytes(52) + struct.pack("=II", 1000, 73)
+    body6 = struct.pack("!BBxxHH", 10, 10, port, 0) + bytes(56) + struct.pack("=II", 1000, 74) + struct.pack("=HHB3x", 5, 11, 1)
+    messages = [struct.pack("=IHHII", 16 + len(part), 20, 2, 0, 0) + part for part in (body, body6)]
+    return b"".join(messages) + struct.pack("=IHHIII", 20, 3, 2, 0, 0, 0)
+
+
+def test_torture_of_sock_diag():
+    rng = random.Random(SEED)
+    rows, finished = port_manager._parse_sock_diag(sock_diag(PORT), PORT)
+    assert finished and [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
+    for _ in range(ROUNDS):
+        data = bytearray(sock_diag(PORT))
+        for _ in range(rng.randrange(1, 8)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        data = data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data
+        try:
+            rows, _ = port_manager._parse_sock_diag(bytes(data), PORT)
+        except ValueError:
+            continue
+        assert all(row.port == PORT and row.pid is None for row in rows)
+
+
+def test_a_v6only_attribute_that_is_cut_or_endless():
+    for attributes in (b"", b"\x05\0\x0b\0", b"\0\0\x01\0\x01", b"\x01\0\x07\0\x09" * 5, b"\xff\xff\x0c\0\x09"):
+        assert port_manager._v6only_attribute(attributes) is None
+    assert port_manager._v6only_attribute(b"\x05\0\x08\0\0\0\0\0\x05\0\x0b\0\x01\0\0\0") is True

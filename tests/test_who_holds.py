@@ -1,0 +1,297 @@
+"""Who holds it? Linux answers natively: sock_diag, /proc/net/tcp and /proc/PID/fd, and starts no program."""
+
+from __future__ import annotations
+
+import io
+import os
+import pwd
+import socket
+import sys
+import time
+
+import pytest
+
+import port_manager
+from port_manager import CannotTell, Endpoint, PortManager, find_listeners
+
+from .conftest import LINUX, NOBODY, REFUSE_NETLINK, ROOT_USER, as_nobody, boxes, eventually, in_a_box
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="this is how Linux is asked")
+ME = pwd.getpwuid(os.geteuid()).pw_name
+
+
+@pytest.fixture(autouse=True)
+def no_program_is_started(monkeypatch):
+    def refuse(tool, *_, **__):
+        raise AssertionError(f"{tool} was started")
+
+    monkeypatch.setattr(port_manager, "_run", refuse)
+
+
+@pytest.fixture(params=["sock_diag", "proc_net"])
+def native(request, monkeypatch):
+    """Each native way alone."""
+    if request.param == "proc_net":
+        monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(port_manager._ask_proc_net,)))
+    return request.param
+
+
+def test_nobody(port, native):
+    assert find_listeners(port) == []
+    assert PortManager(port).get_process_using_port(port) is None
+
+
+def test_all_that_is_told_of_a_holder(port, hold, native, tmp_path):
+    folder = tmp_path / "我的项目"
+    folder.mkdir()
+    before = time.time()
+    held = hold(("127.0.0.1", port), ("::1", port), cwd=str(folder))
+    (holder,) = find_listeners(port)
+    assert holder.pid == held.pid
+    assert holder.parent == os.getpid()
+    assert holder.user == ME
+    assert holder.name == os.path.basename(sys.executable)[:15] or holder.name.startswith("python")
+    assert holder.command.startswith(f"{sys.executable} -S -E ")
+    assert holder.cwd == str(folder)
+    assert abs(holder.started - before) < 2
+    assert holder.addresses == (Endpoint("127.0.0.1", port), Endpoint("::1", port))
+    assert PortManager().get_process_using_port(port) == held.pid
+
+
+def test_every_port(ports, hold, native):
+    first, second = ports(), ports()
+    held = [hold(("127.0.0.1", first)), hold(("127.0.0.1", second), ("127.0.0.2", first))]
+    found = {holder.pid: {str(address) for address in holder.addresses} for holder in find_listeners()}
+    assert found[held[0].pid] == {f"127.0.0.1:{first}"}
+    assert found[held[1].pid] == {f"127.0.0.1:{second}", f"127.0.0.2:{first}"}
+
+
+def test_only_those_that_block_a_host(port, hold, native):
+    first, second = hold(("127.0.0.1", port)), hold(("127.0.0.2", port))
+    assert {holder.pid for holder in find_listeners(port)} == {first.pid, second.pid}
+    assert {holder.pid for holder in find_listeners(port, "0.0.0.0")} == {first.pid, second.pid}
+    assert [holder.pid for holder in find_listeners(port, "127.0.0.2")] == [second.pid]
+    assert find_listeners(port, "127.0.0.3") == []
+
+
+def test_a_family_is_found_whole_and_parents_first(port, hold, native):
+    held = hold(("127.0.0.1", port), children=4)
+    holders = find_listeners(port)
+    assert holders[0].pid == held.pid
+    assert {holder.pid for holder in holders} == {held.pid, *held.children}
+    assert PortManager().get_process_using_port(port) == held.pid
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_orphans_and_strangers_who_share_the_socket(port, hold, thorough):
+    held = hold(("127.0.0.1", port), children=4, double_fork=True)
+    assert {holder.pid for holder in find_listeners(port, thorough=thorough)} == {held.pid, *held.children}
+
+
+def test_orphans_whose_master_is_dead(port, hold):
+    held = hold(("127.0.0.1", port), children=4, orphans=True)
+    assert eventually(lambda: held.pid not in held.alive())
+    assert {holder.pid for holder in find_listeners(port)} == set(held.children)
+
+
+def test_owners_with_sockets_of_their_own(port, hold, native):
+    held = hold(("127.0.0.1", port), children=3, own_sockets=True, reuseport=True)
+    assert {holder.pid for holder in find_listeners(port)} == set(held.children)
+
+
+def test_a_bound_socket_that_does_not_listen(port, hold):
+    kernel = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if kernel < (6, 8):
+        pytest.skip("before Linux 6.8 nothing tells of such a socket")
+    held = hold(("127.0.0.1", port), listen=False, reuse=False)
+    assert [holder.pid for holder in find_listeners(port)] == [held.pid]
+    assert port_manager._ask_sock_diag(port) == []
+    assert PortManager().is_port_in_use(port) is True
+
+
+def test_udp_is_not_tcp(port, hold):
+    hold(("127.0.0.1", port), udp=True)
+    assert find_listeners(port) == []
+
+
+def test_a_client_is_no_holder(port, hold):
+    held = hold(("127.0.0.1", port))
+    with socket.create_connection(("127.0.0.1", port)):
+        assert [holder.pid for holder in find_listeners(port)] == [held.pid]
+
+
+def test_v6only_is_told(ports, hold):
+    dual, only = ports(), ports()
+    hold(("::", dual), v6only=False)
+    hold(("::", only), v6only=True)
+    assert [row.v6only for row in port_manager._ask_sock_diag(dual)] == [False]
+    assert [row.v6only for row in port_manager._ask_sock_diag(only)] == [True]
+    assert [row.v6only for row in port_manager._ask_proc_net(only)] == [None]
+    assert len(find_listeners(dual, "127.0.0.1")) == 1
+    assert find_listeners(only, "127.0.0.1") == []
+
+
+@pytest.mark.parametrize("connections", [0, 300])
+def test_the_two_native_ways_agree(ports, hold, connections):
+    port = ports()
+    hold(("0.0.0.0", port), ("::", ports()))
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(min(connections, 15))]
+    for asked in (None, port):
+        diag, proc = port_manager._ask_sock_diag(asked), port_manager._ask_proc_net(asked)
+        assert {row._replace(v6only=None) for row in diag} >= {row for row in proc if row.port == port}
+        assert len([row for row in diag if row.port == port]) == 1
+    for client in clients:
+        client.close()
+
+
+def test_nobody_and_cannot_tell_are_different(port, hold, monkeypatch):
+    hold(("127.0.0.1", port))
+    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: None,)))
+    with pytest.raises(CannotTell, match="treated as held") as caught:
+        find_listeners(port)
+    assert (caught.value.port, caught.value.holders) == (port, ())
+    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: None, lambda port: [])))
+    assert find_listeners(port) == []
+
+
+def test_nobody_is_an_answer_and_ends_the_search(port, monkeypatch):
+    asked = []
+    ways = tuple(lambda port, n=n, answer=answer: asked.append(n) or answer for n, answer in ((1, None), (2, []), (3, [])))
+    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=ways))
+    assert find_listeners(port) == []
+    assert asked == [1, 2]
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
+def test_another_users_holder_is_named_by_its_user(port, hold):
+    hold(("127.0.0.1", port))
+    (holder,) = as_nobody(lambda: find_listeners(port))
+    assert holder[0] is None and holder[2] == "root"
+    said = as_nobody(lambda: PortManager().get_process_using_port(port))
+    assert "held by a process of user root that you may not see; run with sudo to find out" in said
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
+def test_a_process_that_gave_up_its_rights_is_named_by_its_new_user(port, hold):
+    held = hold(("127.0.0.1", port), uid=NOBODY)
+    assert eventually(lambda: [holder.user for holder in find_listeners(port)] == [pwd.getpwuid(NOBODY).pw_name])
+    assert find_listeners(port)[0].pid == held.pid
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", ") S 1 (", 'x",pid=1,fd=1', "\x1b[31mred\x07", "名字"], ids=["blank", "bracket", "quote", "escape", "wide"]
+)
+def test_names_that_try_to_mislead(port, hold, name):
+    held = hold(("127.0.0.1", port), name=name)
+    shown = "".join(c if c.isprintable() else "?" for c in name)
+    assert eventually(lambda: [holder.name for holder in find_listeners(port)] == [shown])
+    (holder,) = find_listeners(port)
+    assert (holder.pid, holder.parent) == (held.pid, os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("loadavg", "order"),
+    [("0.1 0.2 0.3 1/80 300", [300, 70, 2, 900, 500]), ("0.1 0.2 0.3 1/80 901", [900, 500, 300, 70, 2]), (None, [900, 500, 300, 70, 2]),
+     ("", [900, 500, 300, 70, 2])],
+    ids=["wrapped", "upwards", "processes-only", "garbage"],
+)  # fmt: skip
+def test_the_youngest_have_the_pids_up_to_the_one_given_last(monkeypatch, loadavg, order):
+    def opened(path, mode):
+        if loadavg is None:
+            raise FileNotFoundError(path)
+        return io.BytesIO(loadavg.encode())
+
+    monkeypatch.setattr(port_manager.os, "listdir", lambda _: ["70", "900", "self", "2", "300", "500"])
+    monkeypatch.setattr(port_manager, "open", opened, raising=False)
+    assert port_manager._pids_from_the_youngest() == order
+
+
+def test_a_process_may_vanish_at_any_moment(port, hold, monkeypatch):
+    """Between the table of sockets and the process, and between its descriptors."""
+    held = hold(("127.0.0.1", port))
+    rows = port_manager._ask_sock_diag(port)
+    held.end()
+    assert port_manager._owners_by_proc(rows, (), True) == rows
+    gone = rows[0]._replace(pid=held.pid)
+    assert port_manager._holders(port_manager.LINUX, [gone], {1: None}) == []
+    assert port_manager._read_proc(held.pid) == {}
+    assert port_manager._relatives(held.pid) == set()
+    with socket.socket() as closing:
+        closing.bind(("127.0.0.1", port))
+        listdir = os.listdir
+
+        def with_a_closed_one(path):
+            return [*listdir(path), "99999"]
+
+        monkeypatch.setattr(os, "listdir", with_a_closed_one)
+        inode = os.fstat(closing.fileno()).st_ino
+        assert port_manager._sockets_of(os.getpid(), {f"socket:[{inode}]": inode}) == {inode}
+
+
+def test_garbage_from_the_kernel_is_no_answer(monkeypatch):
+    with pytest.raises(ValueError, match="sock_diag"):
+        port_manager._parse_sock_diag(b"\x20\0\0\0\x02\0" + bytes(26), None)  # NLMSG_ERROR
+
+    class Refusing(socket.socket):
+        def send(self, *_):
+            raise PermissionError
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    assert port_manager._ask_sock_diag(80) is None
+    monkeypatch.delattr(socket, "AF_NETLINK")
+    assert port_manager._ask_sock_diag(80) is None
+
+
+@pytest.mark.parametrize("missing", ["tcp", "tcp6"])
+def test_without_a_table_in_proc(port, hold, missing, monkeypatch):
+    hold(("127.0.0.1", port))
+    real = open
+
+    def without(path, *args, **kwargs):
+        if path == f"/proc/net/{missing}":
+            raise FileNotFoundError(path)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", without)
+    rows = port_manager._ask_proc_net(port)
+    assert rows is None if missing == "tcp" else len(rows) == 1  # without tcp6, IPv6 is switched off
+
+
+def test_a_table_that_may_not_be_read(monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr("builtins.open", refused)
+    assert port_manager._ask_proc_net(80) is None
+
+
+# What a machine may be like: each is made for real, as root, in namespaces of its own.
+
+LISTEN = "s = socket.socket(); s.bind(('127.0.0.1', 8000)); s.listen(); "
+
+
+@boxes
+def test_without_proc():
+    said = in_a_box("mount -t tmpfs none /proc", LISTEN + "print(p.find_listeners(8000)[0][:3], p.ensure_port_available(8000))")
+    assert "(None, None, 'root') False" in said
+    assert "held by a process of user root that cannot be seen from here" in said
+
+
+@boxes
+def test_with_a_hidden_proc():
+    question = "print(p.find_listeners(8000)[0].pid == os.getpid(), p._ancestry(p.LINUX, {})[0] == os.getpid())"
+    assert in_a_box("mount -t proc -o hidepid=2 proc /proc", LISTEN + question).endswith("True True")
+
+
+@boxes
+def test_with_ipv6_switched_off():
+    question = "print(p.ensure_port_available(8000, 'localhost'), p._obstacle(8000, '::1'), p.find_listeners(8000))"
+    said = in_a_box("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6", question)
+    assert said.endswith("True (False, '::1 is not an address of this machine') []")
+
+
+@boxes
+def test_without_netlink():
+    """A sandbox (seccomp) that refuses the socket: /proc answers."""
+    question = REFUSE_NETLINK + LISTEN + "print(p._ask_sock_diag(8000), p.find_listeners(8000)[0].pid == os.getpid())"
+    assert in_a_box("true", question).endswith("None True")

@@ -1,0 +1,134 @@
+"""What is said: once, to those who should hear it, and in what their console can show."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+import port_manager
+
+from .conftest import ROOT
+
+ASK = "import port_manager; port_manager.ensure_port_available({port})"
+
+
+def program(code, port, **environ):
+    """Run a program of a user, and give (stdout, stderr)."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **environ}
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("{port}", str(port))], env=environ, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
+    return done.stdout, done.stderr
+
+
+def test_without_logging_it_is_said_once_on_standard_error(port):
+    out, err = program(ASK, port)
+    assert (out, err.decode()) == (b"", f"✅ Port {port} is available\n")
+
+
+def test_with_logging_imported_but_not_configured(port):
+    out, err = program("import logging; " + ASK, port)
+    assert (out, err.decode()) == (b"", f"✅ Port {port} is available\n")
+
+
+@pytest.mark.parametrize(
+    ("configure", "out", "err"),
+    [
+        ("logging.basicConfig(level='INFO', format='%(name)s|%(message)s')", "", "port_manager|✅ Port {port} is available\n"),
+        ("logging.basicConfig(level='INFO', stream=sys.stdout, format='%(levelname)s %(message)s')",
+         "INFO ✅ Port {port} is available\n", ""),
+        ("logging.basicConfig()", "", ""),  # its level is WARNING
+        ("logging.getLogger('port_manager').addHandler(logging.NullHandler())", "", ""),
+        ("logging.getLogger('port_manager').setLevel('ERROR')", "", ""),
+        ("logging.disable(logging.CRITICAL)", "", ""),
+        ("logging.getLogger('port_manager').disabled = True", "", ""),
+        ("log = logging.getLogger('port_manager'); log.setLevel('INFO'); log.addHandler(logging.StreamHandler(sys.stdout));" +
+         "logging.basicConfig(stream=sys.stdout, format='root %(message)s')",
+         "✅ Port {port} is available\nroot ✅ Port {port} is available\n", ""),
+        ("log = logging.getLogger('port_manager'); log.propagate = False; log.setLevel('INFO');" +
+         "log.addHandler(logging.StreamHandler(sys.stdout)); logging.basicConfig(stream=sys.stdout)",
+         "✅ Port {port} is available\n", ""),
+    ],
+    ids=["basic", "stdout", "warnings-only", "null", "level", "disable", "disabled", "two-handlers", "own-handler"],
+)  # fmt: skip
+def test_who_configured_logging_gets_it_his_way(port, configure, out, err):
+    got = program(f"import logging, sys; {configure}; {ASK}", port)
+    assert tuple(part.decode() for part in got) == (out.replace("{port}", str(port)), err.replace("{port}", str(port)))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp936", "cp1252", "latin-1", "no-such-codec"])
+def test_a_console_that_cannot_show_symbols_gets_plain_text(encoding):
+    class Console(io.TextIOWrapper):
+        encoding = property(lambda self: name)
+
+    name, raw = encoding, io.BytesIO()
+    real = "ascii" if encoding == "no-such-codec" else encoding
+    stream = Console(raw, encoding=real, errors="strict")
+    for line in ("✅ Port 80 is available", "⚠️  Port 80 is already in use", "💡 Development", "🚨 Port conflict", "❌ No…"):
+        port_manager._write(stream, line)
+    assert raw.getvalue().decode(real).splitlines() == [
+        "Port 80 is available", "Port 80 is already in use", "Development", "Port conflict", "No...",
+    ]  # fmt: skip
+
+
+def test_a_strict_ascii_console_of_a_real_process(port):
+    for code in (ASK, f"import logging, sys; logging.basicConfig(level=20, stream=sys.stdout, format='%(message)s'); {ASK}"):
+        out, err = program(code, port, PYTHONIOENCODING="ascii:strict", PYTHONUTF8="0")
+        assert out + err == b"Port %d is available\n" % port
+
+
+def test_other_letters_are_escaped_where_they_cannot_be_shown():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    port_manager._write(stream, "❌ in /srv/项目")
+    assert stream.buffer.getvalue() == b"in /srv/\\u9879\\u76ee\n"
+
+
+def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
+    class Broken(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    closed = io.StringIO()
+    closed.close()
+    for stream in (closed, None, Broken()):
+        port_manager._write(stream, "✅ said")
+        assert not port_manager._on_terminal(stream)
+    for code in ("sys.stderr.close()", "sys.stderr = None", "os.close(2)"):
+        program(f"import os, sys; {code}; {ASK}", port)
+
+
+def test_a_handler_on_a_closed_stream_raises_nothing(monkeypatch):
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logger = logging.getLogger("port_manager")
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    stream.close()
+    port_manager._say(port_manager.ERROR, "✅ said")
+
+
+def test_clean_text():
+    assert port_manager._clean("plain 项目 é") == "plain 项目 é"
+    assert port_manager._clean("a\x1b[31m\x07\r\nb\u202e\x9b\udce9") == "a?[31m???b???"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(-3, "0 s"), (0.4, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h"), (90000, "1 d")]
+)
+def test_spans(seconds, text):
+    assert port_manager._span(seconds) == text
+
+
+def test_titles_are_short_and_complete():
+    holder = port_manager.Holder(7, 1, "alice", "node", "node " + "x" * 500, "/srv/api", None, ())
+    assert len(port_manager._title(holder)) < 175 and port_manager._title(holder).endswith("…)")
+    assert port_manager._full_title(holder).endswith(", user alice, in /srv/api)")
+    unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
+    assert port_manager._title(unknown) == port_manager._full_title(unknown) == "? (unknown)"
