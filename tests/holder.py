@@ -76,12 +76,17 @@ def main():
         if spec.get("double_fork"):
             os.waitpid(child, 0)
         for _ in range(spec.get("strangers", 0)):
+            read, write = os.pipe()
             told["strangers"].append(os.fork())
             if told["strangers"][-1] == 0:
                 for sock in socks:
                     sock.close()
+                os.close(write)  # heard by its parent as the end of what there is to read
                 live(spec)
                 os._exit(0)
+            os.close(write)
+            os.read(read, 1)
+            os.close(read)
     if spec.get("silent_parent"):
         for sock in socks:
             sock.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pwd
 import socket
@@ -82,10 +81,16 @@ def test_a_family_is_found_whole_and_parents_first(port, hold, native):
     assert PortManager().get_process_using_port(port) == held.pid
 
 
-@pytest.mark.parametrize("thorough", [False, True])
-def test_orphans_and_strangers_who_share_the_socket(port, hold, thorough):
+def test_orphans_and_strangers_who_share_the_socket(port, hold):
+    """A thorough look leaves nobody out; the usual one finds the youngest's family, whoever else there is."""
     held = hold(("127.0.0.1", port), children=4, double_fork=True)
-    assert {holder.pid for holder in find_listeners(port, thorough=thorough)} == {held.pid, *held.children}
+    assert {holder.pid for holder in find_listeners(port, thorough=True)} == {held.pid, *held.children}
+    assert {holder.pid for holder in find_listeners(port)} >= set(held.children)
+
+
+def test_workers_of_a_master_who_holds_nothing(port, hold, native):
+    held = hold(("127.0.0.1", port), children=12, silent_parent=True)
+    assert {holder.pid for holder in find_listeners(port)} == set(held.children)
 
 
 def test_orphans_whose_master_is_dead(port, hold):
@@ -196,13 +201,13 @@ def test_names_that_try_to_mislead(port, hold, name):
     ids=["wrapped", "upwards", "processes-only", "garbage"],
 )  # fmt: skip
 def test_the_youngest_have_the_pids_up_to_the_one_given_last(monkeypatch, loadavg, order):
-    def opened(path, mode):
+    def contents(path):
         if loadavg is None:
             raise FileNotFoundError(path)
-        return io.BytesIO(loadavg.encode())
+        return loadavg.encode()
 
     monkeypatch.setattr(port_manager.os, "listdir", lambda _: ["70", "900", "self", "2", "300", "500"])
-    monkeypatch.setattr(port_manager, "open", opened, raising=False)
+    monkeypatch.setattr(port_manager, "_contents", contents)
     assert port_manager._pids_from_the_youngest() == order
 
 
