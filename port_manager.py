@@ -169,8 +169,11 @@ class CannotTell(PortError):
 _Socket = namedtuple("_Socket", "address port state peer pid uid inode v6only")
 
 # What can be learned of any process. birth: a value that no later process with this PID will share;
-# parent: None where it was not told; group and tty: None where the system has no such thing.
-_Process = namedtuple("_Process", "pid parent group tty birth started user name command zombie kernel")
+# parent: None where it was not told; group and tty: None where the system has no such thing; leader: of a
+# session that has a terminal.
+_Process = namedtuple(
+    "_Process", "pid parent group tty birth started user name command zombie kernel leader", defaults=(False,)
+)
 
 # How one call went. stopped: the PIDs; reason: None when the port is available.
 _Outcome = namedtuple("_Outcome", "port host available holders stopped reason")
@@ -243,7 +246,11 @@ def _write(stream: TextIO | None, text: str, end: str = "\n") -> None:
 
 def _status(text: str) -> None:
     """Show one passing line on a terminal; an empty text removes it."""
-    _write(sys.stderr, "\r" + text.ljust(60) + ("" if text else "\r"), end="")
+    try:
+        width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
+    except (OSError, ValueError):
+        width = 60
+    _write(sys.stderr, "\r" + text[:width].ljust(width) + ("" if text else "\r"), end="")
 
 
 def _on_terminal(stream: TextIO | None) -> bool:
@@ -337,12 +344,20 @@ def _resolved(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
         raise PortError(f"host name {_clean(host)!r} is unknown", port, host) from None
 
 
+def _is_bsd() -> bool:
+    """macOS, the BSDs: with SO_REUSEADDR, two sockets exclude each other only when their addresses are equal."""
+    return sys.platform not in ("win32", "linux", "android")
+
+
+_SHADOWS = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
+_FAMILY_IS_OFF = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+
 def _shadowed(addresses: list[tuple[int, tuple[Any, ...]]]) -> list[tuple[int, tuple[Any, ...]]]:
     """What must be free too: with SO_REUSEADDR, macOS and the BSDs let loopback and wildcard hide each other."""
-    if sys.platform == "win32" or sys.platform.startswith("linux"):
+    if not _is_bsd():
         return []
-    other = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
-    return [(family, (other[a[0]], a[1])) for family, a in addresses if a[0] in other]
+    return [(family, (_SHADOWS[address[0]], address[1])) for family, address in addresses if address[0] in _SHADOWS]
 
 
 def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = None) -> OSError | None:
@@ -366,15 +381,19 @@ def _obstacle(port: int, host: str) -> tuple[bool, str] | None:
     except PortError as unknown:
         return False, unknown.reason
     absent = 0
-    for family, address in addresses + _shadowed(addresses):
+    for family, address in addresses:
         error = _bind_error(family, address)
         if error is None:
             continue
-        if host == "localhost" and error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+        if host == "localhost" and error.errno in (errno.EADDRNOTAVAIL, *_FAMILY_IS_OFF):
             absent += 1  # one family of the two may be switched off
             if absent < len(addresses):
                 continue
         return _explained(error, address[0], port)
+    for family, address in _shadowed(addresses):
+        error = _bind_error(family, address)
+        if error is not None and error.errno == errno.EADDRINUSE:
+            return _explained(error, address[0], port)
     return None
 
 
@@ -391,7 +410,7 @@ def _explained(error: OSError, address: str, port: int) -> tuple[bool, str]:
         return False, f"no permission to bind port {port}: {why}"
     if error.errno == errno.EADDRNOTAVAIL:
         return False, f"{address} is not an address of this machine"
-    if error.errno == errno.EAFNOSUPPORT:
+    if error.errno in _FAMILY_IS_OFF:
         return False, f"{address} cannot be used: its address family is switched off on this machine"
     return False, f"{address} port {port} cannot be bound: {error.strerror or error}"
 
@@ -443,6 +462,8 @@ def _parse_sock_diag(data: bytes, port: int | None) -> tuple[list[_Socket], bool
         if family in (2, 10) and (port is None or local == port):
             size, kind_of = (4, socket.AF_INET) if family == 2 else (16, socket.AF_INET6)
             address, peer = (socket.inet_ntop(kind_of, data[at + n : at + n + size]) for n in (24, 40))
+            if address.startswith("fe80:"):  # the same on each interface
+                address += f"%{int.from_bytes(data[at + 56 : at + 60], sys.byteorder)}"
             other_end = Endpoint(peer, remote) if remote else None
             v6only = _v6only_attribute(data[at + 88 : at + length]) if family == 10 else None
             rows.append(
@@ -467,6 +488,8 @@ def _ask_proc_net(port: int | None, states: int = _LISTENING) -> list[_Socket] |
     for name in ("tcp", "tcp6"):
         try:
             with open(f"/proc/net/{name}", encoding="ascii", errors="replace") as table:
+                if "local_address" not in table.readline():  # WSL 1 has an empty one
+                    return None
                 rows += _parse_proc_net(table, port, states)
         except FileNotFoundError:
             if name == "tcp":  # without tcp6, IPv6 is switched off; without tcp, nothing is known
@@ -544,7 +567,30 @@ def _ask_lsof(port: int | None) -> list[_Socket] | None:
     answer = _run("lsof", "-nP", "-iTCP" if port is None else f"-iTCP:{port}", "-F", "pftdPnT")
     if answer is None or answer[0] not in (0, 1):
         return None
-    return _parse_lsof(answer[1], port)
+    complaints = [line for line in answer[2].splitlines() if line[:1].strip() and "WARNING" not in line]
+    return None if complaints and not answer[1].strip() else _parse_lsof(answer[1], port)
+
+
+def _ask_macos(port: int | None) -> list[_Socket] | None:
+    """macOS: lsof, and netstat for whether a ``::`` takes IPv4, too."""
+    rows = _ask_lsof(port)
+    if not rows or all(row.address != "::" for row in rows):
+        return rows
+    answer = _run("netstat", "-an", "-p", "tcp")
+    kinds = _parse_netstat_bsd(answer[1]) if answer and answer[0] == 0 else {}
+    return [row._replace(v6only=kinds.get(row.port)) if row.address == "::" else row for row in rows]
+
+
+def _parse_netstat_bsd(text: str) -> dict[int, bool]:
+    """For each port on which ``::`` listens, whether on IPv6 alone; ports that have both kinds are left out."""
+    kinds: dict[int, set[bool]] = {}
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 6 and fields[0] in ("tcp6", "tcp46") and fields[3][:2] == "*." and fields[5] == "LISTEN":
+            port = _number(fields[3][2:])
+            if port is not None:
+                kinds.setdefault(port, set()).add(fields[0] == "tcp6")
+    return {port: True in found for port, found in kinds.items() if len(found) == 1}
 
 
 def _parse_lsof(text: str, port: int | None) -> list[_Socket] | None:
@@ -638,7 +684,10 @@ def _ask_netstat_ano(port: int | None) -> list[_Socket] | None:
 
 
 def _parse_netstat_ano(text: str, port: int | None) -> list[_Socket] | None:
-    """Judged by shape: a TCP row whose foreign address is all zero listens, whatever its state is called."""
+    """Judged by shape: a TCP row whose foreign address is all zero listens, whatever its state is called.
+
+    A dual-stack socket has a row for each family, so that a row of IPv6 speaks for IPv6 alone.
+    """
     rows, known = [], False
     for line in text.splitlines():
         fields = line.split()
@@ -649,7 +698,7 @@ def _parse_netstat_ano(text: str, port: int | None) -> list[_Socket] | None:
         if local is None or fields[2] not in ("0.0.0.0:0", "[::]:0"):
             continue
         if number is not None and number >= 2 and (port is None or local.port == port):
-            rows.append(_Socket(*local, "listening", None, number, None, 0, None))
+            rows.append(_Socket(*local, "listening", None, number, None, 0, ":" in local.host))
     return rows if known else None
 
 
@@ -688,11 +737,9 @@ def _pid(text: str) -> int | None:
 
 def _run(tool: str, *options: str, timeout: float | None = None) -> tuple[int, str, str] | None:
     """Start a tool: (exit status, output, complaints); None when it is missing, hangs, or cannot be started."""
-    import shutil
     import subprocess
 
-    folders = [f for f in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(f)]
-    program = shutil.which(tool, path=os.pathsep.join([*folders, "/usr/sbin", "/sbin", "/usr/local/sbin"]))
+    program = _found(tool)
     if program is None:
         return None
     try:
@@ -710,11 +757,24 @@ def _run(tool: str, *options: str, timeout: float | None = None) -> tuple[int, s
     return done.returncode, _decoded(done.stdout), _decoded(done.stderr)
 
 
+def _found(tool: str) -> str | None:
+    """The full path of a tool; shutil.which would look in the current folder first, on Windows."""
+    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
+    if sys.platform == "win32":
+        tool += "" if tool.lower().endswith(".exe") else ".exe"
+    else:
+        folders += ["/usr/sbin", "/sbin", "/usr/local/sbin"]
+    paths = [tool] if os.path.isabs(tool) else [os.path.join(folder, tool) for folder in folders]
+    return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
+
+
 def _decoded(output: bytes) -> str:
-    try:
-        return output.decode("oem" if sys.platform == "win32" else "utf-8")
-    except (UnicodeError, LookupError):
-        return output.decode("utf-8", "backslashreplace")
+    for encoding in ("utf-8", "oem"):  # the second is Windows's, and what its older tools speak
+        try:
+            return output.decode(encoding)
+        except (UnicodeError, LookupError):
+            continue
+    return output.decode("utf-8", "backslashreplace")
 
 
 # On Linux a tool may tell which sockets there are, and /proc alone tells whose they are: whatever PID a tool
@@ -841,13 +901,17 @@ def _owners_as_told(rows: list[_Socket], first: Sequence[int], thorough: bool) -
 
 
 def _owners_by_handle(rows: list[_Socket], first: Sequence[int], thorough: bool) -> list[_Socket]:
-    """Windows: where the owner is dead, its children hold the handle that they inherited."""
-    processes = _read_windows(None)
+    """Windows: where the owner is dead, its children hold the handle that they inherited.
+
+    Children of different programs are no family: one of them may be of an earlier owner of that PID.
+    """
+    processes = _read_windows(None) if rows else {}
     owned = []
     for row in rows:
-        heirs = [p.pid for p in processes.values() if p.parent == row.pid]
+        heirs = [process for process in processes.values() if process.parent == row.pid]
+        pids = [heir.pid for heir in heirs] if len({heir.name for heir in heirs}) == 1 else [None]
         dead = processes and row.pid not in processes
-        owned += [row._replace(pid=pid) for pid in (heirs or [None] if dead else [row.pid])]
+        owned += [row._replace(pid=pid) for pid in (pids if dead else [row.pid])]
     return owned
 
 
@@ -862,14 +926,15 @@ def _read_proc(pid: int | None) -> dict[int, _Process]:
         head, _, tail = _contents(f"/proc/{pid}/stat").rpartition(b")")
         field = tail.split()
         name = os.fsdecode(head.partition(b"(")[2])
-        state, parent, group, tty, flags = field[0], int(field[1]), int(field[2]), int(field[4]), int(field[6])
+        state, (parent, group, session, tty), flags = field[0], map(int, field[1:5]), int(field[6])
         born = int(field[19])
         up = born / os.sysconf("SC_CLK_TCK")
         started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + up
     except (OSError, IndexError, ValueError, AttributeError):
         return {}
     gone, kernel = state in (b"Z", b"X", b"x"), bool(flags & 0x00200000)  # PF_KTHREAD
-    return {pid or 0: _Process(pid, parent, group, tty, born, started, "", _clean(name), "", gone, kernel)}
+    leader = session == pid and tty != 0
+    return {pid or 0: _Process(pid, parent, group, tty, born, started, "", _clean(name), "", gone, kernel, leader)}
 
 
 def _describe_proc(process: _Process) -> tuple[str, str, str]:
@@ -908,12 +973,15 @@ def _user_name(uid: int) -> str:
 
 
 def _read_ps(pid: int | None) -> dict[int, _Process]:
-    """macOS, the BSDs: every process, from one call of ps."""
-    answer = _run("ps", "-axww", "-o", "pid=,ppid=,pgid=,stat=,tty=,user=,lstart=,command=")
-    return _parse_ps(answer[1]) if answer else {}
+    """macOS, the BSDs: every process, from ps; once more for the names, which may contain blanks."""
+    keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
+    options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD takes all after a = for a heading
+    answer, names = _run("ps", "-axww", *options), _run("ps", "-axww", "-o", "pid=", "-o", "comm=")
+    return _parse_ps(answer[1], names[1] if names else "") if answer and answer[0] == 0 else {}
 
 
-def _parse_ps(text: str) -> dict[int, _Process]:
+def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
+    programs = dict(line.split(None, 1) for line in names.splitlines() if len(line.split(None, 1)) == 2)
     processes = {}
     for line in text.splitlines():
         fields = line.split(None, 11)
@@ -927,11 +995,11 @@ def _parse_ps(text: str) -> dict[int, _Process]:
         except (ValueError, OverflowError):
             continue
         command = _clean(fields[11].strip()) if len(fields) > 11 else ""
-        bundled = ".app/" in command  # a path of macOS, in which blanks are common
-        name = command.split(" -", 1)[0].rpartition("/")[2] if bundled else command.split(" ", 1)[0].rpartition("/")[2]
-        name = name.split(" ", 1)[0].rstrip(":")
+        program = programs.get(fields[0]) or command.split(" ", 1)[0]
+        name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
+        zombie, leader = fields[3][0] == "Z", "s" in fields[3] and fields[4].strip("?-") != ""
         processes[pid] = _Process(
-            pid, numbers[1], numbers[2], fields[4], birth, started, fields[5], name, command, fields[3][0] == "Z", False
+            pid, numbers[1], numbers[2], fields[4], birth, started, fields[5], name, command, zombie, False, leader
         )
     return processes
 
@@ -939,13 +1007,26 @@ def _parse_ps(text: str) -> dict[int, _Process]:
 def _describe_ps(process: _Process) -> tuple[str, str, str]:
     answer = _run("lsof", "-a", "-p", str(process.pid), "-d", "cwd", "-F", "n")
     lines = answer[1].splitlines() if answer else []
-    return process.user, process.command, _clean(next((line[1:] for line in lines if line[:1] == "n"), ""))
+    return process.user, process.command, _clean(_unescaped(next((line[1:] for line in lines if line[:1] == "n"), "")))
 
 
-_CIM_QUERY = (
-    "[Console]::OutputEncoding = [Text.Encoding]::UTF8; Get-CimInstance Win32_Process | Select-Object ProcessId, "
-    "ParentProcessId, @{n='Created'; e={$_.CreationDate.ToFileTimeUtc()}}, Name, CommandLine | "
-    "ConvertTo-Csv -NoTypeInformation"
+def _unescaped(text: str) -> str:
+    """What lsof wrote with LC_ALL=C.
+
+    >>> _unescaped(r"/Users/alice/\\xe9\\xa1\\xb9\\xe7\\x9b\\xae"), _unescaped("/项目")
+    ('/Users/alice/项目', '/项目')
+    """
+    try:
+        return text.encode("ascii").decode("unicode_escape").encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
+_CIM_QUERY = (  # the code page would stay changed in the user's console
+    "$before = [Console]::OutputEncoding; [Console]::OutputEncoding = [Text.Encoding]::UTF8; "
+    "Get-CimInstance Win32_Process | Select-Object ProcessId, ParentProcessId, "
+    "@{n='Created'; e={$_.CreationDate.ToFileTimeUtc()}}, Name, CommandLine | ConvertTo-Csv -NoTypeInformation; "
+    "[Console]::OutputEncoding = $before"
 )
 
 
@@ -953,7 +1034,7 @@ def _read_windows(pid: int | None) -> dict[int, _Process]:
     """Windows: every process, from PowerShell; without it, from tasklist, which knows no parents."""
     shell = _windows_tool(r"WindowsPowerShell\v1.0\powershell.exe")
     answer = _run(shell, "-NoProfile", "-NonInteractive", "-Command", _CIM_QUERY, timeout=5 * TOOL_TIMEOUT)
-    processes = _parse_cim(answer[1]) if answer else {}
+    processes = _parse_cim(answer[1]) if answer and answer[0] == 0 else {}
     if processes:
         return processes
     answer = _run(_windows_tool("tasklist.exe"), "/FO", "CSV", "/NH")
@@ -1019,7 +1100,13 @@ def _windows_drive() -> str:
 
 
 def _on_wsl() -> bool:
-    return sys.platform.startswith("linux") and "microsoft" in os.uname().release.lower()
+    return sys.platform == "linux" and "microsoft" in os.uname().release.lower()
+
+
+def _windows_shares_ports() -> bool:
+    """WSL: with mirrored networking, a program of Windows holds a port for both; with NAT, the default, never."""
+    answer = _run("wslinfo", "--networking-mode")
+    return answer is not None and answer[0] == 0 and answer[1].strip() == "mirrored"
 
 
 def _process(system: Any, pid: int | None, known: dict[int, _Process]) -> _Process | None:
@@ -1034,9 +1121,11 @@ def _ancestry(system: Any, known: dict[int, _Process]) -> list[int] | None:
     line = [os.getpid()]
     while True:
         process = _process(system, line[-1], known)
-        if process is None and len(line) > 1:
+        if process is None and len(line) > 1 and system is LINUX:
             child = system.read(line[-2]).get(line[-2])  # when a parent has gone, its child gets another
-            return None if system is LINUX and child and child.parent == line[-1] else line
+            return None if child and child.parent == line[-1] else line
+        if process is None and len(line) > 1 and system is WINDOWS:  # a dead parent stays a parent there
+            return line
         if process is None or process.parent is None:
             return None
         if process.parent < 1 or process.parent in line:
@@ -1053,10 +1142,10 @@ _System = namedtuple("_System", "name ways owners read describe")
 
 _LINUX_WAYS = (_ask_sock_diag, _ask_proc_net, _ask_ss, _ask_lsof, _ask_netstat)
 LINUX = _System("linux", _LINUX_WAYS, _owners_by_proc, _read_proc, _describe_proc)
-MACOS = _System("macos", (_ask_lsof,), _owners_as_told, _read_ps, _describe_ps)
+MACOS = _System("macos", (_ask_macos,), _owners_as_told, _read_ps, _describe_ps)
 FREEBSD = _System("freebsd", (_ask_sockstat, _ask_lsof), _owners_as_told, _read_ps, _describe_ps)
 WINDOWS = _System("windows", (_ask_netstat_ano,), _owners_by_handle, _read_windows, _describe_windows)
-OTHER = MACOS._replace(name="other")  # the other BSDs have lsof among their packages
+OTHER = MACOS._replace(name="other", ways=(_ask_lsof,))  # the other BSDs have lsof among their packages
 
 # What one look found. sockets: those that block, a row per holder; ancestry: this process and those above
 # it; known: what was learned of processes; pins: the holders, held fast, by PID.
@@ -1064,7 +1153,7 @@ _Look = namedtuple("_Look", "system sockets holders ancestry known pins")
 
 
 def _system() -> Any:
-    if sys.platform.startswith("linux"):
+    if sys.platform in ("linux", "android"):
         return LINUX
     if sys.platform.startswith("freebsd"):
         return FREEBSD
@@ -1080,13 +1169,15 @@ def _ask(system: Any, port: int | None) -> list[_Socket] | None:
 
 
 def _blocking(rows: Iterable[_Socket], addresses: list[tuple[int, tuple[Any, ...]]]) -> list[_Socket]:
-    """The sockets that keep a server from binding one of the addresses.
-
-    Where it was not told whether a ``::`` is dual-stack, it is blamed only when nobody else can be.
-    """
-    verdicts = [(row, [_conflict(row, address[0]) for _, address in addresses]) for row in rows]
+    """The sockets that keep a server from binding one of the addresses; those that may, where no other does."""
+    verdicts = [(row, [_conflict(row, _zoned(address)) for _, address in addresses]) for row in rows]
     sure = [row for row, conflicts in verdicts if True in conflicts]
     return sure or [row for row, conflicts in verdicts if None in conflicts]
+
+
+def _zoned(address: tuple[Any, ...]) -> str:
+    zone = address[3] if len(address) > 3 else 0
+    return f"{address[0].partition('%')[0]}%{zone}" if zone else str(address[0])
 
 
 def _conflict(row: _Socket, wanted: str) -> bool | None:
@@ -1096,14 +1187,18 @@ def _conflict(row: _Socket, wanted: str) -> bool | None:
     >>> [[_conflict(row, wanted) for wanted in ("0.0.0.0", "127.0.0.1", "127.0.0.2", "::1")] for row in rows]
     [[True, True, False, False], [False, False, False, True]]
     """
-    held, v6only = row.address, row.v6only
+    held: str = row.address
     if held.startswith("::ffff:") and "." in held:  # an IPv4 address in IPv6 clothes
         held = held[7:]
-    wanted = wanted[7:] if wanted.startswith("::ffff:") and "." in wanted else wanted.partition("%")[0]
+    wanted = wanted[7:] if wanted.startswith("::ffff:") and "." in wanted else wanted
     if (":" in held) == (":" in wanted):
+        if held.startswith("fe80:") and held != wanted and held.partition("%")[0] == wanted.partition("%")[0]:
+            return False if "%" in held and "%" in wanted else None  # the same address, on which interface?
+        if _is_bsd():
+            return held == wanted or _SHADOWS.get(wanted) == held
         return held == wanted or held in ("0.0.0.0", "::") or wanted in ("0.0.0.0", "::")
     if held == "::":
-        return None if v6only is None else not v6only
+        return None if row.v6only is None else not row.v6only
     return wanted == "::" and _wildcard_is_dual()
 
 
@@ -1129,7 +1224,8 @@ def _search(port: int | None, host: str | None, thorough: bool) -> tuple[Any, li
     rows = relevant(rows)
     if system is LINUX and port is not None and (thorough or not rows):
         rows = rows + relevant(_ask_sock_diag(port, _BOUND) or [])  # takes ten times as long as listeners do
-    if not rows and port is not None and _on_wsl() and _obstacle(port, host or "0.0.0.0"):
+    elsewhere = not rows and port is not None and _on_wsl() and _obstacle(port, host or "0.0.0.0")
+    if elsewhere and not _every_socket(port or 0) and _windows_shares_ports():
         system, rows = WINDOWS, relevant(_ask(WINDOWS, port) or [])
     return system, rows
 
@@ -1151,23 +1247,32 @@ def _look_at(port: int, host: str, *, pin: bool = False, thorough: bool = False)
     rows = _without_idle(system, system.owners(rows, ancestry or (), thorough), known)
     pins: dict[int, _Pin] = {}
     if pin:
-        for pid in dict.fromkeys(row.pid for row in rows if row.pid and row.pid > 1):
-            known.pop(pid, None)  # what is read from here on is true of the pinned process
-            pins.update(_pinned(system, pid, known))
+        pins = _pinned(system, dict.fromkeys(row.pid for row in rows if row.pid and row.pid > 1), known)
     return _Look(system, rows, _holders(system, rows, known), ancestry, known, pins)
 
 
 def _without_idle(system: Any, rows: list[_Socket], known: dict[int, _Process]) -> list[_Socket]:
     """Without the sockets that are bound, do not listen, and keep nobody from binding.
 
-    Beside listeners only their master's counts, who lets his workers listen; if another's is in the way, too, the
+    Beside listeners only their master's counts, who would start them again; if another's is in the way, too, the
     look after the listeners have gone finds it.
     """
     listening = [row for row in rows if row.state == "listening"]
     if len(listening) == len(rows):
         return rows
-    masters = {master for row in listening for master in _above(system, row.pid, known)}
+    masters = {_master(system, row.pid, known) for row in listening}
     return [row for row in rows if row in listening or row.pid in masters or (not listening and _keeps_its_address(row))]
+
+
+def _master(system: Any, pid: int | None, known: dict[int, _Process]) -> int | None:
+    """The parent of a worker, which runs the same command or was spawned by multiprocessing; other parents are none."""
+    worker = _process(system, pid, known)
+    parent = _process(system, worker.parent, known) if worker else None
+    if worker is None or parent is None:
+        return None
+    command = system.describe(worker)[1]
+    same = "multiprocessing" in command or command == system.describe(parent)[1]
+    return int(parent.pid) if command and same else None
 
 
 def _above(system: Any, pid: int | None, known: dict[int, _Process]) -> list[int]:
@@ -1246,7 +1351,7 @@ def _why_nobody(port: int, host: str, reason: str = "") -> str:
     if rows:
         return f"the system is still closing connections of a former server on port {port}; try again in a minute"
     hint = "on a kernel before 6.8, a socket that is bound and not listening cannot be named either"
-    if _on_wsl():
+    if _on_wsl() and _windows_shares_ports() and _ask_netstat_ano(port) is None:
         hint = "a Windows program may hold it, and WSL's interoperability, which would tell, is switched off"
     return f"nobody who may be seen holds port {port}; another user, container or namespace may ({hint})"
 
@@ -1272,13 +1377,17 @@ def _because_of_the_environment() -> str | None:
     return f"ENVIRONMENT is {_clean(os.environ['ENVIRONMENT'])!r}: outside development nothing is stopped"
 
 
-# Programs that hold ports for others, and what a person can do about each. Names are compared whole (as
-# Linux cuts them, to 15 characters); a text with a slash is looked for in the command.
+# Programs that hold ports for others or must not end unasked, and what a person can do about each. Names are
+# compared whole (Linux cuts them to 15 characters, Windows adds .exe); a text with a slash is looked for in the
+# command.
 SQUATTERS = (
-    (("sshd", "sshd-session"), "it forwards the port for an SSH login; log in there without -R, or end that login"),
+    (("sshd", "sshd-session", "dropbear"), "it forwards the port for an SSH login; log in without -R, or end that login"),
     (("ssh", "autossh"), "it is an SSH tunnel; end that ssh, or cancel the forwarding with ssh -O cancel"),
     (("systemd",), "it keeps the port for a socket unit; systemctl list-sockets names it, systemctl stop NAME.socket"),
-    (("tmux: server", "screen", "SCREEN", "zellij"), "it is a terminal multiplexer, whose sessions would all end with it"),
+    (
+        ("tmux: server", "tmux", "screen", "SCREEN", "zellij"),
+        "it is a terminal multiplexer, whose sessions would all end with it",
+    ),
     (("launchd",), "it keeps the port for a service; launchctl list names it, launchctl bootout ends it"),
     (
         ("ControlCenter", "ControlCe"),
@@ -1290,18 +1399,27 @@ SQUATTERS = (
         ("svchost.exe", "services.exe", "lsass.exe", "wininit.exe", "spoolsv.exe"),
         "it is a service of Windows, perhaps a port proxy; netsh interface portproxy show all lists those",
     ),
-    (("wslrelay.exe", "wslhost.exe", "wsl.exe"), "it relays the port to a program in WSL; stop that program in WSL"),
+    (("wslrelay", "wslhost", "wsl.exe"), "it relays the port to a program in WSL; stop that program in WSL"),
     (
-        ("code", "code-insiders", "codium", "cursor", "windsurf", "Code.exe", "Cursor.exe", "Windsurf.exe", "Electron",
-         "/.vscode-server/", "/.cursor-server/", "/.vscodium-server/", "/.windsurf-server/"),
-        "it is the editor's own server, perhaps forwarding the port; remove the port in the editor's Ports view",
+        ("code", "code-insiders", "code - insiders", "code-tunnel", "codium", "vscodium", "cursor", "windsurf", "zed",
+         "zed-editor", "/Visual Studio Code", "/VSCodium.app/", "/Cursor.app/", "/Windsurf.app/", "/Zed.app/",
+         "/.vscode-server/", "/.cursor-server/", "/.vscodium-server/", "/.windsurf-server/", "/.openvscode-server/",
+         "/vscode-server/", "/code-server/", "/.vscode/cli/", "/usr/lib/code/", "/jbr/bin/java", "idea", "idea64",
+         "pycharm", "pycharm64", "webstorm", "webstorm64", "phpstorm", "phpstorm64", "goland", "goland64", "rubymine",
+         "rubymine64", "rider", "rider64", "clion", "clion64", "emacs", "vim", "nvim", "nano"),
+        "it is an editor or its server, perhaps forwarding the port; remove the port in the editor's Ports view, or quit it",
     ),
-)
+    (
+        ("firefox", "firefox-bin", "chrome", "Google Chrome", "chromium", "chromium-browse", "msedge", "Microsoft Edge",
+         "brave", "brave-browser", "Brave Browser", "Safari", "opera", "vivaldi-bin"),
+        "it is a browser; close it there",
+    ),
+)  # fmt: skip
 
 # Programs that hold a published port of a container.
 CONTAINER_PROXIES = (
     "docker-proxy", "dockerd", "rootlesskit", "rootlessport", "pasta", "pasta.avx2", "passt", "slirp4netns", "conmon",
-    "com.docker.backend", "com.docker.backend.exe", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
+    "com.docker.backend", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
 )  # fmt: skip
 
 _Case = namedtuple("_Case", "look policy port host")
@@ -1349,10 +1467,18 @@ def _because_a_squatter(holder: Holder, case: Any) -> str | None:
     return None
 
 
-def _because_the_first_of_its_kind(holder: Holder, case: Any) -> str | None:
-    numbers = _status_of(holder.pid, "NSpid") if case.look.system is LINUX else []
-    if len(numbers) > len(_status_of(os.getpid(), "NSpid")) and numbers[-1] == 1:
-        return "it is the first process of a PID namespace, where everything would end with it"
+def _because_of_a_namespace(holder: Holder, case: Any) -> str | None:
+    depth = len(_status_of(holder.pid, "NSpid")) if case.look.system is LINUX else 0
+    if depth > len(_status_of(os.getpid(), "NSpid")):
+        return "it runs in a container or sandbox of its own (a PID namespace); stop it there"
+    return None
+
+
+def _because_of_its_terminal(holder: Holder, case: Any) -> str | None:
+    process = case.look.known.get(holder.pid)
+    inherited = holder.parent in _pids(case.look.holders) or (process and process.name in _INTERACTIVE)
+    if process and process.leader and inherited:
+        return "it runs on a terminal of its own, and has only inherited the port; end it there"
     return None
 
 
@@ -1369,18 +1495,35 @@ def _because_a_container(holder: Holder, case: Any) -> str | None:
     return None
 
 
+# What starts programs that are not its own: a login, a job, or (app-NAME@…) what a desktop's menu has started.
+_LAUNCHING_UNITS = ("ssh", "sshd", "cron", "crond", "atd", "app-", "dbus-")
+
+
 def _because_a_service(holder: Holder, case: Any) -> str | None:
     process = case.look.known.get(holder.pid)
+    if process and process.tty:  # a terminal that is itself a unit, and what was started in it
+        return None
     for path in _foreign_cgroups(holder, case):
         parts = path.split("/")
         users = any(part.startswith("user@") for part in parts)
-        units = [part for part in parts if part.endswith(".service") and not part.startswith("user@")]
-        if not units:
+        units = [part[: -len(".service")] for part in parts if part.endswith(".service") and not part.startswith("user@")]
+        if not units or any(units[-1] == unit or (unit[-1] == "-" and units[-1].startswith(unit)) for unit in _LAUNCHING_UNITS):
             continue
-        if users and process and process.tty:  # a terminal that is itself a unit, and what was started in it
-            continue
-        name = units[-1][: -len(".service")]
-        return f"it is the systemd service {name}; stop that with: systemctl {'--user ' if users else ''}stop {name}"
+        stop = f"systemctl {'--user ' if users else ''}stop {units[-1]}"
+        return f"it is the systemd service {units[-1]}; stop that with: {stop}"
+    return None
+
+
+def _because_a_launchd_job(holder: Holder, case: Any) -> str | None:
+    answer = _run("launchctl", "list") if case.look.system is MACOS else None
+    for line in answer[1].splitlines() if answer else ():
+        pid, _, label = line.partition("\t")
+        label = _clean(label.rpartition("\t")[2])
+        if pid == str(holder.pid) and label.startswith("application."):
+            return "it is an application, not a server; quit it there"
+        if pid == str(holder.pid):
+            domain = "system" if _is_superuser() else f"gui/{os.getuid()}"
+            return f"launchd runs it, and may start it again; stop it with: launchctl bootout {domain}/{label}"
     return None
 
 
@@ -1391,12 +1534,29 @@ def _because_of_the_other_family(holder: Holder, case: Any) -> str | None:
     return None
 
 
+def _because_it_may_not_be_in_the_way(holder: Holder, case: Any) -> str | None:
+    rows = [row for row in case.look.sockets if row.pid == holder.pid and ":" in row.address]
+    wanted = _addresses(case.host, case.port) if rows else []
+    for row in rows:
+        verdicts = [_conflict(row, _zoned(address)) for _, address in wanted]
+        if None in verdicts and True not in verdicts:
+            return (
+                f"it cannot be told whether its {row.address} keeps {_clean(case.host)} from being bound; if it does, free that: "
+                f"port_manager.py free {case.port} --host {row.address}"
+            )
+    return None
+
+
 def _because_another_users(holder: Holder, case: Any) -> str | None:
     mine = _my_name(case.look.system)
     if case.look.system is LINUX:
         same = set(_status_of(holder.pid, "Uid")) == {os.geteuid()}
     else:
         same = holder.user == mine or (case.look.system is WINDOWS and holder.user.lower() == mine.lower())
+    opened_by = {row.uid for row in case.look.sockets if row.pid == holder.pid and row.uid is not None}
+    if same and not _is_superuser() and opened_by - {os.geteuid()}:
+        other = _user_name(max(opened_by - {os.geteuid()}))
+        return f"its socket was opened by user {other}, whose processes may hold it, too; only that user should stop it"
     if same and holder.user:
         return None
     if not holder.user:
@@ -1415,12 +1575,22 @@ def _because_not_of_this_project(holder: Holder, case: Any) -> str | None:
     if case.policy != "own":
         return None
     try:
-        here, there = os.path.realpath(os.getcwd()), os.path.realpath(holder.cwd) if holder.cwd else ""
-    except OSError:  # our own folder has been removed
+        here, there = os.path.realpath(os.getcwd()), _folder_of(holder, case)
+    except OSError:  # our own folder has been removed, or the holder has gone
         here = there = ""
     if here and (there == here or there.startswith(here.rstrip(os.sep) + os.sep)):
         return None
-    return f"it was not started from this project ({holder.cwd or 'its folder is not known'}), as the policy 'own' wants"
+    where = f"it runs in {holder.cwd}" if holder.cwd else "its folder is not known"
+    return f"it was not started from this project: {where}, and the policy 'own' wants {_clean(here) or 'a folder'}"
+
+
+def _folder_of(holder: Holder, case: Any) -> str:
+    """The working directory of a process, when its path leads to the same folder from here; else an empty text."""
+    if case.look.system is not LINUX:
+        return os.path.realpath(holder.cwd) if holder.cwd else ""
+    link = f"/proc/{holder.pid}/cwd"
+    path = os.readlink(link)
+    return path if os.path.exists(path) and os.path.samefile(link, path) else ""
 
 
 GUARDS: tuple[Callable[[Holder, Any], str | None], ...] = (
@@ -1431,9 +1601,12 @@ GUARDS: tuple[Callable[[Holder, Any], str | None], ...] = (
     _because_a_kernel_thread,
     _because_a_squatter,
     _because_a_container,
-    _because_the_first_of_its_kind,
+    _because_of_a_namespace,
+    _because_of_its_terminal,
     _because_a_service,
+    _because_a_launchd_job,
     _because_of_the_other_family,
+    _because_it_may_not_be_in_the_way,
     _because_another_users,
     _because_of_the_policy,
     _because_not_of_this_project,
@@ -1464,6 +1637,8 @@ def _is_superuser() -> bool:
 
 def _is_named(holder: Holder, names: Iterable[str]) -> bool:
     program = holder.command.split(" ", 1)[0] if "/extensions/" in holder.command else holder.command  # what an editor debugs
+    if holder.name.lower().endswith(".exe"):
+        return any(holder.name.lower() in (name.lower(), f"{name.lower()}.exe") for name in names)
     return any(holder.name in (name, name[:15]) or ("/" in name and name in program) for name in names)
 
 
@@ -1492,18 +1667,31 @@ def _foreign_cgroups(holder: Holder, case: Any) -> list[str]:
 
 def _container_of(holder: Holder, case: Any) -> tuple[str, str]:
     """(engine, container) of a process that runs in a container of its own, by its control group."""
-    for path in _foreign_cgroups(holder, case):
-        parts = path.split("/")
-        for above, part in zip([""] + parts, parts):
-            prefix, _, identity = part.replace(".scope", "").rpartition("-")
-            engine = {"docker": "docker", "libpod": "podman"}.get(prefix or above, "")
-            if len(identity) >= 32 and not identity.strip("0123456789abcdef"):
-                return engine or prefix or "container", identity[:12]
-            if part.startswith("lxc.payload.") or above == "lxc":
-                return "lxc", part.replace("lxc.payload.", "")
-            if part.startswith("machine-") and part.endswith(".scope"):
-                return "machinectl", part[len("machine-") : -len(".scope")]
+    return next((found for found in map(_container_in, _foreign_cgroups(holder, case)) if found[1]), ("", ""))
+
+
+def _container_in(path: str) -> tuple[str, str]:
+    """
+    >>> _container_in(f"/system.slice/docker-{'0123456789abcdef' * 4}.scope")
+    ('docker', '0123456789ab')
+    """
+    parts = path.split("/")
+    for above, part in zip([""] + parts, parts):
+        prefix, _, identity = part.replace(".scope", "").rpartition("-")
+        engine = {"docker": "docker", "libpod": "podman", "libpod-conmon": "podman"}.get(prefix or above, "")
+        if len(identity) == 64 and not identity.strip("0123456789abcdef"):
+            return engine or prefix or "container", identity[:12]
+        if part.startswith("lxc.payload.") or above == "lxc":
+            return "lxc", part.replace("lxc.payload.", "")
+        if part.startswith("machine-") and part.endswith(".scope"):
+            return "machinectl", part[len("machine-") : -len(".scope")]
     return "", ""
+
+
+def _in_a_container() -> bool:
+    """Whether we run in one: the engine that we may reach has other containers, in networks that are not ours."""
+    marked = any(os.path.exists(mark) for mark in ("/.dockerenv", "/run/.containerenv"))
+    return marked or any(_container_in(path)[1] for path in _cgroups("self").values())
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -1518,20 +1706,28 @@ _INTERACTIVE = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash"
 _SYNCHRONIZE = 0x00100000  # the right to wait for a Windows process
 
 
-def _pinned(system: Any, pid: int, known: dict[int, _Process]) -> dict[int, _Pin]:
-    """The process, held fast; nothing when it has gone. Without a handle, its birth tells it from another."""
-    handle = None
-    try:
-        if system is WINDOWS and sys.platform == "win32":
-            handle = _winapi().OpenProcess(_SYNCHRONIZE, False, pid)
-        elif system is LINUX and hasattr(os, "pidfd_open"):
-            handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return {}
-    except OSError:  # refused by a sandbox or an old kernel
-        pass
-    process = _process(system, pid, known)
-    return {pid: _Pin(pid, process.birth if process else None, handle)}
+def _pinned(system: Any, pids: Iterable[int], known: dict[int, _Process]) -> dict[int, _Pin]:
+    """The processes, held fast, without those that have gone. Where there is no handle, the birth tells them from others."""
+    handles: dict[int, int | None] = {}
+    for pid in pids:
+        known.pop(pid, None)  # what is read from here on is true of the pinned process
+        try:
+            handles[pid] = _handle(system, pid)
+        except ProcessLookupError:
+            continue
+        except OSError:  # refused by a sandbox or an old kernel
+            handles[pid] = None
+    pins = {}
+    for pid, handle in handles.items():
+        process = _process(system, pid, known)
+        pins[pid] = _Pin(pid, process.birth if process else None, handle)
+    return pins
+
+
+def _handle(system: Any, pid: int) -> int | None:
+    if system is WINDOWS and sys.platform == "win32":
+        return int(_winapi().OpenProcess(_SYNCHRONIZE, False, pid))
+    return os.pidfd_open(pid) if system is LINUX and hasattr(os, "pidfd_open") else None
 
 
 def _unpin(pins: Iterable[_Pin]) -> None:
@@ -1573,7 +1769,7 @@ def _nap(system: Any, pins: list[_Pin], seconds: float) -> None:
     if all(pin.handle is not None for pin in pins) and system is not WINDOWS:
         _poll(pins, seconds)
     elif all(pin.handle is not None for pin in pins):
-        _winapi().WaitForMultipleObjects([pin.handle for pin in pins], False, int(seconds * 1000))
+        _winapi().WaitForMultipleObjects([pin.handle for pin in pins[:63]], False, int(seconds * 1000))  # it takes no more
     elif system in (LINUX, WINDOWS):  # an old kernel; WSL's Windows
         time.sleep(min(seconds, 0.002 if system is LINUX else 0.2))
     else:
@@ -1621,24 +1817,37 @@ def _signal(pin: _Pin, number: int) -> None:
 
     if pin.handle is not None:
         signal.pidfd_send_signal(pin.handle, number)
-    elif not _has_exited(_system(), pin):  # it still is the process with that birth
+    else:
         os.kill(pin.pid, number)
+
+
+def _is_still_the_same(system: Any, pin: _Pin) -> bool:
+    """Whether it is sure that the PID is still the process that was looked at; OSError where the system does not tell."""
+    if pin.handle is not None:
+        return True
+    processes = system.read(pin.pid)
+    if not processes and system is not LINUX:
+        raise OSError(0, "it could not be verified that it is still the same process")
+    process = processes.get(pin.pid)
+    return process is not None and not process.zombie and process.birth == pin.birth
 
 
 def _request(system: Any, pin: _Pin, manner: _Manner, firmly: bool) -> None:
     """Ask a process to stop, or make it stop; PermissionError says who may not."""
     import signal
 
-    if system is WINDOWS:
-        return _taskkill(pin, firmly)
     try:
+        if not _is_still_the_same(system, pin):
+            return None
+        if system is WINDOWS:
+            return _taskkill(pin, firmly)
         _signal(pin, signal.SIGKILL if firmly else getattr(signal, manner.polite))
         if not firmly:
             _signal(pin, signal.SIGCONT)  # one that was stopped by Ctrl+Z could not obey
     except ProcessLookupError:
         pass  # it exited by itself, which is what we want
     except OSError as error:
-        raise PermissionError(f"process {pin.pid} may not be stopped: {error.strerror}") from None
+        raise PermissionError(f"process {pin.pid} may not be stopped: {error.strerror or error}") from None
 
 
 def _taskkill(pin: _Pin, firmly: bool) -> None:
@@ -1647,9 +1856,10 @@ def _taskkill(pin: _Pin, firmly: bool) -> None:
     answer = _run(tool, "/PID", str(pin.pid), *(["/F"] if firmly else []), timeout=5 * TOOL_TIMEOUT)
     if answer and answer[0] == 1 and not firmly and "/F" in answer[1] + answer[2]:
         answer = _run(tool, "/PID", str(pin.pid), "/F", timeout=5 * TOOL_TIMEOUT)
-    if answer is None or answer[0] not in (0, 128):  # 128: there is no such process any more
+    done = answer is not None and answer[0] in (0, 128)  # 128: there is no such process any more
+    if not done and not _has_exited(WINDOWS, pin):  # a worker may go with its master
         said = _clean(" ".join((answer[2] or answer[1]).split())) if answer else "it did not answer"
-        raise PermissionError(f"taskkill could not stop process {pin.pid}: {said}")
+        raise OSError(f"taskkill says: {said or 'nothing'}")
 
 
 def _still_holds(look: _Look, pin: _Pin, port: int) -> bool:
@@ -1658,9 +1868,7 @@ def _still_holds(look: _Look, pin: _Pin, port: int) -> bool:
         inodes = {f"socket:[{row.inode}]": row.inode for row in look.sockets if row.pid == pin.pid}
         return bool(_sockets_of(pin.pid, inodes))
     rows = look.system.owners(_ask(look.system, port) or [], (), False)
-    if not any(row.pid == pin.pid for row in rows):
-        return False
-    return pin.handle is not None or not _has_exited(look.system, pin)
+    return any(row.pid == pin.pid for row in rows)
 
 
 def _stop(look: _Look, port: int, manner: _Manner) -> tuple[list[Holder], str | None]:
@@ -1691,7 +1899,7 @@ def _stop_pins(system: Any, pins: list[_Pin], manner: _Manner) -> tuple[list[_Pi
     except PermissionError as error:
         return _wait_for_exit(system, pins, 0), f"{error}; asked to stop before that: {_listed(asked) or 'nobody'}"
     except KeyboardInterrupt:
-        names = _listed(asked) or "nobody"
+        names = _listed(pins[: len(asked) + 1]) or "nobody"  # the next one may have been asked, too
         raise KeyboardInterrupt(f"Interrupted; asked to stop, and maybe still stopping: {names}") from None
     if left:
         return left, f"process {_listed(left)} does not end even when forced; it may wait for a disk or device"
@@ -1766,21 +1974,22 @@ def _containers(tool: str) -> list[tuple[str, str, str]]:
     return [(parts[0], parts[1], parts[2]) for parts in (line.split("\t") for line in lines) if len(parts) == 3]
 
 
-def _publishes(ports: str, endpoint: Endpoint) -> bool:
-    """Whether a container's ports, as docker ps shows them, hold this very endpoint.
+def _publishes(ports: str, endpoint: Endpoint, dual: bool = False) -> bool:
+    """Whether a container's ports, as docker ps shows them, hold this very endpoint (``dual``: a ``::`` takes IPv4, too).
 
-    >>> ports = "127.0.0.1:8000-8002->8000-8002/tcp, [::]:80->80/tcp, 0.0.0.0:53->53/udp, 9000/tcp"
-    >>> [_publishes(ports, Endpoint(*of)) for of in (("127.0.0.1", 8001), ("0.0.0.0", 80), ("127.0.0.2", 8001))]
+    >>> ports = "127.0.0.1:8000-8002->8000-8002/tcp, 0.0.0.0:80->80/tcp, 0.0.0.0:53->53/udp, 9000/tcp"
+    >>> [_publishes(ports, Endpoint(*of)) for of in (("127.0.0.1", 8001), ("127.0.0.2", 80), ("::", 80))]
     [True, True, False]
     """
-    wildcards = ("0.0.0.0", "::", "")  # nobody else can hold the port beside one of these
+    hosts = {endpoint.host, "::" if ":" in endpoint.host else "0.0.0.0", "0.0.0.0" if dual else ""}
     for entry in ports.split(","):
         outer, arrow, inner = entry.strip().partition("->")
         host, _, span = outer.rpartition(":")
-        host, (first, _, last) = host.strip("[]"), span.partition("-")
+        first, _, last = span.partition("-")
         low, high = _number(first), _number(last or first)
-        same = host in (endpoint.host, *wildcards)
-        if same and arrow and inner.endswith("/tcp") and low is not None and high is not None and low <= endpoint.port <= high:
+        if host.strip("[]") not in hosts or not (arrow and inner.endswith("/tcp")) or low is None or high is None:
+            continue
+        if low <= endpoint.port <= high:
             return True
     return False
 
@@ -1799,8 +2008,10 @@ def _container_behind(case: Any) -> tuple[str, str] | None:
     if case.policy in ("own", "refuse"):
         return None
     inside = {holder: _container_of(holder, case) for holder in case.look.holders}
+    dual = any(row.address == "::" and row.v6only is False for row in case.look.sockets)
     for holder, (_, identity) in inside.items():
-        hidden = holder.pid is None and holder.user == "root"  # docker-proxy, as a normal user sees it
+        hidden = holder.pid is None and holder.user == "root"  # docker-proxy, as a normal user of its machine sees it
+        hidden = hidden and not _is_superuser() and not _in_a_container()
         if not (identity or hidden or _is_named(holder, CONTAINER_PROXIES)):
             return None
     for tool in ("docker", "podman"):
@@ -1808,7 +2019,7 @@ def _container_behind(case: Any) -> tuple[str, str] | None:
             fits = (
                 engine == tool and full.startswith(identity)
                 if identity
-                else all(_publishes(ports, endpoint) for endpoint in holder.addresses)
+                else all(_publishes(ports, endpoint, dual) for endpoint in holder.addresses)
                 for holder, (engine, identity) in inside.items()
             )
             if all(fits) and name[:1].isalnum() and _engine_is_local(tool):
@@ -1826,10 +2037,13 @@ def _stop_container(tool: str, name: str, port: int, host: str, manner: _Manner)
     end = time.monotonic() + FIRM_WAIT
     while answer and answer[0] == 0 and _obstacle(port, host) and time.monotonic() < end:
         time.sleep(0.02)
-    if answer is None or answer[0] != 0 or _obstacle(port, host):
-        said = _clean(" ".join((answer[2] or answer[1]).split())) if answer else "no answer"
-        return f"the container {name} could not be stopped ({_shortened(said) or 'the port stays held'}); type: {tool} stop {name}"
-    _say(INFO, f"✅ Stopped the container {name}; start it again with: {tool} start {name}")
+    if answer is None or answer[0] != 0:
+        said = _clean(" ".join((answer[2] or answer[1]).split())) if answer else ""
+        return f"the container {name} could not be stopped ({_shortened(said) or 'no answer'}); type: {tool} stop {name}"
+    again = f"start it again with: {tool} start {name}"
+    if _obstacle(port, host):
+        return f"the container {name} was stopped, and the port stays held all the same; {again}"
+    _say(INFO, f"✅ Stopped the container {name}; {again}")
     return None
 
 
@@ -1928,7 +2142,8 @@ def _stop_those_who_may(
     container = _container_behind(case)
     if container:  # never its proxy
         return [], _stop_container(*container, port, host, manner)
-    why = _refusal(case) or _disagreement(manner, "Stop it?" if len(look.holders) == 1 else "Stop them?")
+    families = "; ".join(f"{_title(root)}{_and_children(children)}" for root, children in _families(look.holders))
+    why = _refusal(case) or _disagreement(manner, f"Stop process {families} to free port {port}?")
     if why is None and manner.policy == "ask":  # who held the port when the question was asked may have become another
         again = _look_at(port, host, thorough=True)
         same = again is not None and _pids(again.holders) == _pids(look.holders)
@@ -1964,7 +2179,11 @@ def _disagreement(manner: _Manner, question: str) -> str | None:
     if not (_on_terminal(sys.stdin) and _on_terminal(sys.stderr)):
         return "the policy 'ask' needs a terminal to ask on"
     _write(sys.stderr, f"{question} [y/N] ", end="")
-    return None if sys.stdin.readline().strip().lower() in ("y", "yes") else "the answer was no"
+    try:
+        answer = sys.stdin.readline().strip().lower()
+    except (OSError, ValueError):  # what is no text is no "yes"
+        answer = ""
+    return None if answer in ("y", "yes") else "the answer was no"
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -2088,7 +2307,7 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
             return True
         if not obstacle[0]:  # nobody holds it, and still it cannot be had: that will not change
             raise PortError(obstacle[1], port, host)
-        look = _look_at(port, host, pin=True)
+        look = _look_at(port, host, pin=True) if _system() is LINUX else None  # tools take too long to be asked again and again
         pins = list(look.pins.values()) if look else []
         try:
             if look and pins and all(pin.handle is not None for pin in pins):
@@ -2104,36 +2323,42 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
     raise PortTimeout(f"{obstacle[1]}, still after {timeout:g} s", port, host, holders.holders if holders else ())
 
 
-def wait_until_listening(port: int, host: str = "127.0.0.1", timeout: float | None = None) -> bool:
+def wait_until_listening(port: int, host: str | None = "127.0.0.1", timeout: float | None = None) -> bool:
     """Wait until somebody listens on the port, and return True; PortTimeout after ``timeout`` seconds.
 
-    No connection is opened: a server that accepts only one would not like it.
+    Any address will do where ``host`` is None. No connection is opened: a server that accepts only one would
+    not like it.
 
     >>> with bind_port(find_free_port(20000, "127.0.0.1"), "127.0.0.1") as listener:
     ...     wait_until_listening(listener.getsockname()[1], timeout=1)
     True
     """
-    _checked(port, host)
-    addresses = _resolved(host, port)
+    _checked(port, host or "")
+    addresses = _resolved(host, port) if host is not None else None
+    native = _system() is LINUX
     for left in _waiting(f"somebody to listen on port {port}", timeout):
-        rows = _ask(_system(), port) if _obstacle(port, host) else []
-        if rows is None or any(row.state == "listening" for row in _blocking(rows, addresses)):
+        # A tool takes too long to be asked again and again, and a probe could be in the way of the server's own bind.
+        rows = _ask(_system(), port) if native or _obstacle(port, host or "0.0.0.0") else []
+        if rows is None and _obstacle(port, host or "0.0.0.0"):
             return True
-        time.sleep(min(left, 0.02))
-    raise PortTimeout(f"nobody listens on port {port}, still after {timeout:g} s", port, host)
+        listening = [row for row in rows or () if row.state == "listening"]
+        if listening if addresses is None else _blocking(listening, addresses):
+            return True
+        time.sleep(min(left, 0.02 if native else 0.2))
+    raise PortTimeout(f"nobody listens on port {port}, still after {timeout:g} s", port, host or "")
 
 
 def _waiting(what: str, timeout: float | None) -> Iterator[float]:
     """The seconds left, until none are; a terminal shows for what, once that takes a second."""
-    begun, shown = time.monotonic(), False
+    begun, shown = time.monotonic(), 0
     try:
         while True:
             waited = time.monotonic() - begun
             if timeout is not None and waited >= timeout:
                 return
-            if waited > 1 and _on_terminal(sys.stderr):
-                shown = True
-                _status(f"⏳ Waiting for {what}: {waited:.0f} s")
+            if int(waited) > shown and _on_terminal(sys.stderr):
+                shown = int(waited)
+                _status(f"⏳ Waiting for {what}: {shown} s")
             yield 1.0 if timeout is None else timeout - waited
     finally:
         if shown:
@@ -2210,7 +2435,7 @@ def _kill_one(pid: int, manager: PortManager) -> str | None:
         return "it is a thread of another process, or may not be seen"
     known: dict[int, _Process] = {}
     ancestry = _ancestry(system, known)
-    pins = _pinned(system, pid, known)
+    pins = _pinned(system, [pid], known)
     try:
         holders = _holders(system, [_Socket("", 0, "", None, pid, None, 0, None)], known)
         if not pins or not holders or (system is LINUX and pid not in known):
@@ -2272,6 +2497,8 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     environ = os.environ if environ is None else environ
     name, at = _program(command)
     words = list(command[at + 1 :])
+    if name in _INTERACTIVE and "-c" in words[:-1]:  # bash -c "exec uvicorn …"
+        return server_endpoints(words[words.index("-c") + 1].split(), environ)
     keys = [key for key in SERVERS if key.split()[0] == name]
     verb = next(_bare(words), "")
     key = next((key for key in keys if key in (name, f"{name} {verb}")), None)
@@ -2285,18 +2512,44 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
         told = _told(words, options.split(), generic=False)
     if name == "gunicorn" and port_variable in environ:
         host = "0.0.0.0"
-    if key and key.endswith("runserver") and "-6" in words:
+    if key and key.endswith("runserver") and ("-6" in words or "--ipv6" in words):
         host = "::1"
     host = told["host"][-1] if told["host"] else environ.get(host_variable, "") or host
-    if not told["bind"] and name == "gunicorn" and os.path.exists("gunicorn.conf.py"):
+    if not told["bind"] and (host.startswith("unix:") or _is_told_elsewhere(name, words, environ, port_variable, elsewhere)):
         return []
-    if not told["bind"] and any(_is_option(word, elsewhere.split()) for word in words):
+    if not (told["bind"] or told["port"]) and _is_told_in_a_file(name, words, port_variable):
         return []
     if not told["bind"]:
         variable = environ.get(port_variable, "")
         told["bind"] = [("", told["port"][-1] if told["port"] else _number(variable) if variable else port)]
     found = (Endpoint(bind[0] or host, bind[1] or 0) for bind in told["bind"] if bind)
     return [endpoint for endpoint in found if 1 <= endpoint.port <= 65535]
+
+
+def _is_told_elsewhere(
+    name: str, words: Sequence[str], environ: Mapping[str, str], port_variable: str, elsewhere: str
+) -> bool:
+    """Whether the socket is put where no port is, by an option or by its variable (--uds is UVICORN_UDS, too)."""
+    options, prefix = elsewhere.split(), port_variable.rpartition("_")[0]
+    variables = [f"{prefix}_{option[2:].upper()}" for option in options if prefix]
+    variables += ["LISTEN_FDS"] if name == "gunicorn" else []
+    return any(_is_option(word, options) for word in words) or any(environ.get(variable) for variable in variables)
+
+
+def _is_told_in_a_file(name: str, words: Sequence[str], port_variable: str) -> bool:
+    """Whether a file may name the port: gunicorn's own, or one of variables for flask or (not for itself) uvicorn."""
+    if name == "gunicorn":
+        return os.path.exists("gunicorn.conf.py")
+    if name != "flask":
+        return any(word.partition("=")[0] == "--env-file" for word in words)
+    for path in (".env", ".flaskenv"):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                if port_variable in file.read():
+                    return True
+        except OSError:
+            continue
+    return False
 
 
 def _program(command: Sequence[str]) -> tuple[str, int]:
@@ -2340,6 +2593,8 @@ def _told(words: list[str], options: list[str], generic: bool) -> dict[str, list
         if at == end and (told["port"] or told["bind"]):  # the rest belongs to another program
             break
         option, equals, value = word.partition("=")
+        if option[:2] == "--" and len(option) > 3 and not generic:  # argparse takes --bi for --bind
+            option = next((known for known in options if known.startswith(option)), option)
         if option not in options and word[:2] in options and word[1:2] != "-":  # -p9000
             option, value = word[:2], word[2:]
         elif not equals:
@@ -2355,8 +2610,8 @@ def _told(words: list[str], options: list[str], generic: bool) -> dict[str, list
             if number >= 1024 or not generic or option == "--port":  # to an unknown program -p may mean anything
                 told["port"].append(number)
         else:
-            bind = _split_address(value)
-            told["host" if bind and bind[1] is None else "bind"].append(bind[0] if bind and bind[1] is None else bind)
+            for bind in map(_split_address, value.split() or [""]):  # waitress takes several in one
+                told["host" if bind and bind[1] is None else "bind"].append(bind[0] if bind and bind[1] is None else bind)
     return told
 
 
@@ -2368,6 +2623,7 @@ def _split_address(text: str) -> tuple[str, int | None] | None:
     >>> [_split_address(text) for text in ("80", "a.b", "::1", "unix:/tmp/web.sock")]
     [('', 80), ('a.b', None), ('::1', None), None]
     """
+    text = text[6:] if text.startswith("tcp://") else text
     if text.startswith(("unix:", "fd://", "-", "/")) or not text:
         return None
     host, colon, digits = text.rpartition(":")
@@ -2415,14 +2671,20 @@ def _is_command_of(name: str, command: Sequence[str]) -> bool:
 
 def _is_in_the_family(name: str, host: str, port: int) -> bool:
     """Whether this is the child of a reloader or master, which has bound the port or is the same server."""
+    spawned = sys.modules.get("multiprocessing.process")
+    if spawned and spawned.parent_process() is not None:
+        return True
     system = _system()
+    if system is WINDOWS and any(os.environ.get(name) == "true" for name in ("RUN_MAIN", "WERKZEUG_RUN_MAIN")):
+        return True
     if system is not LINUX and _obstacle(port, host) is None:  # nothing to be had without starting a tool
         return False
     known: dict[int, _Process] = {}
     ancestry = _ancestry(system, known) or []
     parent = _process(system, ancestry[1], known) if len(ancestry) > 1 else None
     try:
-        if parent and _is_command_of(name, _words_of(parent.pid) if system is LINUX else parent.command.split()):
+        words = _words_of(parent.pid) if parent and system is LINUX else parent.command.split() if parent else []
+        if system is not WINDOWS and _is_command_of(name, words):  # a venv's python.exe there only starts the real one
             return True
         found = _search(port, host, thorough=True)  # a master may bind, and leave it to its workers to listen
     except OSError:
@@ -2438,25 +2700,26 @@ def _is_in_the_family(name: str, host: str, port: int) -> bool:
 HELP = """\
 Who holds a port, and may it be stopped?
 
-  port_manager.py list                                 every listening TCP port
-  port_manager.py check 8000                           who holds it, and what free would do
-  port_manager.py free 8000                            stop its holder, if that is safe
-  port_manager.py free 3000-3010 --dry-run             only say what would be stopped
+  port_manager.py list                      every listening TCP port
+  port_manager.py check 8000                who holds it; what free would do
+  port_manager.py free 8000                 stop its holder, if that is safe
+  port_manager.py free 3000-3010 --dry-run  only say what would be stopped
   port_manager.py wait 8000 --until listening --timeout 30
-  port_manager.py pick 8000                            print a free port at or after 8000
+  port_manager.py pick 8000                 print a free port at or after 8000
 
-  --host HOST        where a server would bind (0.0.0.0; localhost means both families)
-  --json             list, check, free: data for programs, and nothing else, on standard output
-  --dry-run          free: say what would be stopped and what would be refused; stop nothing
-  --grace SECONDS    free: how long the holder may take to stop by itself (5)
-  --signal NAME      free: the first, polite signal (TERM)
-  --policy POLICY    free: kill, own (only what this project started), ask, refuse
-  --force            free: also outside development (the guards stay)
-  --until STATE      wait: free or listening         --timeout SECONDS   wait: at most so long
+  --host HOST       where to bind (0.0.0.0); localhost means both families
+  --json            list, check, free: data for programs on standard output
+  --dry-run         free: say what would be stopped or refused; stop nothing
+  --grace SECONDS   free: time for the holder to stop by itself (5)
+  --signal NAME     free: the first, polite signal (TERM)
+  --policy POLICY   free: kill, own (what runs in this folder), ask, refuse
+  --force           free: also outside development (the guards stay)
+  --until STATE     wait: free or listening
+  --timeout SECONDS wait: at most so long
   --quiet, --verbose, --help, --version
 
-Status: 0 every port is available, 1 one is not, 2 the call is wrong, 130 interrupted.
-ENVIRONMENT says whether this is development; PORT_MANAGER_POLICY is a default for --policy.
+Status: 0 available, 1 not, 2 a wrong call, 130 interrupted. ENVIRONMENT says
+whether this is development; PORT_MANAGER_POLICY is a default for --policy.
 """
 
 _OPTIONS = {
@@ -2556,11 +2819,11 @@ def _parsed(words: list[str]) -> Any:
     return request
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
+def _nearest(word: str, words: Iterable[str], surely: bool = False) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word, list(words), 1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(words)}"
+    near = difflib.get_close_matches(word, list(words), 1, 0.8 if surely else 0.6)
+    return f"; did you mean {near[0]}?" if near else "" if surely else f"; there are {', '.join(words)}"
 
 
 def _seconds(text: str) -> float:
@@ -2622,12 +2885,18 @@ def _ports(verb: str, words: list[str]) -> list[int]:
 
 
 def _print(text: str) -> None:
-    """Data, on standard output; a reader such as head may have closed it."""
-    _write(sys.stdout, text)
+    """Data, on standard output: a reader such as head may have closed it, but a full disk is an error."""
+    try:
+        sys.stdout.write(_fitting(text, [sys.stdout]) + "\n")
+        sys.stdout.flush()
+    except (BrokenPipeError, AttributeError, ValueError):  # pythonw.exe has no standard output, and some close it
+        pass
+    except OSError as error:
+        raise PortError(f"standard output cannot be written: {error.strerror}") from None
 
 
 def _painted(text: str, colour: int) -> str:
-    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not _on_terminal(sys.stdout)
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not _on_terminal(sys.stdout)
     return text if plain or (sys.platform == "win32" and "WT_SESSION" not in os.environ) else f"\033[{colour}m{text}\033[0m"
 
 
@@ -2717,6 +2986,8 @@ def _check(request: Any) -> int:
     for outcome, look, plan, _ in foreseen if not (request.json or request.quiet) else ():
         if outcome.available:
             _print(_painted(f"✅ Port {outcome.port} is available", 32))
+            for sentence in _beside(outcome.port, request.host):
+                _print(f"  {'beside it':<11}{sentence}")
         elif look is None:
             _print(_painted(f"❌ {_sentence(outcome.reason)}", 31))
         else:
@@ -2724,6 +2995,13 @@ def _check(request: Any) -> int:
             for line in _story(outcome.port, look, plan or f"would refuse: {outcome.reason}"):
                 _print(line)
     return 0 if all(each.outcome.available for each in foreseen) else 1
+
+
+def _beside(port: int, host: str) -> list[str]:
+    """Who listens on the port at another address, where a server that binds localhost or :: would meet it."""
+    rows = (_ask(_system(), port) or []) if host == _DEFAULTS["host"] and _system() is LINUX else []
+    holders = _holders(LINUX, _owners_by_proc(rows, (), False), {}) if rows else []
+    return [f"{', '.join(map(str, holder.addresses))} is held by process {_title(holder)}" for holder in holders]
 
 
 def _story(port: int, look: _Look, plan: str) -> Iterator[str]:
@@ -2839,8 +3117,10 @@ def _fit(text: str, width: int) -> str:
 
 def _wait(request: Any) -> int:
     port, host = request.ports[0], request.host
-    wait_until = wait_until_free if request.until == "free" else wait_until_listening
-    wait_until(port, host, request.timeout)
+    if request.until == "free":
+        wait_until_free(port, host, request.timeout)
+    else:
+        wait_until_listening(port, None if host == _DEFAULTS["host"] else host, request.timeout)
     _say(INFO, f"✅ Port {port} is {request.until}")
     return 0
 

@@ -17,6 +17,9 @@ import sys
 from port_manager import (
     Endpoint,
     PortError,
+    __version__,
+    _beside,
+    _nearest,
     _write,
     bind_port,
     ensure_port_available,
@@ -44,18 +47,25 @@ WSGI_FRAMEWORKS = ("bottle", "cherrypy", "django", "falcon", "flask", "pyramid",
 USAGE = """\
 Start this repository's backend, whatever still holds its port.
 
-  run_backend.py                                 find the app, free port 8000, start it
-  run_backend.py src.main:app --port 9000        this app; other options go to its server
-  run_backend.py --reload                        uvicorn's reloader, with the port freed first
-  run_backend.py --port 3000 -- npm run dev      any command, with HOST and PORT exported
+  run_backend.py                            find the app, free port 8000, start it
+  run_backend.py src.main:app --port 9000   this app; other options go to its server
+  run_backend.py 'app:create_app()'         the app that a function makes
+  run_backend.py --reload                   uvicorn's reloader, the port freed first
+  run_backend.py --port 3000 -- npm run dev any command, with HOST and PORT exported
 
-  --host HOST   where to listen (else HOST, else 0.0.0.0)
-  --port PORT   the port to listen on (else PORT, else 8000)
-  --next        take the next free port instead of stopping anyone
+  --host HOST       where to listen (else HOST, else 0.0.0.0)
+  -p, --port PORT   the port to listen on (else PORT, else 8000)
+  --next            take the next free port instead of stopping anyone
 
-The app is the argument, else APP, else an app or application in src/main.py, main.py, app/main.py,
-src/app.py, app.py, asgi.py or wsgi.py, else a manage.py. With none of these a small page is served.
+The app is the argument, else APP, else an app or application in src/main.py,
+main.py, app/main.py, src/app.py, app.py, asgi.py or wsgi.py, else a manage.py.
+With none of these a small page is served.
 """
+
+OURS = ("--host", "--port", "--next")
+
+# Options that let a server look for the app in another folder.
+ELSEWHERE = ("--app-dir", "--chdir", "--pythonpath")
 
 
 class _WrongCall(Exception):
@@ -78,6 +88,8 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str], list[str] |
     ({'port': '9000'}, ['src.main:app', '--reload'], None)
     >>> _split(["--port", "3000", "--", "npm", "run", "dev"])
     ({'port': '3000'}, [], ['npm', 'run', 'dev'])
+    >>> _split(["-p", "9000", "-p", "web.pid"])  # the second is gunicorn's
+    ({'port': '9000'}, ['-p', 'web.pid'], None)
     """
     left, command = list(words), None
     if "--" in left:
@@ -88,12 +100,16 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str], list[str] |
     while left:
         word = left.pop(0)
         option, equals, value = word.partition("=")
+        if option[:2] == "-p" and (option[2:] or "".join(left[:1])).isdigit():
+            option, equals, value = "--port", option[2:], option[2:]
         if option in ("--host", "--port") and not equals and not left:
             raise _WrongCall(f"{option} needs a value")
         if option in ("--host", "--port"):
             ours[option[2:]] = value if equals else left.pop(0)
         elif word == "--next":
             ours["next"] = word
+        elif option.startswith("--") and _nearest(option, OURS, surely=True):
+            raise _WrongCall(f"there is no {option}{_nearest(option, OURS, surely=True)}")
         else:
             rest.append(word)
     return ours, rest, command
@@ -107,13 +123,15 @@ def _port(text: str, source: str) -> int:
 
 def _is_app(word: str) -> bool:
     """
-    >>> [_is_app(word) for word in ("src.main:app", "main.py", "127.0.0.1:80", "localhost:80", "--reload", "debug")]
-    [True, True, False, False, False, False]
+    >>> [_is_app(word) for word in ("src.main:app", "main.py", "my-app:make()", "localhost:80", "--reload", "debug")]
+    [True, True, True, False, False, False]
     """
     module, colon, attribute = word.partition(":")
-    if module.endswith(".py"):
+    if word.startswith("-") or module.endswith(".py"):
         return not word.startswith("-")
-    return bool(colon) and module.replace(".", "").isidentifier() and attribute.replace(".", "").isidentifier()
+    attribute = attribute[:-2] if attribute.endswith("()") else attribute
+    module = module.replace(".", "").replace("-", "_")
+    return bool(colon) and module.isidentifier() and attribute.replace(".", "").isidentifier()
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -136,8 +154,8 @@ def find_app(folder: str = ".") -> tuple[str, str] | None:
     return ("manage.py", "django") if os.path.isfile(os.path.join(folder, "manage.py")) else None
 
 
-def _given_app(word: str) -> tuple[str, str]:
-    """The same for an app that was named: ``src.main:app``, ``src/main.py:app`` or ``src/main.py``."""
+def _given_app(word: str, options: Sequence[str] = ()) -> tuple[str, str]:
+    """The same for an app that was named: ``src.main:app``, ``src/main.py``, or ``app:create_app()``, which makes it."""
     place, _, name = word.partition(":")
     if place.endswith(".py") and os.path.relpath(place).startswith(os.pardir):
         raise _CannotStart(f"{place} lies outside of this folder; start it from its own", 1)
@@ -146,18 +164,48 @@ def _given_app(word: str) -> tuple[str, str]:
     path = place if place.endswith(".py") else place.replace(".", "/") + ".py"
     if not os.path.isfile(path) and os.path.isfile(path[:-3] + "/__init__.py"):
         path = path[:-3] + "/__init__.py"
-    source = _source(path)
     if place.endswith(".py") and not os.path.isfile(path):
         raise _CannotStart(f"there is no file {place}", 1)
+    source = _source(path)
+    module = _module(place) if place.endswith(".py") else place
+    name, call = (name[:-2], "()") if name.endswith("()") else (name, "")
     for candidate in [name] if name else NAMES:
-        kind = app_kind(source, candidate, path)
+        kind = app_kind(source, candidate.partition(".")[0], path)
+        if kind and not call and "--factory" not in options and _is_factory(source, candidate):
+            raise _CannotStart(f"{candidate} in {path} makes the app when it is called: name it as '{module}:{candidate}()'", 1)
         if kind:
-            return f"{_module(place) if place.endswith('.py') else place}:{candidate}", kind
-    if place.endswith(".py"):
-        raise _CannotStart(f"{place} has no {name or ' or '.join(NAMES)} at its top", 1)
+            return f"{module}:{candidate}{call}", kind
+    if place.endswith(".py") or (source and name and not _may_be_bound(source, name)):
+        raise _CannotStart(f"{path} has no {name or ' or '.join(NAMES)} at its top", 1)
     if not name:
         raise _WrongCall(f"{word!r} is no app; name it as in src.main:app")
+    if not any(option.partition("=")[0] in ELSEWHERE for option in options) and not _exists(place.partition(".")[0]):
+        raise _CannotStart(f"there is no module {place} here", 1)
     return word, "asgi"  # an installed package, perhaps: its server will tell
+
+
+def _may_be_bound(source: str, name: str) -> bool:
+    """Whether a module may have a name at its top in some way that its syntax does not show."""
+    return any(text in source for text in (name.partition(".")[0], "import *", "__getattr__", "globals("))
+
+
+def _exists(module: str) -> bool:
+    from importlib.machinery import PathFinder
+
+    return PathFinder.find_spec(module, [os.getcwd(), *sys.path]) is not None
+
+
+def _without_an_app(folder: str = ".") -> str | None:
+    """What to say where a file should have had the app and has none; None where there is no such file."""
+    for path in (*CANDIDATES, "app/__init__.py", "src/__init__.py"):
+        source = _source(os.path.join(folder, path))
+        module = _module(path[: -len("/__init__.py")] if path.endswith("__init__.py") else path)
+        for maker in ("create_app", "make_app", "get_app"):
+            if source and app_kind(source, maker, path):
+                return f"{path} has no {' or '.join(NAMES)} at its top, but {maker}: name it as '{module}:{maker}()'"
+        if source.strip():
+            return f"{path} has no {' or '.join(NAMES)} at its top; name the app as in src.main:app"
+    return None
 
 
 def _module(path: str) -> str:
@@ -181,18 +229,8 @@ def app_kind(source: str, name: str, path: str = "app.py") -> str | None:
     >>> app_kind("def application(environ, start_response): ...", "application")
     'wsgi'
     """
-    import ast
-    import warnings
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are for the server to show
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError) as error:
-        line = getattr(error, "lineno", None) or 1
-        raise _CannotStart(f"{path} cannot be read: line {line}: {getattr(error, 'msg', error)}", 1) from None
-    top = list(_top(tree.body))
-    binding = next((node for node in reversed(top) if name in _bound(node)), None)
+    top = _statements(source, path)
+    binding = _binding(top, name)
     if binding is None:
         return None
     kind = _kind(binding, top)
@@ -203,6 +241,32 @@ def app_kind(source: str, name: str, path: str = "app.py") -> str | None:
     if imported & set(ASGI_FRAMEWORKS) or any("asgi" in parts for parts in modules):
         return "asgi"
     return "wsgi" if imported & set(WSGI_FRAMEWORKS) and "asgi" not in os.path.basename(path) else "asgi"
+
+
+def _is_factory(source: str, name: str) -> bool:
+    """Whether the name is a plain function that can be called without arguments, and so is no app itself."""
+    node: Any = _binding(_statements(source, "the app"), name)
+    if type(node).__name__ != "FunctionDef" or node.decorator_list or node.args.vararg:
+        return False
+    return len(node.args.posonlyargs + node.args.args) == len(node.args.defaults)
+
+
+def _statements(source: str, path: str) -> list[ast.stmt]:
+    """The statements at a module's top; _CannotStart where it is no Python."""
+    import ast
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are for the server to show
+            return list(_top(ast.parse(source).body))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise _CannotStart(f"{path} cannot be read: line {line}: {getattr(error, 'msg', error)}", 1) from None
+
+
+def _binding(top: list[ast.stmt], name: str) -> ast.stmt | None:
+    return next((node for node in reversed(top) if name in _bound(node)), None)
 
 
 def _top(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -248,7 +312,7 @@ def _kind(node: Any, top: list[ast.stmt]) -> str | None:
         return _kind(value, top)
     if type(value).__name__ == "Name":  # another name of what was bound above
         above = top[: top.index(node)]
-        named = next((other for other in reversed(above) if value.id in _bound(other)), None)
+        named = _binding(above, value.id)
         return _kind(named, above) if named else None
     if type(value).__name__ != "Call":
         return None
@@ -267,16 +331,20 @@ def _kind(node: Any, top: list[ast.stmt]) -> str | None:
 def server_command(app: str, kind: str, host: str, port: int, options: Sequence[str] = ()) -> list[str] | None:
     """The command that serves an app; None for a WSGI app where only the standard library can."""
     address = str(Endpoint(host, port))
+    if kind == "django" and "django" in _source(app) and not _installed("django"):
+        raise _CannotStart(f"{app} needs Django, which is not installed: {_pip('django')}", 1)
     if kind == "django":
         return [sys.executable, app, "runserver", address, *options]
     if kind == "asgi":
         if not _installed("uvicorn"):
             raise _CannotStart(f"{app} is an ASGI app, and uvicorn is not installed: {_pip('uvicorn')}", 1)
-        return [sys.executable, "-m", "uvicorn", app, "--host", host, "--port", str(port), *options]
+        name, made = (app[:-2], ["--factory"]) if app.endswith("()") else (app, [])
+        return [sys.executable, "-m", "uvicorn", name, "--host", host, "--port", str(port), *made, *options]
     if os.name == "posix" and _installed("gunicorn"):
         return [sys.executable, "-m", "gunicorn", app, "--bind", address, *options]
     if _installed("waitress"):
-        return [sys.executable, "-m", "waitress", f"--listen={address}", *options, app]
+        name, made = (app[:-2], ["--call"]) if app.endswith("()") else (app, [])
+        return [sys.executable, "-m", "waitress", f"--listen={address}", *made, *options, name]
     if options:
         what = "gunicorn" if os.name == "posix" else "waitress"
         raise _CannotStart(f"{' '.join(options)} needs a real server, and {what} is not installed: {_pip(what)}", 1)
@@ -291,7 +359,10 @@ def _installed(module: str) -> bool:
 
 
 def _pip(package: str) -> str:
-    return f"{os.path.basename(sys.executable)} -m pip install {package}"
+    import shutil
+
+    short = os.path.basename(sys.executable)
+    return f"{short if shutil.which(short) == sys.executable else sys.executable} -m pip install {package}"
 
 
 def _checked_program(command: list[str]) -> list[str]:
@@ -300,6 +371,8 @@ def _checked_program(command: list[str]) -> list[str]:
 
     if not command:
         raise _WrongCall("there is no command behind --")
+    if os.path.isfile(command[0]) and os.path.dirname(command[0]) and not os.access(command[0], os.X_OK):
+        raise _CannotStart(f"{command[0]} is not executable", 126)
     if shutil.which(command[0]) is None:
         raise _CannotStart(f"{command[0]} is not installed, or not on PATH", 127)
     return command
@@ -415,9 +488,9 @@ def _imported(app: str) -> Any:
     sys.path.insert(0, os.getcwd())
     module, _, attributes = app.partition(":")
     found: Any = importlib.import_module(module)
-    for attribute in attributes.split("."):
+    for attribute in attributes.replace("()", "").split("."):
         found = getattr(found, attribute)
-    return found
+    return found() if app.endswith("()") else found
 
 
 def _say(text: str, stream: Any = None) -> None:
@@ -439,30 +512,49 @@ def _run(words: Sequence[str]) -> int:
         if rest:
             raise _WrongCall(f"{rest[0]} stands before the --; what belongs to the command stands behind it")
         endpoints = _endpoints(_checked_program(command), ours, wanted)
-        return _start(command, endpoints, wanted, policy)
+        return _start(command, endpoints, wanted, policy, _warn_of_those_beside)
     app = next((word for word in rest if _is_app(word)), None)
     if app is None and rest and not rest[0].startswith("-"):
         raise _WrongCall(f"{rest[0]!r} is no app; name it as in src.main:app, or put a command behind --")
     options = [word for word in rest if word is not app]
     app = app or os.environ.get("APP")
-    found = _given_app(app) if app else find_app()
+    found = _given_app(app, options) if app else find_app()
     if found is None and options:
         raise _WrongCall(f"there is no app here to be served with {options[0]}; name it as in src.main:app")
+    missing = _without_an_app() if found is None else None
+    if missing:
+        raise _CannotStart(missing, 1)
     if found is None:
         _say("No app was found here, so that a small page is served (see run_backend.py --help)")
         return _start_here(_page_server, wanted, policy)
+    if found[1] == "django" and options[:1] == ["runserver"]:
+        raise _WrongCall("runserver is implied; name the port with --port, or put the whole command behind --")
     command = server_command(*found, host, port, options)
     if command:
         return _start(command, server_endpoints(command, {}), wanted, policy)
     return _start_here(_wsgi_server(_imported(found[0])), wanted, policy)
 
 
-def _start(command: list[str], endpoints: list[Endpoint], wanted: Endpoint, policy: str | None = None) -> int:
+def _start(
+    command: list[str],
+    endpoints: list[Endpoint],
+    wanted: Endpoint,
+    policy: str | None = None,
+    warn: Callable[[Endpoint], None] = lambda endpoint: None,
+) -> int:
     if not all(ensure_port_available(endpoint.port, endpoint.host, policy=policy) for endpoint in endpoints):
         return 1
+    for endpoint in endpoints:
+        warn(endpoint)
     where = ", ".join(map(str, endpoints))
     _say(f"✅ Starting server on {where}" if where else f"✅ Starting {command[0]}, which names no port")
     return _become(command, endpoints[0] if endpoints else wanted)
+
+
+def _warn_of_those_beside(endpoint: Endpoint) -> None:
+    """A command of which nothing is known may bind localhost or ::, where others can be in its way."""
+    for sentence in _beside(*reversed(endpoint)):
+        _say(f"⚠️  {sentence}; a server that binds localhost or :: would fail", sys.stderr)
 
 
 def _start_here(handle: Callable[[socket.socket], Any], wanted: Endpoint, policy: str | None = None) -> int:
@@ -484,6 +576,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = words[: words.index("--")] if "--" in words else words
     if "--help" in before or "-h" in before:
         _say(USAGE.rstrip())
+        return 0
+    if before == ["--version"]:
+        _say(f"run_backend {__version__}")
         return 0
     try:
         return _run(words)

@@ -195,7 +195,7 @@ def shown_until_closed(terminal: int) -> str:
             break
         shown += part
     os.close(terminal)
-    return shown.decode()
+    return shown.decode("utf-8", "replace")
 
 
 def as_nobody(question: Callable[[], Any]) -> Any:

@@ -85,7 +85,7 @@ def test_help_begins_with_examples_and_fits_a_screen():
         done = command_line(*words)
         assert (done.returncode, done.stdout, done.stderr) == (0, port_manager.HELP, "")
     lines = port_manager.HELP.splitlines()
-    assert len(lines) <= 25 and max(map(len, lines)) <= 100
+    assert len(lines) < 24 and max(map(len, lines)) < 80
     assert lines[2].strip().startswith("port_manager.py ")
     bare = command_line()
     assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", port_manager.HELP)
@@ -291,9 +291,19 @@ def test_a_closed_pipe_is_no_trouble():
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ["list", "check {port}", "pick {port}", "check {port} --json"])
+def test_data_that_cannot_be_written_is_an_error(port, words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, PORT_MANAGER, *words.format(port=port).split()], stdout=full, stderr=-1, text=True, check=False
+        )
+    assert done.returncode == 1 and "standard output cannot be written: No space left" in done.stderr.lower().replace("no s", "No s")
+
+
 def test_colour_only_on_a_terminal(port, hold):
     pty = pytest.importorskip("pty")
-    for environ, coloured in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": ""}, False), ({"TERM": "dumb"}, False)):
+    for environ, coloured in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "xterm", "NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)):
         pid, terminal = pty.fork()
         if pid == 0:
             os.execve(sys.executable, [sys.executable, PORT_MANAGER, "check", str(port)], {**os.environ, **environ})

@@ -182,6 +182,7 @@ def commands() -> list[str]:
 
 
 NEEDS = {  # a word of the command: (what must be installed, the project)
+    "create_app": ("gunicorn", {"app.py": WSGI + "def create_app(): return app\nif False: import flask"}),
     "flask": ("flask", {"app.py": FLASK}),
     "gunicorn": ("gunicorn", {"app.py": WSGI}),
     "npm": ("npm", {"server.js": NODE, "package.json": PACKAGE}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,20 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
         ("manage.py test runserver", {}, ""),
         ("manage.py runserver --help", {}, ""),
         ("manage.py runserver -6", {}, "[::1]:8000"),
+        ("manage.py runserver --ipv6 9000", {}, "[::1]:9000"),
+        ("uvicorn main:app", {"UVICORN_UDS": "/tmp/s"}, ""),
+        ("uvicorn main:app", {"UVICORN_FD": "3"}, ""),
+        ("uvicorn main:app --env-file f", {"UVICORN_PORT": "9000"}, ""),  # it reads that for the app alone
+        ("uvicorn main:app --env-file f --port 9000", {}, "127.0.0.1:9000"),
+        ("granian main:app", {"GRANIAN_UDS": "/tmp/s"}, ""),
+        ("gunicorn main:app", {"LISTEN_FDS": "1"}, ""),
+        ("gunicorn main:app -b tcp://127.0.0.1:9000", {}, "127.0.0.1:9000"),
+        ("gunicorn main:app --bi 127.0.0.1:9000", {}, "127.0.0.1:9000"),
+        ("flask run --host unix:///tmp/f.sock", {}, ""),
+        ("waitress-serve --listen '127.0.0.1:9000 [::1]:9001' main:app", {}, "127.0.0.1:9000 [::1]:9001"),
+        ("bash -c 'exec uvicorn main:app --port 9000'", {}, "127.0.0.1:9000"),
+        ("sh -c 'npm run dev'", {"PORT": "3000"}, "0.0.0.0:3000"),
+        ("sh", {"PORT": "3000"}, "0.0.0.0:3000"),
         ("manage.py runserver --settings a.b 9000", {}, "127.0.0.1:9000"),
         ("python -X dev -m uvicorn main:app", {}, "127.0.0.1:8000"),
         ("python -W ignore manage.py migrate", {"PORT": "9000"}, ""),
@@ -119,7 +134,17 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
     ],
 )  # fmt: skip
 def test_where_a_server_will_listen(command, environ, endpoints):
-    assert " ".join(map(str, server_endpoints(command.split(), environ))) == endpoints
+    assert " ".join(map(str, server_endpoints(shlex.split(command), environ))) == endpoints
+
+
+@pytest.mark.parametrize("name", [".env", ".flaskenv"])
+def test_a_file_of_variables_may_name_the_port_of_flask(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("SECRET_KEY=x\n")
+    assert [str(e) for e in server_endpoints(["flask", "run"], {})] == ["127.0.0.1:5000"]
+    (tmp_path / name).write_text("SECRET_KEY=x\nFLASK_RUN_PORT=5001\n")
+    assert server_endpoints(["flask", "run"], {}) == []
+    assert [str(e) for e in server_endpoints(["flask", "run", "-p", "9000"], {})] == ["127.0.0.1:9000"]
 
 
 def test_a_configuration_file_of_gunicorn_may_say_anything(tmp_path, monkeypatch):

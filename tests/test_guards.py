@@ -14,7 +14,16 @@ import pytest
 import port_manager
 from port_manager import Endpoint, Holder, ensure_port_available
 
-from .conftest import LINUX, NOBODY, PORT_MANAGER, ROOT_USER, command_line, eventually
+from .conftest import (
+    LINUX,
+    NOBODY,
+    PORT_MANAGER,
+    ROOT_USER,
+    as_nobody,
+    command_line,
+    eventually,
+    shown_until_closed,
+)
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 ID = "0123456789abcdef" * 4
@@ -202,7 +211,11 @@ def test_a_container_that_does_not_publish_the_port_is_not_stopped(port, proxy, 
 def test_a_stop_that_fails_is_told(port, proxy, tools, said, failing, monkeypatch):
     monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.1)
     tools("docker", f"case $1 in ps) {listing(port)};; stop) {failing};; esac")
-    refused(port, said, "❌ The container web could not be stopped (", "type: docker stop web")
+    sentences = {
+        "exit 0": ("❌ The container web was stopped, and the port stays held all the same", "again with: docker start web"),
+        "exit 1": ("❌ The container web could not be stopped (no answer)", "type: docker stop web"),
+    }
+    refused(port, said, *sentences.get(failing, ("❌ The container web could not be stopped (no such engine)", "type: docker stop web")))
     assert proxy.alive() == [proxy.pid]
 
 
@@ -229,7 +242,7 @@ def test_production_stops_no_container(port, proxy, tools, monkeypatch):
 
 
 @pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
-def test_a_proxy_of_root_that_a_user_cannot_see(port, hold, tools, said, tmp_path):
+def test_a_proxy_of_root_that_a_user_cannot_see(port, hold, tools, tmp_path, monkeypatch):
     """The listener was docker-proxy, invisible to a normal user; the first PID left in the list was a client."""
     tmp_path.chmod(0o755)
     proxy = hold(("0.0.0.0", port), name="docker-proxy")
@@ -237,7 +250,11 @@ def test_a_proxy_of_root_that_a_user_cannot_see(port, hold, tools, said, tmp_pat
     tools("docker", f"case $1 in ps) {listing(port)};; stop) kill {proxy.pid};; esac")
     holder = Holder(None, None, "root", "", "", "", None, (Endpoint("0.0.0.0", port),))
     look = port_manager._Look(port_manager.LINUX, [], [holder], [], {}, {})
-    assert port_manager._container_behind(port_manager._Case(look, "kill", port, "0.0.0.0")) == ("docker", "web")
+    case = port_manager._Case(look, "kill", port, "0.0.0.0")
+    for superuser, inside, found in ((False, False, ("docker", "web")), (True, False, None), (False, True, None)):
+        monkeypatch.setattr(port_manager, "_is_superuser", lambda answer=superuser: answer)
+        monkeypatch.setattr(port_manager, "_in_a_container", lambda answer=inside: answer)
+        assert port_manager._container_behind(case) == found  # it may be of another network, and not published at all
     assert ensure_port_available(port) is True
     assert client.alive() == [client.pid]
 
@@ -281,7 +298,7 @@ def test_the_editors_own_server_is_left_alone(port, start, tmp_path, said):
     )
     holder = start(sys.executable, str(script))
     holder.stdout.readline()
-    refused(port, said, "it is the editor's own server")
+    refused(port, said, "it is an editor or its server")
     assert holder.poll() is None
 
 
@@ -317,7 +334,7 @@ def test_own_stops_only_what_was_started_from_this_project(port, hold, tmp_path,
     monkeypatch.chdir(project)
     held = hold(("127.0.0.1", port), cwd=str(elsewhere))
     assert ensure_port_available(port, policy="own") is False
-    assert f"it was not started from this project ({elsewhere})" in said()
+    assert f"it was not started from this project: it runs in {elsewhere}, and the policy 'own' wants {project}" in said()
     monkeypatch.chdir(elsewhere)
     assert ensure_port_available(port, policy="own") is True
     assert held.alive() == []
@@ -326,6 +343,67 @@ def test_own_stops_only_what_was_started_from_this_project(port, hold, tmp_path,
     monkeypatch.setenv("PORT_MANAGER_POLICY", "own")
     assert ensure_port_available(port) is True
     assert inner.alive() == []
+
+
+def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypatch):
+    """A blank that no terminal shows; a folder that has gone, and one that bears the name which /proc gives to that."""
+    wide, gone, namesake = tmp_path / "我的\u3000项目", tmp_path / "api", tmp_path / "api (deleted)"
+    for folder in (wide, gone):
+        folder.mkdir()
+    monkeypatch.chdir(wide)
+    held = hold(("127.0.0.1", port), cwd=str(wide))
+    assert ensure_port_available(port, policy="own") is True and held.alive() == []
+    held = hold(("127.0.0.1", port), cwd=str(gone))
+    gone.rmdir()
+    namesake.mkdir()
+    monkeypatch.chdir(namesake)
+    assert ensure_port_available(port, policy="own") is False and held.alive() == [held.pid]
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
+def test_a_socket_that_another_user_opened_is_left_to_that_user(port, hold):
+    """root listens, and its workers give up their rights: whoever they belong to may not stop them one by one."""
+    held = hold(("127.0.0.1", port), children=2, uid=NOBODY)
+    assert eventually(lambda: {holder.user for holder in port_manager.find_listeners(port)} == {"root", "nobody"})
+    assert as_nobody(lambda: ensure_port_available(port)) is False
+    assert held.alive() == [held.pid, *held.children]
+
+
+LEAKING = """
+import os, pty, socket, sys, time
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+listener.bind(("127.0.0.1", int(sys.argv[1])))
+listener.listen()
+listener.set_inheritable(True)
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[2], sys.argv[2:])
+print(pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("program", ["sh -i", "sleep 60"], ids=["shell", "program"])
+def test_what_runs_on_a_terminal_of_its_own_has_only_inherited_the_port(port, start, said, program):
+    """A server that opens terminals: in one of them there may be a shell, or unsaved text."""
+    server = start(sys.executable, "-S", "-c", LEAKING, str(port), *program.split())
+    inner = int(server.stdout.readline())
+    refused(port, said, f"Process {inner} (", "it runs on a terminal of its own, and has only inherited the port; end it there")
+    assert server.poll() is None
+
+
+def test_the_program_of_a_terminal_of_its_own_may_be_the_server(port, said):
+    """As in tmux new-session 'python app.py'."""
+    pty = pytest.importorskip("pty")
+    code = f"import socket, time; s = socket.socket(); s.bind(('127.0.0.1', {port})); s.listen(); print('ready', flush=True); time.sleep(60)"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-S", "-c", code])
+    assert b"ready" in os.read(terminal, 100)
+    assert ensure_port_available(port) is True
+    assert os.waitpid(pid, 0)[1] == 15
+    os.close(terminal)
 
 
 def test_refuse_stops_nobody(port, hold, said, monkeypatch):
@@ -371,9 +449,11 @@ def test_ask_on_a_terminal(port, hold, answer, status):
     if pid == 0:
         os.execv(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--policy", "ask"])
     shown = ""
-    while "Stop it? [y/N]" not in shown:
+    while " [y/N]" not in shown:
         shown += os.read(terminal, 4096).decode()
     assert f"Process using port: {held.pid} (" in shown
+    question = shown.splitlines()[-1]  # it says all by itself: the lines above may have gone into a log
+    assert question.startswith(f"Stop process {held.pid} (") and question.endswith(f") to free port {port}? [y/N] ")
     os.write(terminal, answer.encode())
     end = time.monotonic() + 20
     with contextlib.suppress(OSError):
@@ -382,6 +462,23 @@ def test_ask_on_a_terminal(port, hold, answer, status):
     os.close(terminal)
     assert os.waitpid(pid, 0)[1] >> 8 == status
     assert held.alive() == ([] if status == 0 else [held.pid])
+
+
+def test_an_answer_that_is_no_text_is_no_yes(port, hold):
+    pty = pytest.importorskip("pty")
+    held = hold(("127.0.0.1", port))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environ = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+        os.execve(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--policy", "ask"], environ)
+    shown = b""
+    while b" [y/N]" not in shown:
+        shown += os.read(terminal, 4096)
+    os.write(terminal, b"\xff\xfey\n")
+    shown = shown_until_closed(terminal)
+    assert os.waitpid(pid, 0)[1] >> 8 == 1
+    assert "The answer was no" in shown and "Traceback" not in shown
+    assert held.alive() == [held.pid]
 
 
 def test_force_lifts_the_environment_and_no_guard(port, hold, monkeypatch):

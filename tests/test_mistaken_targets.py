@@ -13,7 +13,7 @@ import pytest
 import port_manager
 from port_manager import Endpoint, Holder, PortError, PortManager, bind_port, ensure_port_available, find_listeners
 
-from .conftest import LINUX, PORT_MANAGER, ROOT, ROOT_USER, birth, can_bind, command_line, eventually
+from .conftest import LINUX, PORT_MANAGER, ROOT, ROOT_USER, birth, boxes, can_bind, command_line, eventually, in_a_box
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -114,6 +114,25 @@ def test_a_container_is_stopped_for_its_own_address_alone(published, stopped):
 
 
 @pytest.mark.parametrize(
+    ("published", "endpoint", "dual", "same"),
+    [
+        ("0.0.0.0", "0.0.0.0", False, True),
+        ("0.0.0.0", "127.0.0.1", False, True),
+        ("[::]", "::", False, True),
+        ("[::]", "::1", False, True),
+        ("0.0.0.0", "::1", False, False),
+        ("[::]", "0.0.0.0", False, False),
+        ("0.0.0.0", "::", False, False),
+        ("0.0.0.0", "::", True, True),
+        ("127.0.0.1", "::", True, False),
+    ],
+)
+def test_a_container_publishes_for_its_own_family(published, endpoint, dual, same):
+    """A socket of IPv6 beside a port that was published for IPv4 is another program's."""
+    assert port_manager._publishes(f"{published}:80->80/tcp", Endpoint(endpoint, 80), dual) is same
+
+
+@pytest.mark.parametrize(
     ("environ", "context", "local"),
     [
         ({}, "unix:///var/run/docker.sock", True),
@@ -151,13 +170,16 @@ def test_the_same_user_is_the_same_in_every_respect(port, start, uids, said):
 
 
 @pytest.mark.skipif(not ROOT_USER, reason="needs root")
-def test_the_first_process_of_a_namespace_is_left_alone(port, start, said):
-    """Everything in the namespace would end with it."""
+@pytest.mark.parametrize("first", [True, False])
+def test_what_runs_in_a_namespace_of_its_own_is_left_alone(port, start, said, first):
+    """With its first process everything in there would end; and what any other is good for is not seen from here."""
     code = "import socket, sys, time; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(1, flush=True); time.sleep(60)"
-    holder = start("unshare", "--pid", "--fork", "--kill-child", sys.executable, "-S", "-c", code, str(port))
+    program = [sys.executable, "-S", "-c", code, str(port)]
+    inside = program if first else ["sh", "-c", '"$@" & wait', "sh", *program]
+    holder = start("unshare", "--pid", "--fork", "--kill-child", *inside)
     holder.stdout.readline()
     assert ensure_port_available(port) is False
-    assert "it is the first process of a PID namespace" in said() and not can_bind(port)
+    assert "it runs in a container or sandbox of its own (a PID namespace)" in said() and not can_bind(port)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +188,18 @@ def test_the_first_process_of_a_namespace_is_left_alone(port, start, said):
         ("/system.slice/engine.service/job-1.scope", "systemctl stop engine"),
         ("/machine.slice/systemd-nspawn@web.service/payload/init.scope", "systemctl stop systemd-nspawn@web"),
         ("/machine.slice/machine-web.scope/payload", "it runs in the container web"),
+        (f"/machine.slice/libpod-conmon-{'ab' * 32}.scope", "podman stop abababababab"),
         ("/user.slice/user-1000.slice/user@1000.service/app.slice/console-7.scope", None),
         ("/user.slice/user-1000.slice/session-3.scope", None),
+        # what a desktop's menu has started, and what that has started: no service, and no container
+        (f"/user.slice/user-1000.slice/user@1000.service/app.slice/app-code-{'ab' * 16}.scope", None),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-org.kde.konsole@ab12.service", None),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/dbus-:1.2-org.gnome.Terminal.service", None),
+        ("/user.slice/user-1000.slice/user@1000.service/tmux-spawn-12.scope", None),
+        (f"/sandbox/{'ab' * 16}", None),
+        # to stop these would end other logins and jobs
+        ("/system.slice/ssh.service", None),
+        ("/system.slice/cron.service", None),
     ],
 )
 def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
@@ -195,17 +227,119 @@ def test_who_holds_ports_for_others(name, command, protected):
 
 
 @pytest.mark.parametrize(
-    ("command", "name"),
+    ("program", "words", "name", "protected"),
     [
-        ("ssh: /Users/a/.colima/ssh.sock [mux]", "ssh"),
-        ("/Applications/Rancher Desktop.app/Contents/Resources/lima/bin/limactl hostagent --pidfile x", "limactl"),
-        ("/Applications/Visual Studio Code.app/Contents/MacOS/Electron", "Electron"),
-        ("/usr/bin/python3 /srv/app.py", "python3"),
+        ("ssh: /Users/a/.colima/ssh.sock [mux]", "", "ssh", True),
+        ("/Applications/Rancher Desktop.app/Contents/Resources/lima/bin/limactl", "hostagent --pidfile x", "limactl", True),
+        ("/Applications/Docker.app/Contents/MacOS/com.docker.backend", "run /Users/a/x", "com.docker.backend", True),
+        ("/Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper", "vmgr",
+         "OrbStack Helper", True),
+        ("/Applications/Visual Studio Code.app/Contents/MacOS/Electron", "", "Electron", True),
+        ("/Applications/Visual Studio Code.app/Contents/Frameworks/Code Helper (Plugin).app/Contents/MacOS/Code Helper (Plugin)",
+         "--type=utility", "Code Helper (Plugin)", True),
+        ("/Applications/Cursor.app/Contents/MacOS/Cursor", "", "Cursor", True),
+        ("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome", "--flag", "Google Chrome", True),
+        ("tmux", "new -s main", "tmux", True),
+        ("/usr/bin/python3", "/srv/app.py", "python3", False),
+        ("/Library/Frameworks/Python.framework/Versions/3.12/Resources/Python.app/Contents/MacOS/Python",
+         "/Users/alice/bin/code", "Python", False),
+        ("node", "/Users/alice/code/server.js", "node", False),
     ],
+    ids=lambda value: value.rpartition("/")[2] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_names_from_ps(program, words, name, protected):
+    """The name is that of the program: blanks in its path and paths among its words lead to no other."""
+    row = f"38146 900 38146 S ttys001 alice Mon Nov 23 10:15:00 2026 {program} {words}"
+    process = port_manager._parse_ps(row, f"  999 /bin/x\n38146 {program}\ngarbage\n")[38146]
+    assert process.name == name
+    holder = Holder(38146, 900, "alice", process.name, process.command, "", None, ())
+    case = port_manager._Case(port_manager._Look(port_manager.MACOS, [], [holder], [], {}, {}), "kill", 80, "0.0.0.0")
+    why = port_manager._because_a_squatter(holder, case) or port_manager._because_a_container(holder, case)
+    assert (why is not None) == protected
+    if " " not in program:  # a ps that tells no names
+        assert port_manager._parse_ps(row)[38146].name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "protected"),
+    [
+        ("ssh.exe", True), ("SSH.EXE", True), ("sshd.exe", True), ("Code.exe", True), ("VSCodium.exe", True),
+        ("Code - Insiders.exe", True), ("pycharm64.exe", True), ("svchost.exe", True), ("msedge.exe", True),
+        ("services", False), ("python.exe", False), ("mycode.exe", False),
+    ],
+)  # fmt: skip
+def test_names_of_windows(name, protected):
+    assert (port_manager._because_a_squatter(Holder(77, 1, "", name, "", "", None, ()), None) is not None) == protected
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("node", "/usr/lib/code-server/lib/node /usr/lib/code-server"),
+        ("node", "/home/.openvscode-server/node /home/.openvscode-server/out/server-main.js"),
+        ("node", "/vscode/vscode-server/bin/linux-x64/1/node /vscode/vscode-server/bin/linux-x64/1/out/server-main.js"),
+        ("node", "/home/a/.vscode/cli/serve-web/1/node server-main.js"),
+        ("code-tunnel", "/usr/share/code/bin/code-tunnel serve-web"),
+        ("java", "/opt/idea/jbr/bin/java -Didea.paths.selector=x"),
+        ("nvim", "nvim --listen 127.0.0.1:8000"),
+        ("firefox", "/usr/lib/firefox/firefox"),
+        ("dropbear", "dropbear -F"),
+    ],
+    ids=lambda value: value.split()[0],
 )
-def test_names_from_ps(command, name):
-    row = f"38146 900 38146 S ttys001 alice Mon Nov 23 10:15:00 2026 {command}"
-    assert port_manager._parse_ps(row)[38146].name == name
+def test_editors_and_browsers_are_closed_by_hand(name, command):
+    assert port_manager._because_a_squatter(Holder(77, 1, "", name, command, "", None, ()), None)
+
+
+def test_a_wildcard_of_ipv6_is_not_blamed_for_what_may_be_another(ports, hold, monkeypatch, said):
+    """Where netlink is refused, nothing tells a v6-only listener from a dual-stack one, and a client may be in the way."""
+    port, server = ports(), ports()
+    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(port_manager._ask_proc_net,)))
+    monkeypatch.setattr(port_manager, "_ask_sock_diag", lambda *_: None)
+    hold(("127.0.0.1", server))
+    bystander = hold(("::", port), v6only=True)
+    client = hold(("127.0.0.1", port), reuse=False, connect=("127.0.0.1", server))
+    assert ensure_port_available(port) is False
+    assert bystander.alive() == [bystander.pid] and client.alive() == [client.pid]
+    assert "it cannot be told whether its :: keeps 0.0.0.0 from being bound" in said()
+
+
+RESERVING = """
+import os, socket, subprocess, sys, time
+reserved = socket.socket()
+reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+reserved.bind(("0.0.0.0", int(sys.argv[1])))
+server = "import socket, sys, time; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(1, flush=True); time.sleep(60)"
+subprocess.Popen([sys.executable, "-S", "-c", server, sys.argv[1]]).wait()
+time.sleep(60)
+"""
+
+
+def test_one_who_reserved_the_number_for_a_server_is_no_holder(port, start):
+    """A test runner binds a port, keeps it, and hands its number over: it blocks nobody, and is no master."""
+    runner = start(sys.executable, "-S", "-c", RESERVING, str(port))
+    runner.stdout.readline()
+    (server,) = find_listeners(port, "127.0.0.1")
+    assert server.pid != runner.pid
+    assert ensure_port_available(port, "127.0.0.1") is True
+    assert runner.poll() is None and birth(server.pid) is None
+
+
+@boxes
+def test_the_same_link_local_address_on_another_interface():
+    setup = "ip link add d0 type veth peer name d1; " + "; ".join(
+        f"ip link set d{n} up; ip -6 address add fe80::1/64 dev d{n} nodad" for n in (0, 1)
+    )
+    question = (
+        "import sys\n"
+        "def listen(zone):\n"
+        "    s = socket.socket(socket.AF_INET6); s.bind(('fe80::1', 8000, 0, socket.if_nametoindex(zone))); s.listen(); return s\n"
+        "both = listen('d0'), listen('d1')\n"
+        "rows = [len(p._blocking(p._ask_sock_diag(8000), p._addresses(f'fe80::1%{z}', 8000))) for z in ('d0', 'd1', 'lo')]\n"
+        "unknown = [row._replace(address='fe80::1') for row in p._ask_sock_diag(8000)]\n"
+        "print(rows, p._conflict(unknown[0], 'fe80::1%2'), p.find_listeners(8000, 'fe80::1%d0')[0].addresses[0].port)"
+    )
+    assert in_a_box(setup, question).endswith("[1, 1, 0] None 8000")
 
 
 def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, said):
@@ -241,7 +375,7 @@ def test_a_parent_that_did_not_start_the_taker_is_not_accused(port, hold, monkey
     look = port_manager._look_at(port, "127.0.0.1")
     bystander = subprocess.Popen(["sleep", "60"])
     try:
-        pin = port_manager._pinned(port_manager.LINUX, bystander.pid, {})[bystander.pid]
+        pin = port_manager._pinned(port_manager.LINUX, [bystander.pid], {})[bystander.pid]
         why = port_manager._why_taken_again(port, "127.0.0.1", look, [pin])
         port_manager._unpin([pin])
     finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import sys
 import time
@@ -27,7 +26,7 @@ def machine(monkeypatch, fp):
     """A machine whose port is held until somebody is stopped, and whose tools are played back."""
     state = SimpleNamespace(held=True, signals=[], error=OSError(errno.EADDRINUSE, "in use"))
     monkeypatch.setattr(port_manager, "_bind_error", lambda *_: state.error if state.held else None)
-    monkeypatch.setattr(shutil, "which", lambda tool, path=None: tool)
+    monkeypatch.setattr(port_manager, "_found", lambda tool: tool)
     monkeypatch.setattr(port_manager, "RESTART_WATCH", 0.05)
     monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.3)
     fp.allow_unregistered(False)
@@ -98,6 +97,20 @@ garbage
 """
 
 
+COMM = """\
+  333 /System/Library/CoreServices/ControlCenter.app/Contents/MacOS/ControlCenter
+  555 /Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper
+38146 /opt/homebrew/bin/python3
+garbage
+"""
+LAUNCHCTL = """\
+PID\tStatus\tLabel
+-\t0\tcom.apple.SafariHistoryServiceAgent
+812\t0\thomebrew.mxcl.postgresql@14
+501\t0\tapplication.org.mozilla.firefox.123.456
+"""
+
+
 class Queue:
     """select.kqueue, as far as it is used: one exit, at once."""
 
@@ -120,7 +133,9 @@ def macos(machine, monkeypatch, fp):
     monkeypatch.setattr(select, "kqueue", Queue, raising=False)
     monkeypatch.setattr(os, "getpid", lambda: 9999)
     fp.keep_last_process(True)
-    fp.register(["lsof", "-a", "-p", fp.any(), "-d", "cwd", "-F", "n"], stdout="p38146\nfcwd\nn/Users/alice/项目\n")
+    folder = r"/Users/alice/\xe9\xa1\xb9\xe7\x9b\xae"  # as lsof writes it with LC_ALL=C
+    fp.register(["lsof", "-a", "-p", fp.any(), "-d", "cwd", "-F", "n"], stdout=f"p38146\nfcwd\nn{folder}\n")
+    fp.register(["launchctl", "list"], stdout=LAUNCHCTL)
 
     def lsof(*texts):
         for text in texts:
@@ -129,16 +144,20 @@ def macos(machine, monkeypatch, fp):
     def read_ps(pid):
         """What ps tells: the holder is a zombie once it has been signalled."""
         listing = PS.format(me=9999)
-        return port_manager._parse_ps(listing if machine.held else listing.replace(" 38146 S ", " 38146 Z "))
+        return port_manager._parse_ps(listing if machine.held else listing.replace(" 38146 S ", " 38146 Z "), COMM)
 
     monkeypatch.setattr(port_manager, "MACOS", port_manager.MACOS._replace(read=read_ps))
     return SimpleNamespace(lsof=lsof, state=machine, fp=fp)
 
 
 def test_macos_reads_ps(macos, fp):
-    fp.register(["ps", fp.any()], stdout=PS.format(me=9999))
+    """Each keyword with an -o of its own: FreeBSD takes all that follows a = for the heading of one column."""
+    keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
+    fp.register(["ps", "-axww", *(word for key in keys for word in ("-o", f"{key}="))], stdout=PS.format(me=9999))
+    fp.register(["ps", "-axww", "-o", "pid=", "-o", "comm="], stdout=COMM)
     processes = port_manager._read_ps(38146)
-    assert list(fp.calls[-1])[1:3] == ["-axww", "-o"]
+    assert processes[555].name == "OrbStack Helper" and processes[501].name == "firefox"
+    assert processes[701].leader and not processes[38146].leader and not processes[1].leader
     assert processes[38146].parent == 701 and processes[666].zombie and not processes[701].zombie
     assert processes == port_manager.MACOS.read(None)
 
@@ -235,9 +254,113 @@ def test_macos_without_ps_nobody_is_stopped(macos, monkeypatch, said):
     assert macos.state.signals == []
 
 
+@pytest.mark.parametrize(
+    ("pid", "sentence"),
+    [(812, "launchctl bootout gui/501/homebrew.mxcl.postgresql@14"), (501, "it is an application, not a server"), (38146, None)],
+)
+def test_macos_what_launchd_runs_stays(macos, monkeypatch, pid, sentence):
+    monkeypatch.setattr(os, "getuid", lambda: 501)
+    monkeypatch.setattr(port_manager, "_is_superuser", lambda: False)
+    holder = port_manager.Holder(pid, 1, "alice", "x", "x", "", None, ())
+    why = port_manager._because_a_launchd_job(holder, port_manager._Case(SimpleNamespace(system=port_manager.MACOS), "kill", PORT, ANY))
+    assert why is sentence or sentence in why
+
+
+def test_macos_nobody_is_signalled_whom_ps_no_longer_tells_of(macos, monkeypatch, said):
+    """ps may hang just when the signal is due: "cannot tell" is no permission."""
+    macos.lsof(LSOF_HELD)
+    answers = iter([port_manager._parse_ps(PS.format(me=9999), COMM)] * 2)  # for the ancestry, and when it is pinned
+    monkeypatch.setattr(port_manager, "MACOS", port_manager.MACOS._replace(read=lambda pid: next(answers, {})))
+    monkeypatch.setattr(port_manager, "ROUNDS", 1)
+    assert ensure_port_available(PORT) is False
+    assert macos.state.signals == []
+    pin = port_manager._Pin(38146, "birth", None)
+    for firmly in (False, True):
+        with pytest.raises(PermissionError, match="it could not be verified that it is still the same process"):
+            port_manager._request(port_manager.MACOS, pin, port_manager._manner(), firmly)
+    assert macos.state.signals == []
+
+
+NETSTAT_BSD = """\
+Active Internet connections (including servers)
+Proto Recv-Q Send-Q  Local Address          Foreign Address        (state)
+tcp46      0      0  *.8000                 *.*                    LISTEN
+tcp6       0      0  *.8001                 *.*                    LISTEN
+tcp4       0      0  *.8002                 *.*                    LISTEN
+tcp46      0      0  *.8003                 *.*                    LISTEN
+tcp6       0      0  *.8003                 *.*                    LISTEN
+tcp46      0      0  *.8004                 10.0.0.1.5             ESTABLISHED
+udp46      0      0  *.8005                 *.*
+"""
+
+
+@pytest.mark.parametrize(
+    ("port", "status", "stopped"),
+    [(8000, 0, True), (8001, 0, False), (8003, 0, False), (8009, 0, False), (8000, 1, False)],
+    ids=["dual", "v6only", "both-kinds", "unknown", "netstat-fails"],
+)
+def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, port, status, stopped):
+    """As a normal user sees it, the real holder may be hidden, and a v6-only server be all that lsof shows."""
+    listing = LSOF_HELD.replace("tIPv4\nPTCP\nn*:8000\nTST=LISTEN", f"tIPv6\nPTCP\nn*:{port}\nTST=LISTEN")
+    macos.fp.register(["lsof", "-nP", f"-iTCP:{port}", "-F", "pftdPnT"], stdout=listing)
+    macos.fp.register(["netstat", "-an", "-p", "tcp"], stdout=NETSTAT_BSD, returncode=status)
+    assert port_manager._parse_netstat_bsd(NETSTAT_BSD) == {8000: False, 8001: True}
+    assert ensure_port_available(port) is stopped
+    assert {pid for pid, _ in macos.state.signals} == ({38146} if stopped else set())
+
+
+def test_macos_sockets_exclude_each_other_only_at_equal_addresses(monkeypatch):
+    """With SO_REUSEADDR, as every server has it there; loopback and wildcard hide each other, and count too."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    rows = [port_manager._Socket(a, 80, "listening", None, 9, None, 0, None) for a in ("127.0.0.1", "192.168.1.5", ANY)]
+    found = {wanted: [row.address for row in rows if port_manager._conflict(row, wanted)] for wanted in (ANY, "127.0.0.1", "10.0.0.1")}
+    assert found == {ANY: ["127.0.0.1", ANY], "127.0.0.1": ["127.0.0.1", ANY], "10.0.0.1": []}
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT])
+def test_macos_what_is_shadowed_counts_only_when_it_is_in_use(monkeypatch, number):
+    """On macOS the wildcard's ports below 1024 are free to all, and loopback's are not."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    errors = {"127.0.0.1": OSError(number, "no")}
+    monkeypatch.setattr(port_manager, "_bind_error", lambda family, address: errors.get(address[0]))
+    assert port_manager._obstacle(80, ANY) is None
+    errors["127.0.0.1"] = OSError(errno.EADDRINUSE, "in use")
+    assert port_manager._obstacle(80, ANY) == (True, "port 80 is already in use")
+
+
+@pytest.mark.parametrize("number", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT])
+def test_a_bsd_without_ipv6_has_a_localhost(monkeypatch, number):
+    monkeypatch.setattr(sys, "platform", "freebsd14")
+    monkeypatch.setattr(port_manager, "_bind_error", lambda family, address: OSError(number, "no") if ":" in address[0] else None)
+    assert port_manager._obstacle(8000, "localhost") is None
+    assert port_manager._obstacle(8000, "::1")[0] is False
+
+
+@pytest.mark.parametrize(
+    ("complaint", "told"),
+    [
+        ("", True),
+        ("lsof: WARNING: can't stat() fuse file system /run/user/1000/gvfs\n      Output information may be incomplete.\n", True),
+        ("lsof: Unknown option 'n' (see \"lsof --help\")\n", False),
+        ("lsof: can't open /dev/mem: Permission denied\n", False),
+        ("lsof: illegal option character: F\n", False),
+    ],
+)
+def test_an_lsof_that_complains_and_tells_nothing_cannot_tell(machine, fp, complaint, told):
+    fp.register(["lsof", fp.any()], stderr=complaint, returncode=1)
+    assert port_manager._ask_lsof(PORT) == ([] if told else None)
+
+
+def test_waiting_starts_no_tool_again_and_again(macos):
+    macos.lsof(LSOF_HELD)
+    with pytest.raises(port_manager.PortTimeout):
+        port_manager.wait_until_free(PORT, timeout=0.5)
+    assert len(macos.fp.calls) <= 3  # once, for the holders that the error names
+
+
 def test_macos_without_lsof_nobody_can_tell(machine, monkeypatch):
     system(monkeypatch, "darwin", "alice")
-    monkeypatch.setattr(shutil, "which", lambda tool, path=None: None)
+    monkeypatch.setattr(port_manager, "_found", lambda tool: None)
     with pytest.raises(CannotTell):
         find_listeners(PORT)
 
@@ -395,6 +518,7 @@ def test_windows_tools_are_started_by_their_full_path(windows, monkeypatch):
 def test_windows_reads_the_shape_and_not_the_words(windows, language):
     windows.play(language=language)
     rows = port_manager._ask_netstat_ano(PORT)
+    assert [row.v6only for row in rows] == [False, True, True]  # a dual-stack socket has a row for each family
     assert [(row.pid, row.address) for row in rows] == [(38146, "127.0.0.1"), (38146, "::1"), (7002, "fe80::1")]
     assert [holder.pid for holder in find_listeners(PORT, "localhost")] == [38146]
     assert [row.pid for row in port_manager._ask_netstat_ano(80)] == [4]
@@ -442,7 +566,13 @@ def test_windows_a_refusal_is_told(windows, said, answer, words):
     windows.play()
     windows.kill(38146, **answer)
     assert ensure_port_available(PORT, "127.0.0.1") is False
-    assert f"Taskkill could not stop process 38146: {words[:5]}" in said() or words in said().lower()
+    assert f"Process 38146 may not be stopped: taskkill says: {words if words != 'taskkill' else 'nothing'}" in said()
+
+
+def test_windows_a_worker_that_went_with_its_master_is_no_failure(windows):
+    windows.play()
+    windows.kill(38146, returncode=1, stderr="ERROR: There is no running instance of the task.", callback=windows.state.release)
+    assert ensure_port_available(PORT, "127.0.0.1") is True
 
 
 def test_windows_one_that_has_gone_counts_as_stopped(windows):
@@ -459,6 +589,100 @@ def test_windows_a_dead_owner_has_heirs(windows, said):
     windows.kill(6001, returncode=1, stderr="(/F)")
     assert ensure_port_available(PORT, "127.0.0.1") is True
     assert {list(call)[2] for call in windows.fp.calls if "taskkill" in str(call)} == {"6001"}
+
+
+def test_windows_children_of_different_programs_are_no_heirs(windows, said):
+    """PIDs are used again, and a parent's number stays when it has died: one of them may be an earlier one's child."""
+    windows.play(
+        (6001, 5555, 133000000050000000, "chrome.exe", "chrome.exe"),
+        (6002, 5555, 130000000000000000, "idea64.exe", "idea64.exe"),
+        (6003, 5555, 133000000060000000, "python.exe", "python worker.py"),
+        owner=5555,
+    )
+    assert ensure_port_available(PORT, "127.0.0.1") is False
+    assert "taskkill" not in str(windows.fp.calls)
+
+
+def test_windows_a_reserved_range_beside_a_v6only_listener(windows, said):
+    windows.state.error = PermissionError(errno.EACCES, "forbidden")
+    windows.state.error.winerror = 10013
+    windows.play(elsewhere=b":8010 ")
+    rows = [port_manager._Socket("::", PORT, "listening", None, 38146, None, 0, True)]
+    assert port_manager._blocking(rows, port_manager._addresses(ANY, PORT)) == []
+    assert ensure_port_available(PORT) is False and "taskkill" not in str(windows.fp.calls)
+
+
+def test_windows_a_part_of_the_processes_is_no_answer(windows, monkeypatch):
+    """PowerShell was cut off: a parent that is missing there may be alive."""
+    windows.play(shell=1)
+    windows.fp.register([windows.tool("tasklist.exe"), "/FO", "CSV", "/NH"], stdout="")
+    assert port_manager._read_windows(None) == {}
+    assert port_manager._ancestry(port_manager.WINDOWS, {}) is None
+
+
+def test_windows_the_program_is_pinned_before_it_is_judged(windows):
+    """kill_process: what the ancestry had to read before is read again once the PID is held."""
+    windows.play()
+    order = []
+    opened = windows.api.OpenProcess
+    windows.api.OpenProcess = lambda *words: order.append("pinned") or opened(*words)
+    read = port_manager._read_windows
+    port_manager.WINDOWS, before = port_manager.WINDOWS._replace(read=lambda pid: order.append("read") or read(pid)), port_manager.WINDOWS
+    try:
+        windows.kill(38146, callback=windows.state.release)
+        assert PortManager(PORT, "127.0.0.1").kill_process(38146) is True
+    finally:
+        port_manager.WINDOWS = before
+    assert "read" in order[order.index("pinned") :]
+
+
+def test_windows_more_processes_than_can_be_waited_for(windows):
+    waited = []
+    windows.api.WaitForMultipleObjects = lambda handles, every, milliseconds: waited.append(len(handles))
+    port_manager._nap(port_manager.WINDOWS, [port_manager._Pin(pid, "birth", pid) for pid in range(2, 102)], 0.1)
+    assert waited == [63]
+
+
+def test_windows_tools_of_the_current_folder_are_not_started(tmp_path, monkeypatch):
+    """shutil.which looks there first."""
+    for name in ("docker", "docker.exe"):
+        (tmp_path / name).write_text("")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("PATH", f".{os.pathsep}{os.pathsep}relative")
+    assert port_manager._found("docker") is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert port_manager._found("docker") == str(tmp_path / "docker.exe")
+
+
+def test_windows_the_text_of_powershell_is_utf8():
+    assert port_manager._decoded("José 项目".encode()) == "José 项目"
+    assert "OutputEncoding = $before" in port_manager._CIM_QUERY  # it would stay changed in the user's console
+
+
+@pytest.mark.parametrize(
+    ("parent", "environ", "family"),
+    [
+        ('"C:\\venv\\Scripts\\python.exe" -m uvicorn main:app', {}, False),  # a venv's own starter of the real one
+        ("uvicorn main:app", {}, False),
+        ("python manage.py runserver", {"RUN_MAIN": "true"}, True),
+        ("flask run", {"WERKZEUG_RUN_MAIN": "true"}, True),
+    ],
+)
+def test_windows_the_child_of_a_reloader(windows, monkeypatch, parent, environ, family):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    windows.play((9997, 700, 133000000015000000, "python.exe", parent))
+    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", PORT) is family
+
+
+def test_the_child_of_multiprocessing_is_in_the_family(monkeypatch):
+    """uvicorn --reload and --workers, and others: on every system."""
+    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", PORT) is False
+    spawned = SimpleNamespace(parent_process=lambda: SimpleNamespace(pid=1))
+    monkeypatch.setitem(sys.modules, "multiprocessing.process", spawned)
+    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", PORT) is True
 
 
 def test_windows_a_dead_owner_without_heirs_is_nobody_to_stop(windows, said):
@@ -518,7 +742,7 @@ def test_windows_no_handle_where_it_may_not_be_opened(windows):
 
     windows.api.OpenProcess = denied
     windows.play()
-    pin = port_manager._pinned(port_manager.WINDOWS, 38146, {})[38146]
+    pin = port_manager._pinned(port_manager.WINDOWS, [38146], {})[38146]
     assert pin == (38146, "133000000030000000", None)
     assert port_manager._has_exited(port_manager.WINDOWS, pin) is False
     assert port_manager._has_exited(port_manager.WINDOWS, pin._replace(birth="0")) is True
@@ -546,6 +770,7 @@ def wsl(machine, monkeypatch, fp):
     fp.keep_last_process(True)
     folder = "/mnt/c/Windows/System32"
     fp.register([f"{folder}/WindowsPowerShell/v1.0/powershell.exe", fp.any()], stdout=cim())
+    fp.register(["wslinfo", "--networking-mode"], stdout="mirrored\n")
     fp.register([f"{folder}/tasklist.exe", "/V", fp.any()], stdout='"python.exe","38146","Console","1","9 K","Running","DESKTOP\\alice","0:00:01","N/A"\r\n')
 
     def play(me="alice"):
@@ -579,8 +804,24 @@ def test_wsl_a_windows_pid_is_not_taken_for_ours(wsl, said, monkeypatch):
     assert port_manager._refusal(port_manager._Case(look, "kill", PORT, "0.0.0.0")) is None
 
 
+@pytest.mark.parametrize("mode", ["nat\n", "virtioproxy\n", "wsl1\n", "", None])
+def test_wsl_without_mirrored_networking_windows_has_ports_of_its_own(wsl, monkeypatch, said, mode):
+    """A server of Windows never holds the port of a server of Linux there, whatever number it has."""
+    monkeypatch.setattr(port_manager, "_run", lambda *words, **_: None if mode is None else (0, mode, ""))
+    monkeypatch.setattr(port_manager, "_ask_netstat_ano", lambda port: pytest.fail("Windows was asked"))
+    assert ensure_port_available(PORT, "127.0.0.1") is False
+    assert "nobody who may be seen holds port" in said().lower()
+
+
+def test_wsl_a_socket_of_linux_is_not_looked_for_in_windows(wsl, monkeypatch):
+    client = port_manager._Socket("127.0.0.1", PORT, "connected", port_manager.Endpoint("1.2.3.4", 5), None, 0, 7, None)
+    monkeypatch.setattr(port_manager, "_every_socket", lambda port: [client])
+    wsl.play()
+    assert find_listeners(PORT, "127.0.0.1") == []
+
+
 def test_wsl_interop_may_be_off(wsl, said, monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda tool, path=None: None)
+    monkeypatch.setattr(port_manager, "_found", lambda tool: tool if tool == "wslinfo" else None)
     assert ensure_port_available(PORT, "127.0.0.1") is False
     assert "WSL's interoperability, which would tell, is switched off" in said()
 

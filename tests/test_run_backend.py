@@ -131,6 +131,47 @@ def test_the_next_run_takes_the_page_over(project, port, start, monkeypatch, tol
     assert can_bind(port, "0.0.0.0")
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"main.py": "print('a tool')"}, "main.py has no app or application at its top; name the app as in src.main:app"),
+        ({"app/__init__.py": FLASK}, "app/__init__.py has no"),
+        ({"app.py": "from flask import Flask\ndef create_app(): ..."},
+         "app.py has no app or application at its top, but create_app: name it as 'app:create_app()'"),
+        ({"src/__init__.py": "def make_app(): ..."}, "name it as 'src:make_app()'"),
+    ],
+    ids=["tool", "package", "factory", "packages-factory"],
+)  # fmt: skip
+def test_nobody_is_stopped_for_the_page_where_there_is_a_program(project, port, hold, capsys, files, said):
+    project(files)
+    held = hold(("127.0.0.1", port))
+    assert main(["--port", str(port)]) == 1
+    assert said in capsys.readouterr().err and held.alive() == [held.pid]
+
+
+def test_an_app_that_a_function_makes(project, port, start):
+    """Served by the standard library, where nothing else is installed."""
+    project({"app.py": WSGI.replace("def application", "def answer") + "def create_app(): return answer\nif False: import flask\n"})
+    server = start(sys.executable, "-c", BARE, "app:create_app()", "--port", str(port))
+    assert served_by(server, port)
+
+
+def test_one_who_listens_beside_is_told_of(project, port, hold, capsys, monkeypatch):
+    """What binds localhost or :: would meet it; what binds 0.0.0.0 does not: it lives, and the person knows."""
+    monkeypatch.setattr(run_backend, "_become", lambda *_: 0)
+    beside = hold(("::1", port), v6only=True)
+    assert main(["--port", str(port), "--", "true"]) == 0
+    said = capsys.readouterr()
+    assert f"⚠️  [::1]:{port} is held by process {beside.pid} (" in said.err
+    assert "a server that binds localhost or :: would fail" in said.err
+    assert beside.alive() == [beside.pid]
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"run_backend {port_manager.__version__}\n"
+
+
 def test_ctrl_c_ends_the_page_without_a_traceback(project, port, start):
     server = start(sys.executable, RUN_BACKEND, "--port", str(port), "--host", "127.0.0.1")
     assert served_by(server, port)
@@ -211,6 +252,8 @@ def test_ctrl_c_in_the_servers_of_the_standard_library(port):
         ("--host [::1]", {}, "[::1]:8000"),
         ("", {"HOST": "[::]"}, "[::]:8000"),
         ("--port 1 --port 2", {}, "0.0.0.0:2"),
+        ("-p 9001", {"PORT": "9000"}, "0.0.0.0:9001"),
+        ("-p9001", {}, "0.0.0.0:9001"),
         ("--port 1", {}, "0.0.0.0:1"),
         ("--port 65535", {}, "0.0.0.0:65535"),
     ],
@@ -246,7 +289,12 @@ def test_without_words_it_reads_its_own_command_line(project, attempts, monkeypa
         (["9000"], None, "'9000' is no app; name it as in src.main:app, or put a command behind --"),
         (["npm", "run", "dev"], None, "'npm' is no app; name it as in src.main:app, or put a command behind --"),
         (["--reload"], None, "there is no app here to be served with --reload; name it as in src.main:app"),
-        (["-p", "9000"], None, "there is no app here to be served with -p; name it as in src.main:app"),
+        (["-p", "web.pid"], None, "there is no app here to be served with -p; name it as in src.main:app"),
+        (["-p", "0"], None, "--port is '0'; a port is a number from 1 to 65535"),
+        (["-p65536"], None, "--port is '65536'; a port is a number from 1 to 65535"),
+        (["--prot", "9000"], None, "there is no --prot; did you mean --port?"),
+        (["--post=9000"], None, "there is no --post; did you mean --port?"),
+        (["--hots", "::1"], None, "there is no --hots; did you mean --host?"),
         (["--"], None, "there is no command behind --"),
         (["--port", "9000", "--"], None, "there is no command behind --"),
         (["src.main:app", "--", "true"], None,
@@ -467,12 +515,14 @@ def test_a_module_is_read_and_never_imported(project, attempts, monkeypatch, wor
         ("{folder}/src/main.py", "src.main:app", "asgi"),
         ("web.py", "web:application", "wsgi"),
         ("shop:app", "shop:app", "wsgi"),
-        ("shop:application", "shop:application", "asgi"),
+        ("shop:app.wsgi_app", "shop:app.wsgi_app", "wsgi"),
+        ("shop:make()", "shop:make()", "wsgi"),
+        ("my-app:app", "my-app:app", "asgi"),
         ("shop/__init__.py:app", "shop.__init__:app", "wsgi"),
         ("服务.py", "服务:app", "wsgi"),
         ("服务:app", "服务:app", "wsgi"),
-        ("installed.package:app", "installed.package:app", "asgi"),
-        ("src.main:made.later", "src.main:made.later", "asgi"),
+        ("email.message:app", "email.message:app", "asgi"),  # of an installed package
+        ("loose:made.later", "loose:made.later", "asgi"),
         ("manage.py", "manage.py", "django"),
         ("site/manage.py", "site/manage.py", "django"),
     ],
@@ -484,8 +534,10 @@ def test_an_app_that_is_named(project, attempts, monkeypatch, how, word, app, ki
         {
             "src/main.py": FASTAPI + "def admin(environ, start_response): ...",
             "web.py": WSGI,
-            "shop/__init__.py": FLASK,
+            "shop/__init__.py": FLASK + "def make(): ...",
             "服务.py": FLASK,
+            "my-app.py": FASTAPI,
+            "loose.py": "from somewhere import *",
             "manage.py": "",
             "site/manage.py": "",
         }
@@ -522,6 +574,9 @@ def test_the_app_may_stand_between_options(project, attempts, monkeypatch):
         ("posix", "uvicorn", ("m:app", "asgi", "0.0.0.0", 80), "-m uvicorn m:app --host 0.0.0.0 --port 80"),
         ("nt", "uvicorn", ("m:app", "asgi", "::1", 80, ["--reload"]), "-m uvicorn m:app --host ::1 --port 80 --reload"),
         ("posix", "", ("manage.py", "django", "::", 80, ["--noreload"]), "manage.py runserver [::]:80 --noreload"),
+        ("posix", "uvicorn", ("m:make()", "asgi", "::1", 80), "-m uvicorn m:make --host ::1 --port 80 --factory"),
+        ("posix", "gunicorn", ("m:make()", "wsgi", "::1", 80), "-m gunicorn m:make() --bind [::1]:80"),
+        ("posix", "waitress", ("m:make()", "wsgi", "::1", 80), "-m waitress --listen=[::1]:80 --call m:make"),
         ("posix", "gunicorn waitress", ("m:app", "wsgi", "::1", 80, ["-w", "2"]),
          "-m gunicorn m:app --bind [::1]:80 -w 2"),
         ("posix", "waitress", ("m:app", "wsgi", "1.2.3.4", 80, ["--threads=2"]),
@@ -563,8 +618,26 @@ def test_a_server_that_is_not_installed(monkeypatch, system, kind, options, said
     installed(monkeypatch, "")
     with pytest.raises(run_backend._CannotStart) as caught:
         server_command("m:app", kind, "0.0.0.0", 80, options)
-    python = os.path.basename(sys.executable)
-    assert caught.value.args == (said.replace("{pip}", f"{python} -m pip install"), 1)
+    assert caught.value.args == (said.replace("{pip}", run_backend._pip("")[:-1]), 1)
+
+
+def test_the_interpreter_that_a_hint_names_is_this_one(monkeypatch, tmp_path):
+    """Another python may come first on PATH, and what is installed there would not be found here."""
+    python = tmp_path / "python3"
+    python.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert run_backend._pip("uvicorn") == f"{python} -m pip install uvicorn"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_backend._pip("uvicorn") == "python3 -m pip install uvicorn"
+
+
+def test_django_is_asked_for_before_anybody_is_stopped(project, monkeypatch):
+    project({"manage.py": "from django.core.management import execute_from_command_line"})
+    installed(monkeypatch, "")
+    with pytest.raises(run_backend._CannotStart, match="manage.py needs Django, which is not installed"):
+        server_command("manage.py", "django", "0.0.0.0", 80)
+    installed(monkeypatch, "django")
+    assert server_command("manage.py", "django", "0.0.0.0", 80)
 
 
 def test_installed(tmp_path, monkeypatch):
@@ -594,7 +667,13 @@ def test_installed(tmp_path, monkeypatch):
         ("uvicorn", ["broken.py"], 1, "❌ broken.py cannot be read: line 2: invalid syntax"),
         ("uvicorn", ["nosuch/manage.py"], 1, "❌ there is no file nosuch/manage.py"),
         ("", ["--", "no-such-program", "x"], 127, "❌ no-such-program is not installed, or not on PATH"),
-        ("", ["--", "./tool.py"], 127, "❌ ./tool.py is not installed, or not on PATH"),  # it may not be executed
+        ("", ["--", "./tool.py"], 126, "❌ ./tool.py is not executable"),
+        ("uvicorn", ["src.main:nope"], 1, "❌ src/main.py has no nope at its top"),
+        ("uvicorn", ["mian:app"], 1, "❌ there is no module mian here"),
+        ("uvicorn", ["maker.py:create_app"], 1,
+         "❌ create_app in maker.py makes the app when it is called: name it as 'maker:create_app()'"),
+        ("", ["manage.py", "runserver", "9000"], 2,
+         "run_backend: runserver is implied; name the port with --port, or put the whole command behind --"),
         ("", ["--", "{program}", "-m", "uvicorn", "m:app", "--port", "9"], 2,
          "run_backend: the command listens on 127.0.0.1:9, not on port {port}; {instead}"),
         ("", ["--next", "--", "{program}", "-m", "uvicorn", "m:app", "--port", "9"], 2, None),
@@ -606,7 +685,8 @@ def test_nobody_is_stopped_for_what_cannot_start(
     project, port, hold, monkeypatch, capsys, present, words, status, said
 ):  # fmt: skip
     installed(monkeypatch, present)
-    project({"src/main.py": FASTAPI, "web.py": FLASK, "tool.py": "x = 1", "broken.py": "\n= 1"})
+    project({"src/main.py": FASTAPI, "web.py": FLASK, "tool.py": "x = 1", "broken.py": "\n= 1", "manage.py": "",
+             "maker.py": "from flask import Flask\ndef create_app(name='x'): return Flask(name)"})  # fmt: skip
     instead = "name the port behind the --, or leave out --port"
     held = hold(("127.0.0.1", port))
     words = [word.replace("{program}", sys.executable) for word in words]
@@ -618,7 +698,7 @@ def test_nobody_is_stopped_for_what_cannot_start(
     if said is None:
         assert err.count("\n") == 1 and err.endswith(f"; {instead}\n")
     else:
-        python = os.path.basename(sys.executable)
+        python = run_backend._pip("").partition(" ")[0]
         for name, value in (("python", python), ("port", str(port)), ("instead", instead)):
             said = said.replace(f"{{{name}}}", value)
         assert err == (f"{said}\n" if said else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pwd
 import socket
@@ -260,6 +261,13 @@ def test_without_a_table_in_proc(port, hold, missing, monkeypatch):
     monkeypatch.setattr("builtins.open", without)
     rows = port_manager._ask_proc_net(port)
     assert rows is None if missing == "tcp" else len(rows) == 1  # without tcp6, IPv6 is switched off
+
+
+@pytest.mark.parametrize("text", ["", "\n", "no table\n"])
+def test_an_empty_table_is_no_answer(monkeypatch, text):
+    """WSL 1 has a /proc/net/tcp in which there is nothing."""
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.StringIO(text))
+    assert port_manager._ask_proc_net(80) is None
 
 
 def test_a_table_that_may_not_be_read(monkeypatch):
