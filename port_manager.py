@@ -1811,16 +1811,6 @@ def _wait_for_exit(system: Any, pins: list[_Pin], seconds: float) -> list[_Pin]:
             _status("")
 
 
-def _signal(pin: _Pin, number: int) -> None:
-    """Send a signal to the pinned process: the one place in this file that does."""
-    import signal
-
-    if pin.handle is not None:
-        signal.pidfd_send_signal(pin.handle, number)
-    else:
-        os.kill(pin.pid, number)
-
-
 def _is_still_the_same(system: Any, pin: _Pin) -> bool:
     """Whether it is sure that the PID is still the process that was looked at; OSError where the system does not tell."""
     if pin.handle is not None:
@@ -1832,18 +1822,29 @@ def _is_still_the_same(system: Any, pin: _Pin) -> bool:
     return process is not None and not process.zombie and process.birth == pin.birth
 
 
+def _signal(pin: _Pin, *numbers: int) -> None:
+    """Send signals to the pinned process: the one place in this file that does."""
+    import signal
+
+    if not _is_still_the_same(_system(), pin):
+        return
+    for number in numbers:
+        if pin.handle is not None:
+            signal.pidfd_send_signal(pin.handle, number)
+        else:
+            os.kill(pin.pid, number)
+
+
 def _request(system: Any, pin: _Pin, manner: _Manner, firmly: bool) -> None:
     """Ask a process to stop, or make it stop; PermissionError says who may not."""
     import signal
 
     try:
-        if not _is_still_the_same(system, pin):
-            return None
         if system is WINDOWS:
             return _taskkill(pin, firmly)
-        _signal(pin, signal.SIGKILL if firmly else getattr(signal, manner.polite))
-        if not firmly:
-            _signal(pin, signal.SIGCONT)  # one that was stopped by Ctrl+Z could not obey
+        if firmly:
+            return _signal(pin, signal.SIGKILL)
+        _signal(pin, getattr(signal, manner.polite), signal.SIGCONT)  # stopped by Ctrl+Z, it could not obey
     except ProcessLookupError:
         pass  # it exited by itself, which is what we want
     except OSError as error:
@@ -1852,6 +1853,8 @@ def _request(system: Any, pin: _Pin, manner: _Manner, firmly: bool) -> None:
 
 def _taskkill(pin: _Pin, firmly: bool) -> None:
     """Windows: a console program cannot be asked, and taskkill says at once that /F is needed."""
+    if not _is_still_the_same(WINDOWS, pin):
+        return
     tool = _windows_tool("taskkill.exe")
     answer = _run(tool, "/PID", str(pin.pid), *(["/F"] if firmly else []), timeout=5 * TOOL_TIMEOUT)
     if answer and answer[0] == 1 and not firmly and "/F" in answer[1] + answer[2]:

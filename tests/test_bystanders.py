@@ -169,7 +169,7 @@ def test_the_pid_is_reused_where_there_is_no_pidfd(hold, port, monkeypatch):
     bystander = hold(("127.0.0.1", port))
     pin = port_manager._Pin(bystander.pid, 12345, None)
     port_manager._signal(pin, signal.SIGKILL)
-    assert bystander.alive() == [bystander.pid]
+    assert not eventually(lambda: bystander.alive() == [], 0.1)
     port_manager._signal(pin._replace(birth=port_manager._read_proc(bystander.pid)[bystander.pid].birth), signal.SIGKILL)
     assert eventually(lambda: bystander.alive() == [])
 

@@ -378,7 +378,9 @@ listener.listen()
 listener.set_inheritable(True)
 pid, terminal = pty.fork()
 if pid == 0:
+    os.write(1, b"here")
     os.execvp(sys.argv[2], sys.argv[2:])
+os.read(terminal, 4)
 print(pid, flush=True)
 time.sleep(60)
 """

@@ -105,7 +105,7 @@ def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatc
     monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.1)
     signal_ = port_manager._signal
     monkeypatch.setattr(
-        port_manager, "_signal", lambda pin, number: None if number == signal.SIGKILL else signal_(pin, number)
+        port_manager, "_signal", lambda pin, *numbers: None if signal.SIGKILL in numbers else signal_(pin, *numbers)
     )
     assert ensure_port_available(port, grace=0.1) is False
     assert f"❌ Process {held.pid} does not end even when forced" in said()
