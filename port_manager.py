@@ -908,7 +908,7 @@ def _owners_by_handle(rows: list[_Socket], first: Sequence[int], thorough: bool)
     processes = _read_windows(None) if rows else {}
     owned = []
     for row in rows:
-        heirs = [process for process in processes.values() if process.parent == row.pid]
+        heirs = [heir for heir in processes.values() if heir.parent == row.pid and heir.name != "conhost.exe"]
         pids = [heir.pid for heir in heirs] if len({heir.name for heir in heirs}) == 1 else [None]
         dead = processes and row.pid not in processes
         owned += [row._replace(pid=pid) for pid in (pids if dead else [row.pid])]
@@ -1476,7 +1476,7 @@ def _because_of_a_namespace(holder: Holder, case: Any) -> str | None:
 
 def _because_of_its_terminal(holder: Holder, case: Any) -> str | None:
     process = case.look.known.get(holder.pid)
-    inherited = holder.parent in _pids(case.look.holders) or (process and process.name in _INTERACTIVE)
+    inherited = holder.parent in _pids(case.look.holders) or (process and process.name.lstrip("-") in _INTERACTIVE)
     if process and process.leader and inherited:
         return "it runs on a terminal of its own, and has only inherited the port; end it there"
     return None
@@ -1495,19 +1495,19 @@ def _because_a_container(holder: Holder, case: Any) -> str | None:
     return None
 
 
-# What starts programs that are not its own: a login, a job, or (app-NAME@…) what a desktop's menu has started.
-_LAUNCHING_UNITS = ("ssh", "sshd", "cron", "crond", "atd", "app-", "dbus-")
+_LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # they start what is not their own
 
 
 def _because_a_service(holder: Holder, case: Any) -> str | None:
     process = case.look.known.get(holder.pid)
-    if process and process.tty:  # a terminal that is itself a unit, and what was started in it
-        return None
     for path in _foreign_cgroups(holder, case):
         parts = path.split("/")
         users = any(part.startswith("user@") for part in parts)
         units = [part[: -len(".service")] for part in parts if part.endswith(".service") and not part.startswith("user@")]
-        if not units or any(units[-1] == unit or (unit[-1] == "-" and units[-1].startswith(unit)) for unit in _LAUNCHING_UNITS):
+        if not units or units[-1].partition("@")[0] in _LOGINS_AND_JOBS:
+            continue
+        desktop = units[-1].startswith("dbus-") or (units[-1].startswith("app-") and "@" in units[-1])
+        if users and (desktop or (process and process.tty)):  # a terminal is a unit, too; what was started there is none
             continue
         stop = f"systemctl {'--user ' if users else ''}stop {units[-1]}"
         return f"it is the systemd service {units[-1]}; stop that with: {stop}"
@@ -2341,7 +2341,7 @@ def wait_until_listening(port: int, host: str | None = "127.0.0.1", timeout: flo
     native = _system() is LINUX
     for left in _waiting(f"somebody to listen on port {port}", timeout):
         # A tool takes too long to be asked again and again, and a probe could be in the way of the server's own bind.
-        rows = _ask(_system(), port) if native or _obstacle(port, host or "0.0.0.0") else []
+        rows = _ask(_system(), port) if native or host is None or _obstacle(port, host) else []
         if rows is None and _obstacle(port, host or "0.0.0.0"):
             return True
         listening = [row for row in rows or () if row.state == "listening"]
@@ -2481,7 +2481,9 @@ CLIENTS = (
 )  # fmt: skip
 
 # Options whose value is a word of its own, which is neither a program, nor a verb, nor a port; what serves nothing.
-_VALUED = ("-X", "-W", "--with", "--python", "--env-file", "--extra", "--group", "--project", "--directory", "--listen",
+_LAUNCHERS_VALUED = ("-X", "-W", "--with", "--python", "--env-file", "--extra", "--group", "--project", "--directory",
+                     "--listen")  # fmt: skip
+_VALUED = (*_LAUNCHERS_VALUED,
            "--app", "-A", "-e", "-d", "-v", "--verbosity", "--settings", "--pythonpath")  # fmt: skip
 _IDLE = ("--help", "--version", "--check-config", "--print-config")
 
@@ -2507,6 +2509,8 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     key = next((key for key in keys if key in (name, f"{name} {verb}")), None)
     if name in CLIENTS or any(word in _IDLE for word in words) or (keys and key is None):  # such as manage.py migrate
         return []
+    assigned = (word.partition("=") for word in (command[:at] if key else command))  # env PORT=3000 …; make run PORT=3000
+    environ = {**environ, **{variable: value for variable, equals, value in assigned if equals and variable.isidentifier()}}
     host, port, options, variables, elsewhere = SERVERS[key] if key else _ANY_PROGRAM
     host_variable, _, port_variable = variables.partition(" ")
     told = _told(words, options.split(), generic=key is None)
@@ -2520,7 +2524,7 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     host = told["host"][-1] if told["host"] else environ.get(host_variable, "") or host
     if not told["bind"] and (host.startswith("unix:") or _is_told_elsewhere(name, words, environ, port_variable, elsewhere)):
         return []
-    if not (told["bind"] or told["port"]) and _is_told_in_a_file(name, words, port_variable):
+    if not (told["bind"] or told["port"]) and _is_told_in_a_file(name, words, port_variable in environ):
         return []
     if not told["bind"]:
         variable = environ.get(port_variable, "")
@@ -2539,16 +2543,15 @@ def _is_told_elsewhere(
     return any(_is_option(word, options) for word in words) or any(environ.get(variable) for variable in variables)
 
 
-def _is_told_in_a_file(name: str, words: Sequence[str], port_variable: str) -> bool:
-    """Whether a file may name the port: gunicorn's own, or one of variables for flask or (not for itself) uvicorn."""
-    if name == "gunicorn":
-        return os.path.exists("gunicorn.conf.py")
-    if name != "flask":
-        return any(word.partition("=")[0] == "--env-file" for word in words)
-    for path in (".env", ".flaskenv"):
+def _is_told_in_a_file(name: str, words: Sequence[str], in_a_variable: bool) -> bool:
+    """Whether a file may name the port: gunicorn's own, or one of variables."""
+    if name == "uvicorn":  # its variable comes from the file for the app, perhaps, and not for uvicorn itself
+        return in_a_variable and any(word.partition("=")[0] == "--env-file" for word in words)
+    files = {"gunicorn": [("gunicorn.conf.py", "bind")], "flask": [(".env", "FLASK_RUN_"), (".flaskenv", "FLASK_RUN_")]}
+    for path, text in files.get(name, ()):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
-                if port_variable in file.read():
+                if text in file.read():
                     return True
         except OSError:
             continue
@@ -2563,7 +2566,7 @@ def _program(command: Sequence[str]) -> tuple[str, int]:
             name = os.path.basename(folder)
         name = name[:-4] if name.lower().endswith(".exe") else name
         launcher = name.rstrip("0123456789.tw") in _LAUNCHERS  # python3.13t, pythonw
-        if not (launcher or word.startswith("-") or "=" in word or _is_value(command, at)):
+        if not (launcher or word.startswith("-") or "=" in word or (at and command[at - 1] in _LAUNCHERS_VALUED)):
             return name, at
     return "", len(command)
 
@@ -2605,8 +2608,9 @@ def _told(words: list[str], options: list[str], generic: bool) -> dict[str, list
         number = _number(value) or 0
         if option not in options:
             bare = _split_address(word) if "*" in options and not _is_value(words, at) else None
-            if bare and bare[1] and (bare[1] >= 1024 or ":" in word):  # a small number belongs to an option
-                told["bind"].append(bare)
+            if bare and bare[1]:  # a small number behind an option may be its value
+                sure = bare[1] >= 1024 or ":" in word or at == 0 or not words[at - 1].startswith("-")
+                told["bind"].append(bare if sure else None)
         elif option in ("--host", "-h"):
             told["host"] += [value] if value and not value.startswith("-") else []  # vite has a --host without a value
         elif option in ("--port", "-p"):

@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 __all__ = ["app_kind", "find_app", "main", "server_command"]
 
 CANDIDATES = ("src/main.py", "main.py", "app/main.py", "src/app.py", "app.py", "asgi.py", "wsgi.py")
+PACKAGES = ("app/__init__.py", "src/__init__.py")
 NAMES = ("app", "application")
 
 # Who makes an app of which kind, by name; and, where that says nothing, which imports tell the kind of a module.
 WSGI_MAKERS = ("APIFlask", "Bottle", "Flask", "WSGIApplication", "default_app", "get_wsgi_application", "make_wsgi_app")
-ASGI_MAKERS = ("WsgiToAsgi",)
+ASGI_MAKERS = ("ASGIApp", "WsgiToAsgi", "get_asgi_application")
 ASGI_FRAMEWORKS = ("fastapi", "litestar", "quart", "starlette")
 WSGI_FRAMEWORKS = ("bottle", "cherrypy", "django", "falcon", "flask", "pyramid", "webob", "werkzeug")
 
@@ -145,13 +146,15 @@ def find_app(folder: str = ".") -> tuple[str, str] | None:
     >>> find_app("/nowhere") is None
     True
     """
-    for path in CANDIDATES:
+    for path in (*CANDIDATES, "manage.py", *PACKAGES):
+        if path == "manage.py" and os.path.isfile(os.path.join(folder, path)):
+            return path, "django"
         source = _source(os.path.join(folder, path))
         for name in NAMES if source else ():
             kind = app_kind(source, name, path)
             if kind:
                 return f"{_module(path)}:{name}", kind
-    return ("manage.py", "django") if os.path.isfile(os.path.join(folder, "manage.py")) else None
+    return None
 
 
 def _given_app(word: str, options: Sequence[str] = ()) -> tuple[str, str]:
@@ -171,11 +174,14 @@ def _given_app(word: str, options: Sequence[str] = ()) -> tuple[str, str]:
     name, call = (name[:-2], "()") if name.endswith("()") else (name, "")
     for candidate in [name] if name else NAMES:
         kind = app_kind(source, candidate.partition(".")[0], path)
-        if kind and not call and "--factory" not in options and _is_factory(source, candidate):
+        factory = kind and not call and "--factory" not in options and _is_factory(source, candidate)
+        if factory and kind == "wsgi":
             raise _CannotStart(f"{candidate} in {path} makes the app when it is called: name it as '{module}:{candidate}()'", 1)
         if kind:
-            return f"{module}:{candidate}{call}", kind
-    if place.endswith(".py") or (source and name and not _may_be_bound(source, name)):
+            return f"{module}:{candidate}{'()' if factory else call}", kind
+    if name and source and _may_be_bound(source, name):
+        return f"{module}:{name}{call}", _kind_by_imports(_statements(source, path), path)
+    if place.endswith(".py") or (name and source):
         raise _CannotStart(f"{path} has no {name or ' or '.join(NAMES)} at its top", 1)
     if not name:
         raise _WrongCall(f"{word!r} is no app; name it as in src.main:app")
@@ -191,25 +197,29 @@ def _may_be_bound(source: str, name: str) -> bool:
 
 def _exists(module: str) -> bool:
     from importlib.machinery import PathFinder
+    from importlib.util import find_spec
 
-    return PathFinder.find_spec(module, [os.getcwd(), *sys.path]) is not None
+    try:
+        return (PathFinder.find_spec(module, [os.getcwd()]) or find_spec(module)) is not None
+    except ValueError:  # a module that has no spec
+        return True
 
 
 def _without_an_app(folder: str = ".") -> str | None:
     """What to say where a file should have had the app and has none; None where there is no such file."""
-    for path in (*CANDIDATES, "app/__init__.py", "src/__init__.py"):
-        source = _source(os.path.join(folder, path))
-        module = _module(path[: -len("/__init__.py")] if path.endswith("__init__.py") else path)
+    for path in (*CANDIDATES, *PACKAGES):
+        source, module = _source(os.path.join(folder, path)), _module(path)
         for maker in ("create_app", "make_app", "get_app"):
             if source and app_kind(source, maker, path):
-                return f"{path} has no {' or '.join(NAMES)} at its top, but {maker}: name it as '{module}:{maker}()'"
+                return f"{path} shows no {' or '.join(NAMES)} at its top, but {maker}: name it as '{module}:{maker}()'"
         if source.strip():
-            return f"{path} has no {' or '.join(NAMES)} at its top; name the app as in src.main:app"
+            return f"{path} shows no {' or '.join(NAMES)} at its top; name the app as in src.main:app"
     return None
 
 
 def _module(path: str) -> str:
-    return os.path.splitext(os.path.relpath(path))[0].replace(os.sep, ".").replace("/", ".")
+    module = os.path.splitext(os.path.relpath(path))[0].replace(os.sep, ".").replace("/", ".")
+    return module[: -len(".__init__")] if module.endswith(".__init__") else module
 
 
 def _source(path: str) -> str:
@@ -233,9 +243,10 @@ def app_kind(source: str, name: str, path: str = "app.py") -> str | None:
     binding = _binding(top, name)
     if binding is None:
         return None
-    kind = _kind(binding, top)
-    if kind:
-        return kind
+    return _kind(binding, top) or _kind_by_imports(top, path)
+
+
+def _kind_by_imports(top: list[ast.stmt], path: str) -> str:
     modules = [module.split(".") for node in top for module in _imports(node)]
     imported = {parts[0] for parts in modules}
     if imported & set(ASGI_FRAMEWORKS) or any("asgi" in parts for parts in modules):
@@ -270,13 +281,14 @@ def _binding(top: list[ast.stmt], name: str) -> ast.stmt | None:
 
 
 def _top(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements at a module's top, those in its if, try and with blocks included."""
+    """The statements at a module's top, those in its if, try, with, match and loop blocks included."""
     for node in body:
         yield node
-        for block in ("body", "orelse", "finalbody", "handlers"):
-            if type(node).__name__ in ("If", "Try", "With"):
-                for inner in getattr(node, block, []):
-                    yield from _top(inner.body if type(inner).__name__ == "ExceptHandler" else [inner])
+        if type(node).__name__ not in ("If", "Try", "TryStar", "With", "For", "While", "Match"):
+            continue
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            for inner in getattr(node, block, []):
+                yield from _top(inner.body if type(inner).__name__ in ("ExceptHandler", "match_case") else [inner])
 
 
 def _bound(node: ast.stmt) -> list[str]:
@@ -285,8 +297,14 @@ def _bound(node: ast.stmt) -> list[str]:
         return [getattr(node, "name", "")]
     if kind == "ImportFrom":
         return [alias.asname or alias.name for alias in getattr(node, "names", [])]
-    targets = getattr(node, "targets", [getattr(node, "target", None)])
-    return [target.id for target in targets if type(target).__name__ == "Name"]
+    if kind == "Import":
+        return [alias.asname for alias in getattr(node, "names", []) if alias.asname]
+    import ast
+
+    targets = [*getattr(node, "targets", []), getattr(node, "target", None), getattr(node, "test", None)]
+    targets += [item.optional_vars for item in getattr(node, "items", [])]
+    inner = [name for target in targets if target is not None for name in ast.walk(target)]
+    return [name.id for name in inner if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
 
 
 def _imports(node: ast.stmt) -> list[str]:
@@ -331,7 +349,8 @@ def _kind(node: Any, top: list[ast.stmt]) -> str | None:
 def server_command(app: str, kind: str, host: str, port: int, options: Sequence[str] = ()) -> list[str] | None:
     """The command that serves an app; None for a WSGI app where only the standard library can."""
     address = str(Endpoint(host, port))
-    if kind == "django" and "django" in _source(app) and not _installed("django"):
+    script = _source(app) if kind == "django" else ""
+    if "django" in script and "sys.path" not in script and not _installed("django"):
         raise _CannotStart(f"{app} needs Django, which is not installed: {_pip('django')}", 1)
     if kind == "django":
         return [sys.executable, app, "runserver", address, *options]

@@ -98,6 +98,18 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
         ("manage.py help runserver", {}, ""),
         ("manage.py test runserver", {}, ""),
         ("manage.py runserver --help", {}, ""),
+        ("manage.py runserver 80", {}, "127.0.0.1:80"),
+        ("python -m http.server 80", {}, "0.0.0.0:80"),
+        ("manage.py runserver --retries 80", {}, ""),  # a port, or the value of an option?
+        ("env PORT=3000 node e.js", {"PORT": "8000"}, "0.0.0.0:3000"),
+        ("bash -c 'PORT=3000 node e.js'", {"PORT": "8000"}, "0.0.0.0:3000"),
+        ("npx cross-env PORT=3000 vite", {"PORT": "8000"}, "0.0.0.0:3000"),
+        ("make run PORT=3000", {"PORT": "8000"}, "0.0.0.0:3000"),
+        ("env PORT=any node e.js", {"PORT": "8000"}, ""),
+        ("env UVICORN_PORT=3000 uvicorn main:app", {}, "127.0.0.1:3000"),
+        ("node --env-file=.env e.js", {"PORT": "8000"}, "0.0.0.0:8000"),
+        ("uv run -v uvicorn main:app", {}, "127.0.0.1:8000"),
+        ("uvicorn main:app --env-file f", {}, "127.0.0.1:8000"),
         ("manage.py runserver -6", {}, "[::1]:8000"),
         ("manage.py runserver --ipv6 9000", {}, "[::1]:9000"),
         ("uvicorn main:app", {"UVICORN_UDS": "/tmp/s"}, ""),
@@ -149,6 +161,8 @@ def test_a_file_of_variables_may_name_the_port_of_flask(tmp_path, monkeypatch, n
 
 def test_a_configuration_file_of_gunicorn_may_say_anything(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "gunicorn.conf.py").write_text("workers = 1")
+    assert [str(e) for e in server_endpoints(["gunicorn", "main:app"], {})] == ["127.0.0.1:8000"]
     (tmp_path / "gunicorn.conf.py").write_text("bind = '127.0.0.1:9999'")
     assert server_endpoints(["gunicorn", "main:app"], {}) == []
     assert [str(e) for e in server_endpoints(["gunicorn", "main:app", "-b", ":9000"], {})] == ["0.0.0.0:9000"]

@@ -150,9 +150,11 @@ def test_what_shares_our_own_control_group_is_not_foreign(port, hold, cgroup, pa
 
 def test_a_terminal_that_is_a_unit_does_not_make_a_service(monkeypatch):
     path = "/user.slice/user-1.slice/user@1.service/app.slice/console.service"
-    monkeypatch.setattr(port_manager, "_cgroups", lambda pid: {} if pid == "self" else {"": path})
     holder = Holder(77, 1, "alice", "python", "", "", None, ())
-    for tty, sentence in ((34816, None), (0, "systemctl --user stop console")):
+    system = path.replace("/user.slice/user-1.slice/user@1.service/app.slice", "/system.slice")
+    places = ((34816, path, None), (0, path, "systemctl --user stop console"), (34816, system, "systemctl stop console"))
+    for tty, place, sentence in places:
+        monkeypatch.setattr(port_manager, "_cgroups", lambda pid, place=place: {} if pid == "self" else {"": place})
         process = port_manager._Process(77, 1, 77, tty, 1, 1.0, "", "python", "", False, False)
         look = port_manager._Look(port_manager.LINUX, [], [holder], [], {77: process}, {})
         why = port_manager._because_a_service(holder, port_manager._Case(look, "kill", 80, "0.0.0.0"))

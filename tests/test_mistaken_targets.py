@@ -198,6 +198,10 @@ def test_what_runs_in_a_namespace_of_its_own_is_left_alone(port, start, said, fi
         ("/user.slice/user-1000.slice/user@1000.service/tmux-spawn-12.scope", None),
         (f"/sandbox/{'ab' * 16}", None),
         # to stop these would end other logins and jobs
+        ("/system.slice/app-api.service", "systemctl stop app-api"),
+        ("/system.slice/dbus-broker.service", "systemctl stop dbus-broker"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-api.service", "systemctl --user stop app-api"),
+        ("/system.slice/system-getty.slice/getty@tty1.service", None),
         ("/system.slice/ssh.service", None),
         ("/system.slice/cron.service", None),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.machinery
 import os
 import re
 import shutil
@@ -134,10 +135,10 @@ def test_the_next_run_takes_the_page_over(project, port, start, monkeypatch, tol
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"main.py": "print('a tool')"}, "main.py has no app or application at its top; name the app as in src.main:app"),
-        ({"app/__init__.py": FLASK}, "app/__init__.py has no"),
+        ({"main.py": "print('a tool')"}, "main.py shows no app or application at its top; name the app as in src.main:app"),
+        ({"app/__init__.py": "x = 1"}, "app/__init__.py shows no"),
         ({"app.py": "from flask import Flask\ndef create_app(): ..."},
-         "app.py has no app or application at its top, but create_app: name it as 'app:create_app()'"),
+         "app.py shows no app or application at its top, but create_app: name it as 'app:create_app()'"),
         ({"src/__init__.py": "def make_app(): ..."}, "name it as 'src:make_app()'"),
     ],
     ids=["tool", "package", "factory", "packages-factory"],
@@ -415,6 +416,13 @@ def test_an_interrupted_call(project, port, monkeypatch, capsys):
         ("app = Flask('a')\napp = Starlette()", "asgi"),
         ("def make():\n    app = Flask('a')\nclass Shop:\n    app = Flask('b')", None),
         ("apps = app.config = shop['app'] = Flask('a')", None),
+        ("app, db = Flask(__name__), 1\nimport flask", "wsgi"),
+        ("import flask\nwith made() as app: pass", "wsgi"),
+        ("import flask\nif (app := made()): pass", "wsgi"),
+        ("import flask\nfor app in made(): pass", "wsgi"),
+        ("while True:\n    app = Flask('a')\n    break", "wsgi"),
+        ("import other as app", "asgi"),
+        ("from flask import Flask\nimport socketio\napp = socketio.ASGIApp(sio)", "asgi"),
         ("print('app')", None),
         ("", None),
         ("# -*- coding: latin-1 -*-\napp = Flask('\ufffd')", "wsgi"),
@@ -449,6 +457,36 @@ def test_the_candidates_in_their_order(project):
     assert find_app() == ("manage.py", "django")
     os.remove(project.folder / "manage.py")
     assert find_app() is None
+
+
+def test_the_app_of_a_package(project):
+    project({"app/__init__.py": FLASK})
+    assert find_app() == ("app:app", "wsgi")
+
+
+def test_a_factory_of_an_asgi_app_is_called_by_its_server(project, attempts, monkeypatch):
+    installed(monkeypatch, "uvicorn")
+    project({"main.py": "from fastapi import FastAPI\ndef create_app(): return FastAPI()"})
+    assert main(["main:create_app"]) == main(["main:create_app", "--factory"]) == 0
+    assert [command[3:] for command, *_ in attempts] == [
+        ["main:create_app", "--host", "0.0.0.0", "--port", "8000", "--factory"]
+    ] * 2
+
+
+def test_a_module_that_an_import_hook_finds_exists(monkeypatch):
+    """Packages that were installed in editable mode, say."""
+    found = importlib.machinery.ModuleSpec("found_by_a_hook", None)
+
+    class Hook:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            return found if name == "found_by_a_hook" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Hook])
+    assert run_backend._exists("found_by_a_hook") and run_backend._exists("json")
+    assert not run_backend._exists("found_by_nobody")
+    monkeypatch.setitem(sys.modules, "without_a_spec", object())
+    assert run_backend._exists("without_a_spec")
 
 
 def test_a_candidate_without_an_app_is_passed_over(project):
@@ -518,11 +556,13 @@ def test_a_module_is_read_and_never_imported(project, attempts, monkeypatch, wor
         ("shop:app.wsgi_app", "shop:app.wsgi_app", "wsgi"),
         ("shop:make()", "shop:make()", "wsgi"),
         ("my-app:app", "my-app:app", "asgi"),
-        ("shop/__init__.py:app", "shop.__init__:app", "wsgi"),
+        ("shop/__init__.py:app", "shop:app", "wsgi"),
         ("服务.py", "服务:app", "wsgi"),
         ("服务:app", "服务:app", "wsgi"),
         ("email.message:app", "email.message:app", "asgi"),  # of an installed package
         ("loose:made.later", "loose:made.later", "asgi"),
+        ("loose.py:app", "loose:app", "asgi"),
+        ("hidden:app", "hidden:app", "wsgi"),
         ("manage.py", "manage.py", "django"),
         ("site/manage.py", "site/manage.py", "django"),
     ],
@@ -538,6 +578,7 @@ def test_an_app_that_is_named(project, attempts, monkeypatch, how, word, app, ki
             "服务.py": FLASK,
             "my-app.py": FASTAPI,
             "loose.py": "from somewhere import *",
+            "hidden.py": "import flask\nglobals()['app'] = flask.Flask('x')",
             "manage.py": "",
             "site/manage.py": "",
         }
