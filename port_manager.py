@@ -431,14 +431,14 @@ def _ask_sock_diag(port: int | None, states: int = _LISTENING) -> list[_Socket] 
     rows: list[_Socket] = []
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as kernel:  # 4: NETLINK_SOCK_DIAG
-            kernel.settimeout(TOOL_TIMEOUT)
             for family in (socket.AF_INET, socket.AF_INET6):
                 # nlmsghdr: length, SOCK_DIAG_BY_FAMILY, REQUEST|DUMP; inet_diag_req_v2: family, TCP, states, port
                 request = struct.pack("=IHHIIBBxxI", 72, 20, 0x301, 0, 0, family, socket.IPPROTO_TCP, states)
                 kernel.send(request + struct.pack("!H46x", port or 0))
                 finished = False
                 while not finished:
-                    part, finished = _parse_sock_diag(kernel.recv(65536), port)
+                    answer = kernel.recv(65536, socket.MSG_DONTWAIT)  # it is there when send() returns
+                    part, finished = _parse_sock_diag(answer, port)
                     rows += part
     except (OSError, ValueError, AttributeError):  # refused, garbled, or no netlink at all
         return None
@@ -868,12 +868,13 @@ def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
 
 def _relatives(pid: int) -> set[int]:
     """The parent, the children and the nearest siblings, without looking at every process of the machine."""
-    process = _read_proc(pid).get(pid)
-    if process is None or not process.parent:
+    try:
+        parent = int(_contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()[1])
+    except (OSError, IndexError, ValueError):  # gone
         return set()
-    siblings = sorted(_children_of(process.parent))
+    siblings = sorted(_children_of(parent))
     at = siblings.index(pid) if pid in siblings else 0
-    return {process.parent, *siblings[max(0, at - SIBLINGS) : at + SIBLINGS + 1], *_children_of(pid)}
+    return {parent, *siblings[max(0, at - SIBLINGS) : at + SIBLINGS + 1], *_children_of(pid)}
 
 
 def _children_of(pid: int) -> set[int]:
@@ -2511,17 +2512,13 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
         return []
     assigned = (word.partition("=") for word in (command[:at] if key else command))  # env PORT=3000 …; make run PORT=3000
     environ = {**environ, **{variable: value for variable, equals, value in assigned if equals and variable.isidentifier()}}
-    host, port, options, variables, elsewhere = SERVERS[key] if key else _ANY_PROGRAM
+    _, port, options, variables, elsewhere = SERVERS[key] if key else _ANY_PROGRAM
     host_variable, _, port_variable = variables.partition(" ")
     told = _told(words, options.split(), generic=key is None)
     if name == "gunicorn" and not told["bind"]:
         words += environ.get("GUNICORN_CMD_ARGS", "").split()
         told = _told(words, options.split(), generic=False)
-    if name == "gunicorn" and port_variable in environ:
-        host = "0.0.0.0"
-    if key and key.endswith("runserver") and ("-6" in words or "--ipv6" in words):
-        host = "::1"
-    host = told["host"][-1] if told["host"] else environ.get(host_variable, "") or host
+    host = told["host"][-1] if told["host"] else environ.get(host_variable, "") or _own_host(key, words, environ)
     if not told["bind"] and (host.startswith("unix:") or _is_told_elsewhere(name, words, environ, port_variable, elsewhere)):
         return []
     if not (told["bind"] or told["port"]) and _is_told_in_a_file(name, words, port_variable in environ):
@@ -2531,6 +2528,14 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
         told["bind"] = [("", told["port"][-1] if told["port"] else _number(variable) if variable else port)]
     found = (Endpoint(bind[0] or host, bind[1] or 0) for bind in told["bind"] if bind)
     return [endpoint for endpoint in found if 1 <= endpoint.port <= 65535]
+
+
+def _own_host(key: str | None, words: Sequence[str], environ: Mapping[str, str]) -> str:
+    if key == "gunicorn" and "PORT" in environ:
+        return "0.0.0.0"
+    if key and key.endswith("runserver") and ("-6" in words or "--ipv6" in words):
+        return "::1"
+    return (SERVERS[key] if key else _ANY_PROGRAM)[0]
 
 
 def _is_told_elsewhere(
