@@ -1171,9 +1171,13 @@ def _ask(system: Any, port: int | None) -> list[_Socket] | None:
 
 def _blocking(rows: Iterable[_Socket], addresses: list[tuple[int, tuple[Any, ...]]]) -> list[_Socket]:
     """The sockets that keep a server from binding one of the addresses; those that may, where no other does."""
-    verdicts = [(row, [_conflict(row, _zoned(address)) for _, address in addresses]) for row in rows]
+    verdicts = [(row, _conflicts(row, addresses)) for row in rows]
     sure = [row for row, conflicts in verdicts if True in conflicts]
     return sure or [row for row, conflicts in verdicts if None in conflicts]
+
+
+def _conflicts(row: _Socket, addresses: list[tuple[int, tuple[Any, ...]]]) -> list[bool | None]:
+    return [_conflict(row, _zoned(address)) for _, address in addresses]
 
 
 def _zoned(address: tuple[Any, ...]) -> str:
@@ -1274,16 +1278,6 @@ def _master(system: Any, pid: int | None, known: dict[int, _Process]) -> int | N
     command = system.describe(worker)[1]
     same = "multiprocessing" in command or command == system.describe(parent)[1]
     return int(parent.pid) if command and same else None
-
-
-def _above(system: Any, pid: int | None, known: dict[int, _Process]) -> list[int]:
-    """The ancestors of a process, nearest first, as far as they may be seen."""
-    line: list[int] = []
-    process = _process(system, pid, known)
-    while process and process.parent and process.parent not in (pid, *line):
-        line.append(process.parent)
-        process = _process(system, process.parent, known)
-    return line
 
 
 def _holders(system: Any, rows: list[_Socket], known: dict[int, _Process]) -> list[Holder]:
@@ -1539,8 +1533,8 @@ def _because_it_may_not_be_in_the_way(holder: Holder, case: Any) -> str | None:
     rows = [row for row in case.look.sockets if row.pid == holder.pid and ":" in row.address]
     wanted = _addresses(case.host, case.port) if rows else []
     for row in rows:
-        verdicts = [_conflict(row, _zoned(address)) for _, address in wanted]
-        if None in verdicts and True not in verdicts:
+        conflicts = _conflicts(row, wanted)
+        if None in conflicts and True not in conflicts:
             return (
                 f"it cannot be told whether its {row.address} keeps {_clean(case.host)} from being bound; if it does, free that: "
                 f"port_manager.py free {case.port} --host {row.address}"
@@ -1949,6 +1943,16 @@ def _taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin]) -> 
             return _why_taken_again(port, host, look, supervisors)
         time.sleep(0.05)
     return None
+
+
+def _above(system: Any, pid: int | None, known: dict[int, _Process]) -> list[int]:
+    """The ancestors of a process, nearest first, as far as they may be seen."""
+    line: list[int] = []
+    process = _process(system, pid, known)
+    while process and process.parent and process.parent not in (pid, *line):
+        line.append(process.parent)
+        process = _process(system, process.parent, known)
+    return line
 
 
 def _why_taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin]) -> str:
@@ -2484,8 +2488,7 @@ CLIENTS = (
 # Options whose value is a word of its own, which is neither a program, nor a verb, nor a port; what serves nothing.
 _LAUNCHERS_VALUED = ("-X", "-W", "--with", "--python", "--env-file", "--extra", "--group", "--project", "--directory",
                      "--listen")  # fmt: skip
-_VALUED = (*_LAUNCHERS_VALUED,
-           "--app", "-A", "-e", "-d", "-v", "--verbosity", "--settings", "--pythonpath")  # fmt: skip
+_VALUED = (*_LAUNCHERS_VALUED, "--app", "-A", "-e", "-d", "-v", "--verbosity", "--settings", "--pythonpath")
 _IDLE = ("--help", "--version", "--check-config", "--print-config")
 
 
@@ -2591,9 +2594,12 @@ def _bare(words: Sequence[str]) -> Iterator[str]:
 def _is_option(word: str, options: Sequence[str]) -> bool:
     """Whether a word gives one of the options, also run together with its value (-cconf.py) or shortened (--conf)."""
     name = word.partition("=")[0]
-    if name.startswith("--"):
-        return len(name) > 3 and any(option.startswith(name) for option in options)
-    return name[:2] in options
+    return (_full_option(name, options) if name.startswith("--") else name[:2]) in options
+
+
+def _full_option(name: str, options: Sequence[str]) -> str:
+    """The option that a word such as ``--bi`` means to argparse, which lets them be shortened."""
+    return next((option for option in options if len(name) > 3 and option.startswith(name)), name)
 
 
 def _told(words: list[str], options: list[str], generic: bool) -> dict[str, list[Any]]:
@@ -2604,8 +2610,8 @@ def _told(words: list[str], options: list[str], generic: bool) -> dict[str, list
         if at == end and (told["port"] or told["bind"]):  # the rest belongs to another program
             break
         option, equals, value = word.partition("=")
-        if option[:2] == "--" and len(option) > 3 and not generic:  # argparse takes --bi for --bind
-            option = next((known for known in options if known.startswith(option)), option)
+        if option.startswith("--") and not generic:
+            option = _full_option(option, options)
         if option not in options and word[:2] in options and word[1:2] != "-":  # -p9000
             option, value = word[:2], word[2:]
         elif not equals:

@@ -174,7 +174,7 @@ def _given_app(word: str, options: Sequence[str] = ()) -> tuple[str, str]:
     name, call = (name[:-2], "()") if name.endswith("()") else (name, "")
     for candidate in [name] if name else NAMES:
         kind = app_kind(source, candidate.partition(".")[0], path)
-        factory = kind and not call and "--factory" not in options and _is_factory(source, candidate)
+        factory = kind and not call and "--factory" not in options and _is_factory(_statements(source, path), candidate)
         if factory and kind == "wsgi":
             raise _CannotStart(f"{candidate} in {path} makes the app when it is called: name it as '{module}:{candidate}()'", 1)
         if kind:
@@ -205,15 +205,17 @@ def _exists(module: str) -> bool:
         return True
 
 
-def _without_an_app(folder: str = ".") -> str | None:
+def _without_an_app() -> str | None:
     """What to say where a file should have had the app and has none; None where there is no such file."""
     for path in (*CANDIDATES, *PACKAGES):
-        source, module = _source(os.path.join(folder, path)), _module(path)
-        for maker in ("create_app", "make_app", "get_app"):
-            if source and app_kind(source, maker, path):
-                return f"{path} shows no {' or '.join(NAMES)} at its top, but {maker}: name it as '{module}:{maker}()'"
-        if source.strip():
-            return f"{path} shows no {' or '.join(NAMES)} at its top; name the app as in src.main:app"
+        source = _source(path)
+        if not source.strip():
+            continue
+        top, nothing = _statements(source, path), f"{path} shows no {' or '.join(NAMES)} at its top"
+        maker = next((maker for maker in ("create_app", "make_app", "get_app") if _binding(top, maker)), None)
+        if maker:
+            return f"{nothing}, but {maker}: name it as '{_module(path)}:{maker}()'"
+        return f"{nothing}; name the app as in src.main:app"
     return None
 
 
@@ -254,9 +256,9 @@ def _kind_by_imports(top: list[ast.stmt], path: str) -> str:
     return "wsgi" if imported & set(WSGI_FRAMEWORKS) and "asgi" not in os.path.basename(path) else "asgi"
 
 
-def _is_factory(source: str, name: str) -> bool:
+def _is_factory(top: list[ast.stmt], name: str) -> bool:
     """Whether the name is a plain function that can be called without arguments, and so is no app itself."""
-    node: Any = _binding(_statements(source, "the app"), name)
+    node: Any = _binding(top, name)
     if type(node).__name__ != "FunctionDef" or node.decorator_list or node.args.vararg:
         return False
     return len(node.args.posonlyargs + node.args.args) == len(node.args.defaults)
