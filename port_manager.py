@@ -26,6 +26,7 @@ import os
 import socket
 import sys
 import time
+from functools import lru_cache
 from operator import itemgetter
 
 TYPE_CHECKING = False
@@ -78,7 +79,8 @@ if not TYPE_CHECKING:
         _fields = _defaults = ()
 
         def __new__(cls, *values, **named):
-            values += tuple(named.pop(field) for field in cls._fields[len(values) :] if field in named)
+            if named:
+                values += tuple(named.pop(field) for field in cls._fields[len(values) :] if field in named)
             missing = len(cls._fields) - len(values)
             if 0 < missing <= len(cls._defaults):
                 values += cls._defaults[-missing:]
@@ -178,6 +180,11 @@ _Process = namedtuple(
 # How one call went. stopped: the PIDs; reason: None when the port is available.
 _Outcome = namedtuple("_Outcome", "port host available holders stopped reason")
 
+if TYPE_CHECKING:
+    _Rows = list[_Socket]
+    _Known = dict[int, _Process]  # by PID, as far as they have been read
+    _Addresses = list[tuple[int, tuple[Any, ...]]]  # (family, address), as bind() takes them
+
 
 class _Pin(namedtuple("_Pin", "pid birth handle")):
     """A process held fast, so that a signal reaches the one that was looked at.
@@ -262,7 +269,7 @@ def _on_terminal(stream: TextIO | None) -> bool:
 
 def _clean(text: str) -> str:
     """The text without control characters, which another process may have put there for our terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else text.translate({ord(c): "?" for c in set(text) if not c.isprintable()})
 
 
 def _sentence(reason: str) -> str:
@@ -315,7 +322,7 @@ def _checked(port: int, host: str) -> None:
         raise TypeError(f"a host is a text such as '127.0.0.1', not {host!r}")
 
 
-def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
+def _addresses(host: str, port: int) -> _Addresses:
     """Every (family, address) that a server binds when it is given this host.
 
     >>> _addresses("", 80) == _addresses("0.0.0.0", 80) == [(socket.AF_INET, ("0.0.0.0", 80))]
@@ -337,7 +344,7 @@ def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
-def _resolved(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
+def _resolved(host: str, port: int) -> _Addresses:
     try:
         return _addresses(host, port)
     except (OSError, UnicodeError, ValueError):  # the last two: what no host name may contain
@@ -353,7 +360,7 @@ _SHADOWS = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": 
 _FAMILY_IS_OFF = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
-def _shadowed(addresses: list[tuple[int, tuple[Any, ...]]]) -> list[tuple[int, tuple[Any, ...]]]:
+def _shadowed(addresses: _Addresses) -> _Addresses:
     """What must be free too: with SO_REUSEADDR, macOS and the BSDs let loopback and wildcard hide each other."""
     if not _is_bsd():
         return []
@@ -422,40 +429,42 @@ def _explained(error: OSError, address: str, port: int) -> tuple[bool, str]:
 
 _STATES = {1: "connected", 2: "connected", 3: "connected", 7: "closing", 10: "listening", 13: "bound"}
 _LISTENING, _BOUND, _EVERY_STATE = 1 << 10, 1 << 13, 0xFFFF
+_GETSOCK = 18  # TCPDIAG_GETSOCK
 
 
-def _ask_sock_diag(port: int | None, states: int = _LISTENING) -> list[_Socket] | None:
-    """Linux: the kernel's own table, over netlink (see linux/inet_diag.h and sock_diag(7))."""
+def _ask_sock_diag(port: int | None, states: int = _LISTENING) -> _Rows | None:
+    """Linux: the kernel's own table, over netlink (see linux/inet_diag.h and sock_diag(7)).
+
+    Its older request is sent, which is answered for both families at once: each walk through the table costs time.
+    """
     import struct
 
-    rows: list[_Socket] = []
+    # nlmsghdr: length, TCPDIAG_GETSOCK, REQUEST|DUMP; inet_diag_req: nothing of interest but the port and the states
+    request = struct.pack("=IHHII4x", 76, _GETSOCK, 0x301, 0, 0) + struct.pack("!H46x", port or 0)
+    rows: _Rows = []
+    finished = False
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as kernel:  # 4: NETLINK_SOCK_DIAG
-            for family in (socket.AF_INET, socket.AF_INET6):
-                # nlmsghdr: length, SOCK_DIAG_BY_FAMILY, REQUEST|DUMP; inet_diag_req_v2: family, TCP, states, port
-                request = struct.pack("=IHHIIBBxxI", 72, 20, 0x301, 0, 0, family, socket.IPPROTO_TCP, states)
-                kernel.send(request + struct.pack("!H46x", port or 0))
-                finished = False
-                while not finished:
-                    answer = kernel.recv(65536, socket.MSG_DONTWAIT)  # it is there when send() returns
-                    part, finished = _parse_sock_diag(answer, port)
-                    rows += part
+            kernel.send(request + struct.pack("=I4x", states))
+            while not finished:
+                part, finished = _parse_sock_diag(kernel.recv(65536, socket.MSG_DONTWAIT), port)  # it is there already
+                rows += part
     except (OSError, ValueError, AttributeError):  # refused, garbled, or no netlink at all
         return None
-    return list(dict.fromkeys(rows))  # bound sockets are reported under both families
+    return rows
 
 
-def _parse_sock_diag(data: bytes, port: int | None) -> tuple[list[_Socket], bool]:
+def _parse_sock_diag(data: bytes, port: int | None) -> tuple[_Rows, bool]:
     """(rows, whether this was the last part); ValueError for an error message or for garbage."""
     import struct
 
-    rows: list[_Socket] = []
+    rows: _Rows = []
     at = 0
     while at + 16 <= len(data):
         length, kind = struct.unpack_from("=IH", data, at)
         if kind == 3:  # NLMSG_DONE
             return rows, True
-        if kind != 20 or not 88 <= length <= len(data) - at:
+        if kind != _GETSOCK or not 88 <= length <= len(data) - at:
             raise ValueError("not an answer of sock_diag")
         family, state, local, remote = struct.unpack_from("!BBxxHH", data, at + 16)
         uid, inode = struct.unpack_from("=II", data, at + 80)
@@ -482,9 +491,9 @@ def _v6only_attribute(attributes: bytes) -> bool | None:
     return None
 
 
-def _ask_proc_net(port: int | None, states: int = _LISTENING) -> list[_Socket] | None:
+def _ask_proc_net(port: int | None, states: int = _LISTENING) -> _Rows | None:
     """Linux: /proc/net/tcp and tcp6, where netlink is refused."""
-    rows: list[_Socket] = []
+    rows: _Rows = []
     for name in ("tcp", "tcp6"):
         try:
             with open(f"/proc/net/{name}", encoding="ascii", errors="replace") as table:
@@ -499,7 +508,7 @@ def _ask_proc_net(port: int | None, states: int = _LISTENING) -> list[_Socket] |
     return rows
 
 
-def _parse_proc_net(lines: Iterable[str], port: int | None, states: int = _LISTENING) -> list[_Socket]:
+def _parse_proc_net(lines: Iterable[str], port: int | None, states: int = _LISTENING) -> _Rows:
     """Rows of /proc/net/tcp{,6}; listeners come first there, so that the kernel need not show the rest."""
     rows = []
     for line in lines:
@@ -535,13 +544,13 @@ def _hex_endpoint(text: str) -> Endpoint:
     return Endpoint(socket.inet_ntop(family, raw), int(port, 16))
 
 
-def _ask_ss(port: int | None) -> list[_Socket] | None:
+def _ask_ss(port: int | None) -> _Rows | None:
     """Linux: ss, from iproute2."""
     answer = _run("ss", "-ltnpeH", *(() if port is None else ("sport", "=", f":{port}")))
     return _parse_ss(answer[1], port) if answer and answer[0] == 0 else None
 
 
-def _parse_ss(text: str, port: int | None) -> list[_Socket] | None:
+def _parse_ss(text: str, port: int | None) -> _Rows | None:
     rows, known = [], not text.strip()
     for line in text.splitlines():
         fields = line.split()
@@ -562,7 +571,7 @@ def _parse_ss(text: str, port: int | None) -> list[_Socket] | None:
     return rows if known else None
 
 
-def _ask_lsof(port: int | None) -> list[_Socket] | None:
+def _ask_lsof(port: int | None) -> _Rows | None:
     """macOS, the BSDs, Linux: lsof. It exits with 1 and prints nothing when nobody holds the port."""
     answer = _run("lsof", "-nP", "-iTCP" if port is None else f"-iTCP:{port}", "-F", "pftdPnT")
     if answer is None or answer[0] not in (0, 1):
@@ -571,7 +580,7 @@ def _ask_lsof(port: int | None) -> list[_Socket] | None:
     return None if complaints and not answer[1].strip() else _parse_lsof(answer[1], port)
 
 
-def _ask_macos(port: int | None) -> list[_Socket] | None:
+def _ask_macos(port: int | None) -> _Rows | None:
     """macOS: lsof, and netstat for whether a ``::`` takes IPv4, too."""
     rows = _ask_lsof(port)
     if not rows or all(row.address != "::" for row in rows):
@@ -593,13 +602,13 @@ def _parse_netstat_bsd(text: str) -> dict[int, bool]:
     return {port: True in found for port, found in kinds.items() if len(found) == 1}
 
 
-def _parse_lsof(text: str, port: int | None) -> list[_Socket] | None:
+def _parse_lsof(text: str, port: int | None) -> _Rows | None:
     """Field output: a letter and its value on each line; p begins a process, f a file of it.
 
     Without a single p line the text is not lsof's field output: busybox has a lsof of its own, which
     ignores every option and lists every open file of the system.
     """
-    rows: list[_Socket] = []
+    rows: _Rows = []
     file: dict[str, str] = {}
     pid, known = None, not text.strip()
     for line in [*text.splitlines(), "f"]:
@@ -617,7 +626,7 @@ def _parse_lsof(text: str, port: int | None) -> list[_Socket] | None:
     return rows if known else None
 
 
-def _lsof_socket(file: dict[str, str], pid: int | None, port: int | None) -> list[_Socket]:
+def _lsof_socket(file: dict[str, str], pid: int | None, port: int | None) -> _Rows:
     state = {"LISTEN": "listening", "CLOSED": "bound"}.get(file.get("state", ""))
     local = _endpoint(file.get("n", ""), v6=file.get("t") == "IPv6")
     if pid is None or local is None or state is None or file.get("P") != "TCP":
@@ -627,7 +636,7 @@ def _lsof_socket(file: dict[str, str], pid: int | None, port: int | None) -> lis
     return [_Socket(*local, state, None, pid, None, _number(file.get("d", "")) or 0, None)]
 
 
-def _ask_netstat(port: int | None) -> list[_Socket] | None:
+def _ask_netstat(port: int | None) -> _Rows | None:
     """Linux: netstat, from net-tools or busybox (which may have been built without -p)."""
     for options in ("-ltnpe", "-ltn"):
         answer = _run("netstat", options)
@@ -636,7 +645,7 @@ def _ask_netstat(port: int | None) -> list[_Socket] | None:
     return None
 
 
-def _parse_netstat(text: str, port: int | None) -> list[_Socket] | None:
+def _parse_netstat(text: str, port: int | None) -> _Rows | None:
     rows, known = [], "Proto" in text
     for line in text.splitlines():
         fields = line.split()
@@ -654,13 +663,13 @@ def _parse_netstat(text: str, port: int | None) -> list[_Socket] | None:
     return rows if known else None
 
 
-def _ask_sockstat(port: int | None) -> list[_Socket] | None:
+def _ask_sockstat(port: int | None) -> _Rows | None:
     """FreeBSD: sockstat."""
     answer = _run("sockstat", "-46l", "-P", "tcp", *(() if port is None else ("-p", str(port))))
     return _parse_sockstat(answer[1], port) if answer and answer[0] == 0 else None
 
 
-def _parse_sockstat(text: str, port: int | None) -> list[_Socket] | None:
+def _parse_sockstat(text: str, port: int | None) -> _Rows | None:
     """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks."""
     rows, known = [], "PROTO" in text
     for line in text.splitlines():
@@ -677,13 +686,13 @@ def _parse_sockstat(text: str, port: int | None) -> list[_Socket] | None:
     return rows if known else None
 
 
-def _ask_netstat_ano(port: int | None) -> list[_Socket] | None:
+def _ask_netstat_ano(port: int | None) -> _Rows | None:
     """Windows, and WSL for the Windows around it: netstat -ano, by its full path."""
     answer = _run(_windows_tool("NETSTAT.EXE"), "-ano")
     return _parse_netstat_ano(answer[1], port) if answer and answer[0] == 0 else None
 
 
-def _parse_netstat_ano(text: str, port: int | None) -> list[_Socket] | None:
+def _parse_netstat_ano(text: str, port: int | None) -> _Rows | None:
     """Judged by shape: a TCP row whose foreign address is all zero listens, whatever its state is called.
 
     A dual-stack socket has a row for each family, so that a row of IPv6 speaks for IPv6 alone.
@@ -783,10 +792,10 @@ def _decoded(output: bytes) -> str:
 SIBLINGS = 4  # looked at to either side of a find: workers whose master holds nothing were started together
 
 
-def _owners_by_proc(rows: list[_Socket], first: Sequence[int], thorough: bool) -> list[_Socket]:
+def _owners_by_proc(rows: _Rows, known: _Known, thorough: bool) -> _Rows:
     """The rows again, one for each process that holds them; pid stays None where none may be seen."""
     links = {f"socket:[{row.inode}]": row.inode for row in rows if row.inode}
-    found = _walk_proc(links, first, thorough) if links and _proc_is_ours() else {}
+    found = _walk_proc(links, known, thorough) if links and _proc_is_ours() else {}
     owned = []
     for row in rows:
         pids: list[int | None] = [pid for pid, inodes in found.items() if row.inode in inodes]
@@ -802,8 +811,8 @@ def _proc_is_ours() -> bool:
         return False
 
 
-def _walk_proc(links: dict[str, int], first: Sequence[int], thorough: bool) -> dict[int, set[int]]:
-    """Which process holds which of these sockets: the given ones first, then from the youngest down.
+def _walk_proc(links: dict[str, int], known: _Known, thorough: bool) -> dict[int, set[int]]:
+    """Which process holds which of these sockets: the known ones first, then from the youngest down.
 
     A development server is young, and its family hangs together: once every socket has an owner, the walk
     goes on along parents, children and siblings. A stranger who shares the socket comes to light when the
@@ -820,14 +829,14 @@ def _walk_proc(links: dict[str, int], first: Sequence[int], thorough: bool) -> d
         return bool(held)
 
     missing = set(links.values())
-    for pid in [*first, *_pids_from_the_youngest()]:
+    for pid in [*known, *_pids_from_the_youngest()]:
         if pid not in seen and look_at(pid):
             missing -= found[pid]
         if not missing and not thorough:
             break
     family = list(found)
     for pid in family:  # grows while it is read
-        family += [relative for relative in _relatives(pid) - seen if look_at(relative)]
+        family += [relative for relative in _relatives(pid, known) - seen if look_at(relative)]
     return found
 
 
@@ -841,7 +850,9 @@ def _pids_from_the_youngest() -> list[int]:
         last = int(_contents("/proc/loadavg").split()[-1])
     except (OSError, ValueError, IndexError):  # a /proc that shows processes alone
         last = 1 << 30
-    return sorted(pids, key=lambda pid: (pid <= last, pid), reverse=True)
+    pids.sort(reverse=True)
+    youngest = next((at for at, pid in enumerate(pids) if pid <= last), 0)
+    return pids[youngest:] + pids[:youngest]
 
 
 def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
@@ -859,6 +870,8 @@ def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
                 continue
             if inode is not None:
                 held.add(inode)
+                if len(held) == len(links):  # a busy server has a descriptor for each connection, too
+                    break
     except OSError:  # gone
         pass
     finally:
@@ -866,15 +879,14 @@ def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
     return held
 
 
-def _relatives(pid: int) -> set[int]:
+def _relatives(pid: int, known: _Known) -> set[int]:
     """The parent, the children and the nearest siblings, without looking at every process of the machine."""
-    try:
-        parent = int(_contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()[1])
-    except (OSError, IndexError, ValueError):  # gone
+    process = _process(LINUX, pid, known)
+    if process is None:  # gone
         return set()
-    siblings = sorted(_children_of(parent))
+    siblings = sorted(_children_of(process.parent))
     at = siblings.index(pid) if pid in siblings else 0
-    return {parent, *siblings[max(0, at - SIBLINGS) : at + SIBLINGS + 1], *_children_of(pid)}
+    return {process.parent, *siblings[max(0, at - SIBLINGS) : at + SIBLINGS + 1], *_children_of(pid)}
 
 
 def _children_of(pid: int) -> set[int]:
@@ -891,27 +903,32 @@ def _contents(path: str) -> bytes:
     """All of a file of /proc, in half the time that open() takes."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return b"".join(iter(lambda: os.read(descriptor, 65536), b""))
+        contents = part = os.read(descriptor, 65536)
+        while part:
+            part = os.read(descriptor, 65536)
+            contents += part
+        return contents
     finally:
         os.close(descriptor)
 
 
-def _owners_as_told(rows: list[_Socket], first: Sequence[int], thorough: bool) -> list[_Socket]:
+def _owners_as_told(rows: _Rows, known: _Known, thorough: bool) -> _Rows:
     """macOS, the BSDs: the tool's PIDs; they are asked for again just before the signal."""
     return rows
 
 
-def _owners_by_handle(rows: list[_Socket], first: Sequence[int], thorough: bool) -> list[_Socket]:
+def _owners_by_handle(rows: _Rows, known: _Known, thorough: bool) -> _Rows:
     """Windows: where the owner is dead, its children hold the handle that they inherited.
 
     Children of different programs are no family: one of them may be of an earlier owner of that PID.
     """
-    processes = _read_windows(None) if rows else {}
+    if rows and not known:
+        known.update(_read_windows(None))
     owned = []
     for row in rows:
-        heirs = [heir for heir in processes.values() if heir.parent == row.pid and heir.name != "conhost.exe"]
+        heirs = [heir for heir in known.values() if heir.parent == row.pid and heir.name != "conhost.exe"]
         pids = [heir.pid for heir in heirs] if len({heir.name for heir in heirs}) == 1 else [None]
-        dead = processes and row.pid not in processes
+        dead = known and row.pid not in known
         owned += [row._replace(pid=pid) for pid in (pids if dead else [row.pid])]
     return owned
 
@@ -921,7 +938,7 @@ def _owners_by_handle(rows: list[_Socket], first: Sequence[int], thorough: bool)
 # ----------------------------------------------------------------------------------------------------
 
 
-def _read_proc(pid: int | None) -> dict[int, _Process]:
+def _read_proc(pid: int | None) -> _Known:
     """Linux: one process, from /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
     try:
         head, _, tail = _contents(f"/proc/{pid}/stat").rpartition(b")")
@@ -964,7 +981,9 @@ def _words_of(pid: int) -> list[str]:
     return os.fsdecode(_contents(f"/proc/{pid}/cmdline").rstrip(b"\0")).split("\0")
 
 
+@lru_cache(maxsize=None)
 def _user_name(uid: int) -> str:
+    """Asked once for each user: it may take a look at the whole of /etc/passwd, or a directory server."""
     import pwd
 
     try:
@@ -973,7 +992,7 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-def _read_ps(pid: int | None) -> dict[int, _Process]:
+def _read_ps(pid: int | None) -> _Known:
     """macOS, the BSDs: every process, from ps; once more for the names, which may contain blanks."""
     keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
     options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD takes all after a = for a heading
@@ -981,7 +1000,7 @@ def _read_ps(pid: int | None) -> dict[int, _Process]:
     return _parse_ps(answer[1], names[1] if names else "") if answer and answer[0] == 0 else {}
 
 
-def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
+def _parse_ps(text: str, names: str = "") -> _Known:
     programs = dict(line.split(None, 1) for line in names.splitlines() if len(line.split(None, 1)) == 2)
     processes = {}
     for line in text.splitlines():
@@ -1031,7 +1050,7 @@ _CIM_QUERY = (  # the code page would stay changed in the user's console
 )
 
 
-def _read_windows(pid: int | None) -> dict[int, _Process]:
+def _read_windows(pid: int | None) -> _Known:
     """Windows: every process, from PowerShell; without it, from tasklist, which knows no parents."""
     shell = _windows_tool(r"WindowsPowerShell\v1.0\powershell.exe")
     answer = _run(shell, "-NoProfile", "-NonInteractive", "-Command", _CIM_QUERY, timeout=5 * TOOL_TIMEOUT)
@@ -1042,7 +1061,7 @@ def _read_windows(pid: int | None) -> dict[int, _Process]:
     return _parse_tasklist(answer[1]) if answer else {}
 
 
-def _parse_cim(text: str) -> dict[int, _Process]:
+def _parse_cim(text: str) -> _Known:
     processes = {}
     for pid, parent, created, name, command in (row for row in _csv_rows(text) if len(row) == 5):
         number = _number(pid)
@@ -1055,7 +1074,7 @@ def _parse_cim(text: str) -> dict[int, _Process]:
     return processes
 
 
-def _parse_tasklist(text: str) -> dict[int, _Process]:
+def _parse_tasklist(text: str) -> _Known:
     processes = {}
     for row in _csv_rows(text):
         pid = _number(row[1]) if len(row) >= 5 else None
@@ -1110,14 +1129,17 @@ def _windows_shares_ports() -> bool:
     return answer is not None and answer[0] == 0 and answer[1].strip() == "mirrored"
 
 
-def _process(system: Any, pid: int | None, known: dict[int, _Process]) -> _Process | None:
-    """A process, remembered in ``known``: one look at a port reads nobody twice."""
-    if pid is not None and pid not in known:
+def _process(system: Any, pid: int | None, known: _Known) -> _Process | None:
+    """A process, remembered in ``known``: one look at a port reads nobody twice.
+
+    Linux reads one at a time; elsewhere a reading tells of everybody, and who is not in it has gone.
+    """
+    if pid is not None and pid not in known and (system is LINUX or not known):
         known.update(system.read(pid))
     return known.get(pid) if pid is not None else None
 
 
-def _ancestry(system: Any, known: dict[int, _Process]) -> list[int] | None:
+def _ancestry(system: Any, known: _Known) -> list[int] | None:
     """This process and its ancestors, nearest first; None where the system will not tell them."""
     line = [os.getpid()]
     while True:
@@ -1146,7 +1168,7 @@ LINUX = _System("linux", _LINUX_WAYS, _owners_by_proc, _read_proc, _describe_pro
 MACOS = _System("macos", (_ask_macos,), _owners_as_told, _read_ps, _describe_ps)
 FREEBSD = _System("freebsd", (_ask_sockstat, _ask_lsof), _owners_as_told, _read_ps, _describe_ps)
 WINDOWS = _System("windows", (_ask_netstat_ano,), _owners_by_handle, _read_windows, _describe_windows)
-OTHER = MACOS._replace(name="other", ways=(_ask_lsof,))  # the other BSDs have lsof among their packages
+OTHER = _System("other", (_ask_lsof,), _owners_as_told, _read_ps, _describe_ps)  # the other BSDs package lsof
 
 # What one look found. sockets: those that block, a row per holder; ancestry: this process and those above
 # it; known: what was learned of processes; pins: the holders, held fast, by PID.
@@ -1161,22 +1183,22 @@ def _system() -> Any:
     return {"darwin": MACOS, "win32": WINDOWS}.get(sys.platform, OTHER)
 
 
-def _ask(system: Any, port: int | None) -> list[_Socket] | None:
+def _ask(system: Any, port: int | None) -> _Rows | None:
     for way in system.ways:
-        rows: list[_Socket] | None = way(port)
+        rows: _Rows | None = way(port)
         if rows is not None:
             return rows
     return None
 
 
-def _blocking(rows: Iterable[_Socket], addresses: list[tuple[int, tuple[Any, ...]]]) -> list[_Socket]:
+def _blocking(rows: Iterable[_Socket], addresses: _Addresses) -> _Rows:
     """The sockets that keep a server from binding one of the addresses; those that may, where no other does."""
     verdicts = [(row, _conflicts(row, addresses)) for row in rows]
     sure = [row for row, conflicts in verdicts if True in conflicts]
     return sure or [row for row, conflicts in verdicts if None in conflicts]
 
 
-def _conflicts(row: _Socket, addresses: list[tuple[int, tuple[Any, ...]]]) -> list[bool | None]:
+def _conflicts(row: _Socket, addresses: _Addresses) -> list[bool | None]:
     return [_conflict(row, _zoned(address)) for _, address in addresses]
 
 
@@ -1216,11 +1238,11 @@ def _wildcard_is_dual() -> bool:
         return False
 
 
-def _search(port: int | None, host: str | None, thorough: bool) -> tuple[Any, list[_Socket]] | None:
+def _search(port: int | None, host: str | None, thorough: bool) -> tuple[Any, _Rows] | None:
     """(system, the sockets on a port that keep a server from binding the host); None for "cannot tell"."""
     system, addresses = _system(), _resolved(host, port or 0) if host is not None else []
 
-    def relevant(rows: list[_Socket]) -> list[_Socket]:
+    def relevant(rows: _Rows) -> _Rows:
         return rows if host is None else _blocking(rows, addresses)
 
     rows = _ask(system, port)
@@ -1247,16 +1269,16 @@ def _look_at(port: int, host: str, *, pin: bool = False, thorough: bool = False)
     if found is None:
         return None
     system, rows = found
-    known: dict[int, _Process] = {}
+    known: _Known = {}
     ancestry = _ancestry(system, known) if rows and system is _system() else []
-    rows = _without_idle(system, system.owners(rows, ancestry or (), thorough), known)
+    rows = _without_idle(system, system.owners(rows, known, thorough), known)
     pins: dict[int, _Pin] = {}
     if pin:
         pins = _pinned(system, dict.fromkeys(row.pid for row in rows if row.pid and row.pid > 1), known)
     return _Look(system, rows, _holders(system, rows, known), ancestry, known, pins)
 
 
-def _without_idle(system: Any, rows: list[_Socket], known: dict[int, _Process]) -> list[_Socket]:
+def _without_idle(system: Any, rows: _Rows, known: _Known) -> _Rows:
     """Without the sockets that are bound, do not listen, and keep nobody from binding.
 
     Beside listeners only their master's counts, who would start them again; if another's is in the way, too, the
@@ -1269,7 +1291,7 @@ def _without_idle(system: Any, rows: list[_Socket], known: dict[int, _Process]) 
     return [row for row in rows if row in listening or row.pid in masters or (not listening and _keeps_its_address(row))]
 
 
-def _master(system: Any, pid: int | None, known: dict[int, _Process]) -> int | None:
+def _master(system: Any, pid: int | None, known: _Known) -> int | None:
     """The parent of a worker, which runs the same command or was spawned by multiprocessing; other parents are none."""
     worker = _process(system, pid, known)
     parent = _process(system, worker.parent, known) if worker else None
@@ -1280,9 +1302,9 @@ def _master(system: Any, pid: int | None, known: dict[int, _Process]) -> int | N
     return int(parent.pid) if command and same else None
 
 
-def _holders(system: Any, rows: list[_Socket], known: dict[int, _Process]) -> list[Holder]:
+def _holders(system: Any, rows: _Rows, known: _Known) -> list[Holder]:
     """The rows gathered by process and described, parents before their children."""
-    grouped: dict[tuple[int | None, int | None], list[_Socket]] = {}
+    grouped: dict[tuple[int | None, int | None], _Rows] = {}
     for row in rows:
         grouped.setdefault((row.pid, row.uid if row.pid is None else None), []).append(row)
     holders = []
@@ -1323,7 +1345,7 @@ def _families(holders: list[Holder]) -> list[tuple[Holder, list[Holder]]]:
     return list({id(family): family for family in families.values()}.values())
 
 
-def _every_socket(port: int) -> list[_Socket]:
+def _every_socket(port: int) -> _Rows:
     """Linux: the sockets on a port, in whatever state."""
     rows = _ask_sock_diag(port, _EVERY_STATE)
     return (_ask_proc_net(port, _EVERY_STATE) if rows is None else rows) or []
@@ -1336,7 +1358,7 @@ def _why_nobody(port: int, host: str, reason: str = "") -> str:
     if _system() is not LINUX:
         return f"port {port} is held by a process that cannot be named from here; run with more rights to find out"
     rows = _blocking([row for row in _every_socket(port) if row.peer], _addresses(host, port))
-    for row in _owners_by_proc([row for row in rows if row.inode], (), True):
+    for row in _owners_by_proc([row for row in rows if row.inode], {}, True):
         holder = next(iter(_holders(LINUX, [row], {})), None)
         whom = "a process that you may not see" if holder is None or not holder.pid else f"process {_title(holder)}"
         return (
@@ -1701,7 +1723,7 @@ _INTERACTIVE = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash"
 _SYNCHRONIZE = 0x00100000  # the right to wait for a Windows process
 
 
-def _pinned(system: Any, pids: Iterable[int], known: dict[int, _Process]) -> dict[int, _Pin]:
+def _pinned(system: Any, pids: Iterable[int], known: _Known) -> dict[int, _Pin]:
     """The processes, held fast, without those that have gone. Where there is no handle, the birth tells them from others."""
     handles: dict[int, int | None] = {}
     for pid in pids:
@@ -1714,7 +1736,9 @@ def _pinned(system: Any, pids: Iterable[int], known: dict[int, _Process]) -> dic
             handles[pid] = None
     pins = {}
     for pid, handle in handles.items():
-        process = _process(system, pid, known)
+        if pid not in known:
+            known.update(system.read(pid))
+        process = known.get(pid)
         pins[pid] = _Pin(pid, process.birth if process else None, handle)
     return pins
 
@@ -1865,7 +1889,7 @@ def _still_holds(look: _Look, pin: _Pin, port: int) -> bool:
     if look.system is LINUX:
         inodes = {f"socket:[{row.inode}]": row.inode for row in look.sockets if row.pid == pin.pid}
         return bool(_sockets_of(pin.pid, inodes))
-    rows = look.system.owners(_ask(look.system, port) or [], (), False)
+    rows = look.system.owners(_ask(look.system, port) or [], {}, False)
     return any(row.pid == pin.pid for row in rows)
 
 
@@ -1945,7 +1969,7 @@ def _taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin]) -> 
     return None
 
 
-def _above(system: Any, pid: int | None, known: dict[int, _Process]) -> list[int]:
+def _above(system: Any, pid: int | None, known: _Known) -> list[int]:
     """The ancestors of a process, nearest first, as far as they may be seen."""
     line: list[int] = []
     process = _process(system, pid, known)
@@ -2240,13 +2264,18 @@ def find_listeners(port: int | None = None, host: str | None = None, *, thorough
     """
     if port is not None:
         _checked(port, host or "")
+    return _holders(*_owned(port, host, thorough or port is None))
+
+
+def _owned(port: int | None, host: str | None, thorough: bool) -> tuple[Any, _Rows, _Known]:
+    """(system, the sockets on a port with their owners, what was learned of those); CannotTell where nobody could."""
     found = _search(port, host, thorough)
     if found is None:
         raise CannotTell(_why_untold(port or 0), port or 0, host or "")
     system, rows = found
-    known: dict[int, _Process] = {}
-    rows = system.owners(rows, (), thorough or port is None)
-    return _holders(system, rows if host is None else _without_idle(system, rows, known), known)
+    known: _Known = {}
+    rows = system.owners(rows, known, thorough)
+    return system, rows if host is None else _without_idle(system, rows, known), known
 
 
 def find_free_port(start: int = 8000, host: str = "0.0.0.0") -> int:
@@ -2407,7 +2436,12 @@ class PortManager:
 
         CannotTell is raised when somebody holds it whose PID may not be seen.
         """
-        holders = find_listeners(port, self.host)
+        _checked(port, self.host)
+        system, rows, known = _owned(port, self.host, thorough=False)
+        pids: set[int | None] = {row.pid for row in rows}
+        if len(pids) == 1 and None not in pids:  # a PID alone need not be described
+            return pids.pop()
+        holders = _holders(system, rows, known)
         if holders and holders[0].pid is None:
             raise CannotTell(f"port {port} is {_because_unseen(holders[0], None)}", port, self.host, holders)
         return holders[0].pid if holders else None
@@ -2441,7 +2475,7 @@ def _kill_one(pid: int, manager: PortManager) -> str | None:
         except (ProcessLookupError, OverflowError):
             return None
         return "it is a thread of another process, or may not be seen"
-    known: dict[int, _Process] = {}
+    known: _Known = {}
     ancestry = _ancestry(system, known)
     pins = _pinned(system, [pid], known)
     try:
@@ -2697,7 +2731,7 @@ def _is_in_the_family(name: str, host: str, port: int) -> bool:
         return True
     if system is not LINUX and _obstacle(port, host) is None:  # nothing to be had without starting a tool
         return False
-    known: dict[int, _Process] = {}
+    known: _Known = {}
     ancestry = _ancestry(system, known) or []
     parent = _process(system, ancestry[1], known) if len(ancestry) > 1 else None
     try:
@@ -2708,7 +2742,7 @@ def _is_in_the_family(name: str, host: str, port: int) -> bool:
     except OSError:
         return False
     rows = found[1] if found and found[0] is system else []
-    return any(row.pid in ancestry for row in system.owners(rows, ancestry, False))
+    return any(row.pid in ancestry for row in system.owners(rows, known, False))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -3018,7 +3052,7 @@ def _check(request: Any) -> int:
 def _beside(port: int, host: str) -> list[str]:
     """Who listens on the port at another address, where a server that binds localhost or :: would meet it."""
     rows = (_ask(_system(), port) or []) if host == _DEFAULTS["host"] and _system() is LINUX else []
-    holders = _holders(LINUX, _owners_by_proc(rows, (), False), {}) if rows else []
+    holders = _holders(LINUX, _owners_by_proc(rows, {}, False), {}) if rows else []
     return [f"{', '.join(map(str, holder.addresses))} is held by process {_title(holder)}" for holder in holders]
 
 
@@ -3060,7 +3094,7 @@ def _clients(port: int) -> list[str]:
     rows = _ask_sock_diag(None, 1 << 1) or []  # ESTABLISHED
     peers = [row.peer for row in rows if row.port == port]
     local = {Endpoint(row.address, row.port): row for row in rows if row.peer and row.peer.port == port}
-    owners = {row.inode: row.pid for row in _owners_by_proc([local[p] for p in peers if p in local], (), True)}
+    owners = {row.inode: row.pid for row in _owners_by_proc([local[p] for p in peers if p in local], {}, True)}
     told = []
     for peer in peers:
         pid = owners.get(local[peer].inode) if peer in local else None

@@ -179,16 +179,18 @@ def start_rows(env: dict[str, str]) -> None:
 
 
 def holder_rows(who: str, port: int, pid: int, times: int, bars: dict[str, float]) -> None:
-    """How long it takes to name the holder of a port, set against the tools that do the same."""
+    """How long it takes to name the holder of a port, and to describe it, set against the tools that name it."""
+    calls = {"its PID": port_manager.PortManager(port).get_process_using_port, "described": port_manager.find_listeners}
     tools = {"ss": f"ss -ltnpH sport = :{port}", "lsof": f"lsof -nP -iTCP:{port} -sTCP:LISTEN -t"}
     assert [holder.pid for holder in port_manager.find_listeners(port)] == [pid]
     for tool, bar in bars.items():
         if not shutil.which(tool):
-            rows.append((f"find_listeners, {who}", f"not measured: {tool} is missing", "", "", f"1/{1 / bar:.0f}", "-"))
+            rows.append((f"finding the holder, {who}", f"not measured: {tool} is missing", "", "", f"1/{1 / bar:.0f}", "-"))
             continue
-        measures = [lambda: port_manager.find_listeners(port), lambda tool=tool: run(*tools[tool].split())]
-        ours, theirs = in_turns(times, *[lambda call=call: timed(call) for call in measures])  # type: ignore[misc]
-        row(f"find_listeners, {who}", ours, tool, theirs, bar, shown)
+        for what, call in calls.items():
+            measures = [lambda call=call: call(port), lambda tool=tool: run(*tools[tool].split())]
+            ours, theirs = in_turns(times, *[lambda call=call: timed(call) for call in measures])  # type: ignore[misc]
+            row(f"finding the holder, {who}: {what}", ours, tool, theirs, bar, shown)
 
 
 def crowd_rows(processes: int, connections: int) -> None:
@@ -207,7 +209,7 @@ def crowd_rows(processes: int, connections: int) -> None:
         except OSError as error:
             why = str(error)
             break
-    rows.append(("find_listeners in a crowd", f"not measured: {why or 'the PIDs began again'}", "", "", "1/50", "-"))
+    rows.append(("finding the holder in a crowd", f"not measured: {why or 'the PIDs began again'}", "", "", "1/50", "-"))
 
 
 def too_many(processes: int, connections: int) -> str | None:

@@ -620,6 +620,13 @@ def test_windows_a_part_of_the_processes_is_no_answer(windows, monkeypatch):
     assert port_manager._ancestry(port_manager.WINDOWS, {}) is None
 
 
+def test_windows_a_look_starts_powershell_once(windows):
+    windows.play()
+    look = port_manager._look_at(PORT, "127.0.0.1")
+    assert [holder.pid for holder in look.holders] == [38146]
+    assert sum("powershell" in str(call) for call in windows.fp.calls) == 1
+
+
 def test_windows_the_program_is_pinned_before_it_is_judged(windows):
     """kill_process: what the ancestry had to read before is read again once the PID is held."""
     windows.play()

@@ -183,7 +183,7 @@ def test_torture_of_proc_net():
 def sock_diag(port: int) -> bytes:
     body = struct.pack("!BBxxHH", 2, 10, port, 0) + bytes([127, 0, 0, 1]) + bytes(52) + struct.pack("=II", 1000, 73)
     body6 = struct.pack("!BBxxHH", 10, 10, port, 0) + bytes(56) + struct.pack("=II", 1000, 74) + struct.pack("=HHB3x", 5, 11, 1)
-    messages = [struct.pack("=IHHII", 16 + len(part), 20, 2, 0, 0) + part for part in (body, body6)]
+    messages = [struct.pack("=IHHII", 16 + len(part), 18, 2, 0, 0) + part for part in (body, body6)]
     return b"".join(messages) + struct.pack("=IHHIII", 20, 3, 2, 0, 0, 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pwd
@@ -115,6 +116,41 @@ def test_a_bound_socket_that_does_not_listen(port, hold):
     assert PortManager().is_port_in_use(port) is True
 
 
+def test_each_bound_socket_is_told_once(ports, hold):
+    kernel = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    if kernel < (6, 8):
+        pytest.skip("before Linux 6.8 nothing tells of such a socket")
+    four, six = ports(), ports()
+    hold(("127.0.0.1", four), ("::1", six), listen=False)
+    told = [port_manager._ask_sock_diag(port, port_manager._BOUND) for port in (four, six)]
+    assert [[(row.address, row.port) for row in rows] for rows in told] == [[("127.0.0.1", four)], [("::1", six)]]
+
+
+def test_a_pid_alone_is_not_described(port, hold, monkeypatch):
+    held = hold(("127.0.0.1", port))
+    describe = lambda process: pytest.fail("it was described")
+    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(describe=describe))
+    assert PortManager(port).get_process_using_port(port) == held.pid
+
+
+def test_the_parent_of_a_family_is_the_one_that_is_named(port, hold, native):
+    held = hold(("127.0.0.1", port), children=2)
+    assert PortManager(port).get_process_using_port(port) == held.pid
+
+
+def test_a_look_ends_with_the_last_socket_of_a_process(port, monkeypatch):
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        later = [os.open("/dev/null", os.O_RDONLY) for _ in range(300)]
+        stack.callback(lambda: [os.close(descriptor) for descriptor in later])
+        inode = os.fstat(listener.fileno()).st_ino
+        read: list[str] = []
+        readlink = os.readlink
+        monkeypatch.setattr(os, "readlink", lambda path, **folder: read.append(path) or readlink(path, **folder))
+        assert port_manager._sockets_of(os.getpid(), {f"socket:[{inode}]": inode}) == {inode}
+        assert str(later[-1]) not in read
+
+
 def test_udp_is_not_tcp(port, hold):
     hold(("127.0.0.1", port), udp=True)
     assert find_listeners(port) == []
@@ -217,11 +253,11 @@ def test_a_process_may_vanish_at_any_moment(port, hold, monkeypatch):
     held = hold(("127.0.0.1", port))
     rows = port_manager._ask_sock_diag(port)
     held.end()
-    assert port_manager._owners_by_proc(rows, (), True) == rows
+    assert port_manager._owners_by_proc(rows, {}, True) == rows
     gone = rows[0]._replace(pid=held.pid)
     assert port_manager._holders(port_manager.LINUX, [gone], {1: None}) == []
     assert port_manager._read_proc(held.pid) == {}
-    assert port_manager._relatives(held.pid) == set()
+    assert port_manager._relatives(held.pid, {}) == set()
     with socket.socket() as closing:
         closing.bind(("127.0.0.1", port))
         listdir = os.listdir
