@@ -451,7 +451,7 @@ def _ask_sock_diag(port: int | None, states: int = _LISTENING) -> _Rows | None:
                 rows += part
     except (OSError, ValueError, AttributeError):  # refused, garbled, or no netlink at all
         return None
-    return rows
+    return sorted(rows, key=lambda row: ":" in row.address)  # the kernel has them in the order of a hash
 
 
 def _parse_sock_diag(data: bytes, port: int | None) -> tuple[_Rows, bool]:
@@ -462,7 +462,9 @@ def _parse_sock_diag(data: bytes, port: int | None) -> tuple[_Rows, bool]:
     at = 0
     while at + 16 <= len(data):
         length, kind = struct.unpack_from("=IH", data, at)
-        if kind == 3:  # NLMSG_DONE
+        if kind == 3:  # NLMSG_DONE, with an error number where the table could not be read
+            if int.from_bytes(data[at + 16 : at + 20], sys.byteorder, signed=True) < 0:
+                raise ValueError("sock_diag failed")
             return rows, True
         if kind != _GETSOCK or not 88 <= length <= len(data) - at:
             raise ValueError("not an answer of sock_diag")
@@ -471,7 +473,7 @@ def _parse_sock_diag(data: bytes, port: int | None) -> tuple[_Rows, bool]:
         if family in (2, 10) and (port is None or local == port):
             size, kind_of = (4, socket.AF_INET) if family == 2 else (16, socket.AF_INET6)
             address, peer = (socket.inet_ntop(kind_of, data[at + n : at + n + size]) for n in (24, 40))
-            if address.startswith("fe80:"):  # the same on each interface
+            if _is_link_local(address):  # the same on each interface
                 address += f"%{int.from_bytes(data[at + 56 : at + 60], sys.byteorder)}"
             other_end = Endpoint(peer, remote) if remote else None
             v6only = _v6only_attribute(data[at + 88 : at + length]) if family == 10 else None
@@ -480,6 +482,16 @@ def _parse_sock_diag(data: bytes, port: int | None) -> tuple[_Rows, bool]:
             )
         at += (length + 3) & ~3
     return rows, False
+
+
+def _is_link_local(address: str) -> bool:
+    """fe80::/10.
+
+    >>> [_is_link_local(address) for address in ("fe80::1%2", "febf::1", "fec0::1", "fe8::1")]
+    [True, True, False, False]
+    """
+    first = address.partition(":")[0]
+    return len(first) == 4 and first[:3] in ("fe8", "fe9", "fea", "feb")
 
 
 def _v6only_attribute(attributes: bytes) -> bool | None:
@@ -795,7 +807,7 @@ SIBLINGS = 4  # looked at to either side of a find: workers whose master holds n
 def _owners_by_proc(rows: _Rows, known: _Known, thorough: bool) -> _Rows:
     """The rows again, one for each process that holds them; pid stays None where none may be seen."""
     links = {f"socket:[{row.inode}]": row.inode for row in rows if row.inode}
-    found = _walk_proc(links, known, thorough) if links and _proc_is_ours() else {}
+    found = _walk_proc(links, known, thorough) if links and _proc_is_ours(os.getpid()) else {}
     owned = []
     for row in rows:
         pids: list[int | None] = [pid for pid, inodes in found.items() if row.inode in inodes]
@@ -803,10 +815,14 @@ def _owners_by_proc(rows: _Rows, known: _Known, thorough: bool) -> _Rows:
     return owned
 
 
-def _proc_is_ours() -> bool:
-    """Whether /proc numbers the processes as kill() does: it may show those of another PID namespace."""
+@lru_cache(maxsize=1)
+def _proc_is_ours(me: int) -> bool:
+    """Whether /proc numbers the processes as kill() does: it may show those of another PID namespace.
+
+    There this process may have the same number by chance, and beside it the one that it has here.
+    """
     try:
-        return os.readlink("/proc/self") == str(os.getpid())
+        return os.readlink("/proc/self") == str(me) and _status_of("self", "NSpid") in ([], [me])  # []: before Linux 4.1
     except OSError:
         return False
 
@@ -857,13 +873,23 @@ def _pids_from_the_youngest() -> list[int]:
 
 def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
     """Those of the sockets that this process holds: none where it has gone or may not be read."""
+    held = _sockets_in(f"/proc/{pid}/fd", links)
+    if held is None:  # a thread of the kernel has no descriptors, nor has a process whose first thread has ended
+        others = (_sockets_in(f"/proc/{pid}/task/{thread}/fd", links) for thread in _threads_of(pid)[1:])
+        held = next(filter(None, others), set())
+    return held
+
+
+def _sockets_in(path: str, links: dict[str, int]) -> set[int] | None:
+    """Those of the sockets that are in a folder of descriptors; None where no descriptor is."""
     held: set[int] = set()
     try:
-        folder = os.open(f"/proc/{pid}/fd", os.O_RDONLY)
+        folder = os.open(path, os.O_RDONLY)
     except OSError:
         return held
     try:
-        for descriptor in os.listdir(folder):
+        descriptors = os.listdir(folder)
+        for descriptor in descriptors:
             try:
                 inode = links.get(os.readlink(descriptor, dir_fd=folder))
             except FileNotFoundError:  # closed in the meantime
@@ -873,10 +899,10 @@ def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
                 if len(held) == len(links):  # a busy server has a descriptor for each connection, too
                     break
     except OSError:  # gone
-        pass
+        return held
     finally:
         os.close(folder)
-    return held
+    return held if descriptors else None
 
 
 def _relatives(pid: int, known: _Known) -> set[int]:
@@ -892,11 +918,19 @@ def _relatives(pid: int, known: _Known) -> set[int]:
 def _children_of(pid: int) -> set[int]:
     children: set[int] = set()
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
+        for thread in _threads_of(pid):
             children.update(map(int, _contents(f"/proc/{pid}/task/{thread}/children").split()))
     except OSError:  # gone, or a kernel built without this file
         pass
     return children
+
+
+def _threads_of(pid: int) -> list[str]:
+    """The numbers of a process's threads, the first one first; none where it has gone."""
+    try:
+        return sorted(os.listdir(f"/proc/{pid}/task"), key=str(pid).__ne__)
+    except OSError:
+        return []
 
 
 def _contents(path: str) -> bytes:
@@ -945,12 +979,12 @@ def _read_proc(pid: int | None) -> _Known:
         field = tail.split()
         name = os.fsdecode(head.partition(b"(")[2])
         state, (parent, group, session, tty), flags = field[0], map(int, field[1:5]), int(field[6])
-        born = int(field[19])
+        threads, born = int(field[17]), int(field[19])
         up = born / os.sysconf("SC_CLK_TCK")
         started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + up
     except (OSError, IndexError, ValueError, AttributeError):
         return {}
-    gone, kernel = state in (b"Z", b"X", b"x"), bool(flags & 0x00200000)  # PF_KTHREAD
+    gone, kernel = state in (b"Z", b"X", b"x") and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
     leader = session == pid and tty != 0
     return {pid or 0: _Process(pid, parent, group, tty, born, started, "", _clean(name), "", gone, kernel, leader)}
 
@@ -967,7 +1001,7 @@ def _describe_proc(process: _Process) -> tuple[str, str, str]:
     return user, _clean(command), _clean(cwd)
 
 
-def _status_of(pid: int | None, field: str) -> list[int]:
+def _status_of(pid: int | str | None, field: str) -> list[int]:
     """Linux: the numbers in a field of /proc/PID/status (Uid: real, effective, saved, of the file system)."""
     try:
         line = _contents(f"/proc/{pid}/status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
@@ -1139,21 +1173,33 @@ def _process(system: Any, pid: int | None, known: _Known) -> _Process | None:
     return known.get(pid) if pid is not None else None
 
 
+def _above(system: Any, pid: int | None, known: _Known) -> list[int]:
+    """The ancestors of a process, nearest first; the last one is where the line ends, or may not be seen."""
+    line: list[int] = []
+    process = _process(system, pid, known)
+    while process and process.parent and process.parent not in (pid, *line):
+        line.append(process.parent)
+        process = _process(system, process.parent, known)
+    return line
+
+
 def _ancestry(system: Any, known: _Known) -> list[int] | None:
     """This process and its ancestors, nearest first; None where the system will not tell them."""
-    line = [os.getpid()]
-    while True:
-        process = _process(system, line[-1], known)
-        if process is None and len(line) > 1 and system is LINUX:
-            child = system.read(line[-2]).get(line[-2])  # when a parent has gone, its child gets another
-            return None if child and child.parent == line[-1] else line
-        if process is None and len(line) > 1 and system is WINDOWS:  # a dead parent stays a parent there
+    for _ in range(ROUNDS):
+        line = [os.getpid(), *_above(system, os.getpid(), known)]
+        top = _process(system, line[-1], known)
+        if top and not (top.zombie and not top.parent):
+            return line if top.parent is not None else None
+        if system is WINDOWS and len(line) > 1:  # a dead parent stays a parent there
             return line
-        if process is None or process.parent is None:
+        if system is not LINUX or len(line) == 1:
             return None
-        if process.parent < 1 or process.parent in line:
-            return line
-        line.append(process.parent)
+        child = system.read(line[-2]).get(line[-2])
+        if child and child.parent == line[-1] and not top:  # it is there, and may not be seen
+            return None
+        for pid in line:  # it ended, and left its child to one of the others above
+            known.pop(pid, None)
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -1219,7 +1265,7 @@ def _conflict(row: _Socket, wanted: str) -> bool | None:
         held = held[7:]
     wanted = wanted[7:] if wanted.startswith("::ffff:") and "." in wanted else wanted
     if (":" in held) == (":" in wanted):
-        if held.startswith("fe80:") and held != wanted and held.partition("%")[0] == wanted.partition("%")[0]:
+        if _is_link_local(held) and held != wanted and held.partition("%")[0] == wanted.partition("%")[0]:
             return False if "%" in held and "%" in wanted else None  # the same address, on which interface?
         if _is_bsd():
             return held == wanted or _SHADOWS.get(wanted) == held
@@ -1281,14 +1327,20 @@ def _look_at(port: int, host: str, *, pin: bool = False, thorough: bool = False)
 def _without_idle(system: Any, rows: _Rows, known: _Known) -> _Rows:
     """Without the sockets that are bound, do not listen, and keep nobody from binding.
 
-    Beside listeners only their master's counts, who would start them again; if another's is in the way, too, the
-    look after the listeners have gone finds it.
+    Where a listener has the address, too, a bind probe would not tell: only their master's counts then, who would
+    start them again; if another's is in the way, the look after the listeners have gone finds it.
     """
     listening = [row for row in rows if row.state == "listening"]
     if len(listening) == len(rows):
         return rows
     masters = {_master(system, row.pid, known) for row in listening}
-    return [row for row in rows if row in listening or row.pid in masters or (not listening and _keeps_its_address(row))]
+
+    def counts(row: _Socket) -> bool:
+        if row in listening or row.pid in masters:
+            return True
+        return all(_conflict(other, row.address) is False for other in listening) and _keeps_its_address(row)
+
+    return list(filter(counts, rows))
 
 
 def _master(system: Any, pid: int | None, known: _Known) -> int | None:
@@ -1315,10 +1367,15 @@ def _holders(system: Any, rows: _Rows, known: _Known) -> list[Holder]:
             user, command, cwd = system.describe(process)
             facts = (process.parent, user, process.name, command or process.name, cwd, process.started)
             holders.append(Holder(pid, *facts, addresses))
-        elif pid is None or not known:  # hidden; one that has just exited holds nothing any more
+        elif pid is None or not _has_gone(system, pid, known):  # who has just exited holds nothing any more
             user = _user_name(uid) if uid is not None else ""
             holders.append(Holder(pid, None, user, "", "", "", None, addresses))
     return _roots_first(holders)
+
+
+def _has_gone(system: Any, pid: int, known: _Known) -> bool:
+    """Whether a process that could not be read has ended."""
+    return bool(known) if system is not LINUX else not os.path.exists(f"/proc/{pid}")  # without a descriptor
 
 
 def _roots_first(holders: list[Holder]) -> list[Holder]:
@@ -1357,7 +1414,7 @@ def _why_nobody(port: int, host: str, reason: str = "") -> str:
         return reason
     if _system() is not LINUX:
         return f"port {port} is held by a process that cannot be named from here; run with more rights to find out"
-    rows = _blocking([row for row in _every_socket(port) if row.peer], _addresses(host, port))
+    rows = _blocking([row for row in _every_socket(port) if row.peer], _resolved(host, port))
     for row in _owners_by_proc([row for row in rows if row.inode], {}, True):
         holder = next(iter(_holders(LINUX, [row], {})), None)
         whom = "a process that you may not see" if holder is None or not holder.pid else f"process {_title(holder)}"
@@ -1400,9 +1457,11 @@ def _because_of_the_environment() -> str | None:
 SQUATTERS = (
     (("sshd", "sshd-session", "dropbear"), "it forwards the port for an SSH login; log in without -R, or end that login"),
     (("ssh", "autossh"), "it is an SSH tunnel; end that ssh, or cancel the forwarding with ssh -O cancel"),
+    (("kubectl",), "it forwards the port to a cluster; end that kubectl where it runs"),
+    (("Xvnc", "Xtigervnc"), "it is a desktop, whose programs would all end with it"),
     (("systemd",), "it keeps the port for a socket unit; systemctl list-sockets names it, systemctl stop NAME.socket"),
     (
-        ("tmux: server", "tmux", "screen", "SCREEN", "zellij"),
+        ("tmux: server", "tmux", "screen", "SCREEN", "zellij", "dtach"),
         "it is a terminal multiplexer, whose sessions would all end with it",
     ),
     (("launchd",), "it keeps the port for a service; launchctl list names it, launchctl bootout ends it"),
@@ -1423,11 +1482,12 @@ SQUATTERS = (
          "/.vscode-server/", "/.cursor-server/", "/.vscodium-server/", "/.windsurf-server/", "/.openvscode-server/",
          "/vscode-server/", "/code-server/", "/.vscode/cli/", "/usr/lib/code/", "/jbr/bin/java", "idea", "idea64",
          "pycharm", "pycharm64", "webstorm", "webstorm64", "phpstorm", "phpstorm64", "goland", "goland64", "rubymine",
-         "rubymine64", "rider", "rider64", "clion", "clion64", "emacs", "vim", "nvim", "nano"),
+         "rubymine64", "rider", "rider64", "clion", "clion64", "rustrover", "rustrover64", "datagrip", "datagrip64",
+         "code-oss", "trae", "sublime_text", "emacs", "emacs-gtk", "vi", "vim", "gvim", "nvim", "hx", "nano"),
         "it is an editor or its server, perhaps forwarding the port; remove the port in the editor's Ports view, or quit it",
     ),
     (
-        ("firefox", "firefox-bin", "chrome", "Google Chrome", "chromium", "chromium-browse", "msedge", "Microsoft Edge",
+        ("firefox", "firefox-bin", "firefox-esr", "librewolf", "chrome", "Google Chrome", "chromium", "chromium-browse", "msedge", "Microsoft Edge",
          "brave", "brave-browser", "Brave Browser", "Safari", "opera", "vivaldi-bin"),
         "it is a browser; close it there",
     ),
@@ -1448,7 +1508,10 @@ def _because_unseen(holder: Holder, case: Any) -> str | None:
     user = f"of user {holder.user} " if holder.user else ""
     if _is_superuser():
         return f"held by a process {user}that cannot be seen from here, perhaps one of another container or namespace"
-    return f"held by a process {user}that you may not see; run with sudo to find out"
+    return (
+        f"held by a process {user}that you may not see; run with sudo to find out: "
+        f"sudo python port_manager.py check {case.port}"  # sudo with free would stop it
+    )
 
 
 def _because_of_the_system(holder: Holder, case: Any) -> str | None:
@@ -1546,14 +1609,14 @@ def _because_a_launchd_job(holder: Holder, case: Any) -> str | None:
 
 def _because_of_the_other_family(holder: Holder, case: Any) -> str | None:
     ipv4_alone = case.look.sockets and not any(":" in endpoint.host for endpoint in holder.addresses)
-    if ipv4_alone and case.host in ("::", "[::]"):
+    if ipv4_alone and all(address[0] == "::" for _, address in _resolved(case.host, case.port)):
         return "it listens on IPv4 alone, beside which many servers can listen on ::; to stop it, name the host 0.0.0.0"
     return None
 
 
 def _because_it_may_not_be_in_the_way(holder: Holder, case: Any) -> str | None:
     rows = [row for row in case.look.sockets if row.pid == holder.pid and ":" in row.address]
-    wanted = _addresses(case.host, case.port) if rows else []
+    wanted = _resolved(case.host, case.port) if rows else []
     for row in rows:
         conflicts = _conflicts(row, wanted)
         if None in conflicts and True not in conflicts:
@@ -1567,7 +1630,10 @@ def _because_it_may_not_be_in_the_way(holder: Holder, case: Any) -> str | None:
 def _because_another_users(holder: Holder, case: Any) -> str | None:
     mine = _my_name(case.look.system)
     if case.look.system is LINUX:
-        same = set(_status_of(holder.pid, "Uid")) == {os.geteuid()}
+        uids = _status_of(holder.pid, "Uid")
+        if not uids:
+            return "it cannot be told whose it is; it may be ending: try again"
+        same = set(uids) == {os.geteuid()}
     else:
         same = holder.user == mine or (case.look.system is WINDOWS and holder.user.lower() == mine.lower())
     opened_by = {row.uid for row in case.look.sockets if row.pid == holder.pid and row.uid is not None}
@@ -1724,7 +1790,7 @@ _SYNCHRONIZE = 0x00100000  # the right to wait for a Windows process
 
 
 def _pinned(system: Any, pids: Iterable[int], known: _Known) -> dict[int, _Pin]:
-    """The processes, held fast, without those that have gone. Where there is no handle, the birth tells them from others."""
+    """The processes, held fast, without those that cannot be read. Where there is no handle, the birth tells them apart."""
     handles: dict[int, int | None] = {}
     for pid in pids:
         known.pop(pid, None)  # what is read from here on is true of the pinned process
@@ -1734,13 +1800,14 @@ def _pinned(system: Any, pids: Iterable[int], known: _Known) -> dict[int, _Pin]:
             continue
         except OSError:  # refused by a sandbox or an old kernel
             handles[pid] = None
+    if system is not LINUX:  # where one reading tells of everybody, it is made anew
+        known.clear()
     pins = {}
     for pid, handle in handles.items():
-        if pid not in known:
-            known.update(system.read(pid))
-        process = known.get(pid)
+        process = _process(system, pid, known)
         pins[pid] = _Pin(pid, process.birth if process else None, handle)
-    return pins
+    _unpin(pin for pin in pins.values() if pin.pid not in known)
+    return {pid: pin for pid, pin in pins.items() if pid in known}
 
 
 def _handle(system: Any, pid: int) -> int | None:
@@ -1823,7 +1890,7 @@ def _wait_for_exit(system: Any, pins: list[_Pin], seconds: float) -> list[_Pin]:
                 return left
             if terminal and waited > 0.4:
                 shown = True
-                _status(f"⏳ Waiting for process {_listed(left)} to stop: {waited:.1f} of {seconds:g} s")
+                _status(f"⏳ Waiting {waited:.1f} of {seconds:g} s for process {_listed(left)} to stop")
             _nap(system, left, min(seconds - waited, 0.2 if terminal else seconds))
     finally:
         if shown:
@@ -1969,16 +2036,6 @@ def _taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin]) -> 
     return None
 
 
-def _above(system: Any, pid: int | None, known: _Known) -> list[int]:
-    """The ancestors of a process, nearest first, as far as they may be seen."""
-    line: list[int] = []
-    process = _process(system, pid, known)
-    while process and process.parent and process.parent not in (pid, *line):
-        line.append(process.parent)
-        process = _process(system, process.parent, known)
-    return line
-
-
 def _why_taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin]) -> str:
     again = _look_at(port, host)
     taker = f" by process {_title(again.holders[0])}" if again and again.holders else ""
@@ -2094,11 +2151,14 @@ def _ensure(port: int, host: str, manner: _Manner) -> _Outcome:
         return _Outcome(port, host, False, [], [], reason)
     _say(WARNING, f"⚠️  Port {port} is already in use")
     forbidden = _because_of_the_environment()
-    if forbidden and not manner.force:
-        return _report_conflict(port, host, forbidden)
-    _say(INFO, "💡 Told to do so by --force" if forbidden else "💡 Development environment detected")
-    _say(INFO, "Attempting to free up port...")
-    outcome = _free(port, host, manner, reason)
+    try:
+        if forbidden and not manner.force:
+            return _report_conflict(port, host, forbidden)
+        _say(INFO, "💡 Told to do so by --force" if forbidden else "💡 Development environment detected")
+        _say(INFO, "Attempting to free up port...")
+        outcome = _free(port, host, manner, reason)
+    except PortError as error:  # the name of the host is not known any more
+        outcome = _Outcome(port, host, False, [], [], error.reason)
     if outcome.available:
         _say(INFO, f"✅ Port {port} is now available")
     else:
@@ -2443,7 +2503,7 @@ class PortManager:
             return pids.pop()
         holders = _holders(system, rows, known)
         if holders and holders[0].pid is None:
-            raise CannotTell(f"port {port} is {_because_unseen(holders[0], None)}", port, self.host, holders)
+            raise CannotTell(f"port {port} is {_because_unseen(holders[0], _Case(None, None, port, self.host))}", port, self.host, holders)
         return holders[0].pid if holders else None
 
     def kill_process(self, pid: int) -> bool:
@@ -2469,7 +2529,7 @@ def _kill_one(pid: int, manager: PortManager) -> str | None:
     if pid <= 1:
         return f"PID {pid} stands for the system or for whole groups of processes"
     manner, system = _manner(manager.grace, manager.policy), _system()
-    if system is LINUX and (not _proc_is_ours() or pid not in _pids_from_the_youngest()):
+    if system is LINUX and (not _proc_is_ours(os.getpid()) or pid not in _pids_from_the_youngest()):
         try:
             os.getpgid(pid)
         except (ProcessLookupError, OverflowError):
@@ -2480,8 +2540,10 @@ def _kill_one(pid: int, manager: PortManager) -> str | None:
     pins = _pinned(system, [pid], known)
     try:
         holders = _holders(system, [_Socket("", 0, "", None, pid, None, 0, None)], known)
-        if not pins or not holders or (system is LINUX and pid not in known):
+        if not holders:
             return None
+        if not pins:
+            return "it could not be looked at, perhaps because this process has too many open files"
         case = _Case(_Look(system, [], holders, ancestry, known, pins), manner.policy, manager.port, manager.host)
         why = next(filter(None, (guard_(holders[0], case) for guard_ in GUARDS)), None)
         why = why or _disagreement(manner, f"Stop process {_title(holders[0])}?")
@@ -2514,10 +2576,14 @@ _LAUNCHERS = ("python", "pypy", "py", "uv", "uvx", "pipx", "poetry", "pipenv", "
 
 # Programs that connect to a port: one that they name is a server's, and none of theirs.
 CLIENTS = (
-    "psql", "pg_dump", "pg_restore", "pgcli", "mysql", "mysqldump", "mycli", "mariadb", "redis-cli", "mongo", "mongosh",
-    "ssh", "scp", "sftp", "autossh", "telnet", "nc", "ncat", "socat", "curl", "wget", "http", "httpie", "kubectl", "docker",
-    "podman", "docker-compose", "ab", "wrk", "hey", "locust", "k6",
+    "psql", "pg_isready", "pg_dump", "pg_dumpall", "pg_restore", "pgbench", "pgcli", "createdb", "createuser", "dropdb",
+    "vacuumdb", "mysql", "mysqladmin", "mysqldump", "mycli", "mariadb", "mariadb-admin", "mariadb-dump", "redis-cli",
+    "redis-benchmark", "valkey-cli", "mongo", "mongosh", "mongodump", "mongorestore", "mongoimport", "mongoexport", "cqlsh",
+    "clickhouse-client", "mosquitto_pub", "mosquitto_sub", "iperf3", "ssh", "scp", "sftp", "autossh", "telnet", "nc", "ncat",
+    "socat", "curl", "wget", "http", "httpie", "kubectl", "docker", "podman", "docker-compose", "ab", "wrk", "hey", "locust",
+    "k6", "dockerize",
 )  # fmt: skip
+_WAITERS = ("wait-for-it", "wait-for-it.sh", "wait-for", "wait-for.sh", "wait-on")  # for a database; the server is behind --
 
 # Options whose value is a word of its own, which is neither a program, nor a verb, nor a port; what serves nothing.
 _LAUNCHERS_VALUED = ("-X", "-W", "--with", "--python", "--env-file", "--extra", "--group", "--project", "--directory",
@@ -2540,8 +2606,10 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     environ = os.environ if environ is None else environ
     name, at = _program(command)
     words = list(command[at + 1 :])
-    if name in _INTERACTIVE and "-c" in words[:-1]:  # bash -c "exec uvicorn …"
-        return server_endpoints(words[words.index("-c") + 1].split(), environ)
+    if name in _INTERACTIVE and "-c" in words[:-1]:
+        return server_endpoints(_serving_part(words[words.index("-c") + 1]), environ)
+    if name in _WAITERS:
+        return server_endpoints(words[words.index("--") + 1 :], environ) if "--" in words else []
     keys = [key for key in SERVERS if key.split()[0] == name]
     verb = next(_bare(words), "")
     key = next((key for key in keys if key in (name, f"{name} {verb}")), None)
@@ -2565,6 +2633,17 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
         told["bind"] = [("", told["port"][-1] if told["port"] else _number(variable) if variable else port)]
     found = (Endpoint(bind[0] or host, bind[1] or 0) for bind in told["bind"] if bind)
     return [endpoint for endpoint in found if 1 <= endpoint.port <= 65535]
+
+
+def _serving_part(script: str) -> list[str]:
+    """The words of that command of a shell's line which is a known server's, or of the last.
+
+    >>> _serving_part("cd api && exec uvicorn main:app; echo done")
+    ['exec', 'uvicorn', 'main:app']
+    """
+    commands = [command.split() for command in script.replace("&&", ";").replace("||", ";").split(";") if command.strip()]
+    servers = {key.split()[0] for key in SERVERS}
+    return next((words for words in reversed(commands) if _program(words)[0] in servers), commands[-1] if commands else [])
 
 
 def _own_host(key: str | None, words: Sequence[str], environ: Mapping[str, str]) -> str:
@@ -2767,7 +2846,7 @@ Who holds a port, and may it be stopped?
   --policy POLICY   free: kill, own (what runs in this folder), ask, refuse
   --force           free: also outside development (the guards stay)
   --until STATE     wait: free or listening
-  --timeout SECONDS wait: at most so long
+  --timeout SECONDS wait: at most so long (else for ever)
   --quiet, --verbose, --help, --version
 
 Status: 0 available, 1 not, 2 a wrong call, 130 interrupted. ENVIRONMENT says
@@ -2866,7 +2945,8 @@ def _parsed(words: list[str]) -> Any:
     unknown = next((word for word in rest if word.startswith("-") and not word[1:2].isdigit() and word != "-"), None)
     if unknown:
         wrong = unknown.partition("=")[0]
-        raise _WrongCall(f"{verb} has no option {_clean(wrong)}{_nearest(wrong, options)}")
+        hint = f"; a port is named without it: {verb} 8000" if wrong == "--port" else _nearest(wrong, options)
+        raise _WrongCall(f"{verb} has no option {_clean(wrong)}{hint}")
     request.verb, request.ports = verb, _ports(verb, rest)
     return request
 
@@ -2874,7 +2954,7 @@ def _parsed(words: list[str]) -> Any:
 def _nearest(word: str, words: Iterable[str], surely: bool = False) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word, list(words), 1, 0.8 if surely else 0.6)
+    near = difflib.get_close_matches(word, list(words), 1, 0.8 if surely else 0.7)
     return f"; did you mean {near[0]}?" if near else "" if surely else f"; there are {', '.join(words)}"
 
 

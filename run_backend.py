@@ -20,6 +20,7 @@ from port_manager import (
     __version__,
     _beside,
     _nearest,
+    _resolved,
     _write,
     bind_port,
     ensure_port_available,
@@ -64,6 +65,7 @@ With none of these a small page is served.
 """
 
 OURS = ("--host", "--port", "--next")
+THEIRS = ("--policy", "--grace", "--force", "--dry-run", "--signal", "--json")  # no server knows them
 
 # Options that let a server look for the app in another folder.
 ELSEWHERE = ("--app-dir", "--chdir", "--pythonpath")
@@ -109,6 +111,10 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str], list[str] |
             ours[option[2:]] = value if equals else left.pop(0)
         elif word == "--next":
             ours["next"] = word
+        elif option == "--next":
+            raise _WrongCall("--next takes no value; name the port to begin with by --port")
+        elif option in THEIRS:
+            raise _WrongCall(f"{option} belongs to port_manager.py free; here, PORT_MANAGER_POLICY sets the policy")
         elif option.startswith("--") and _nearest(option, OURS, surely=True):
             raise _WrongCall(f"there is no {option}{_nearest(option, OURS, surely=True)}")
         else:
@@ -206,7 +212,7 @@ def _exists(module: str) -> bool:
 
 
 def _without_an_app() -> str | None:
-    """What to say where a file should have had the app and has none; None where there is no such file."""
+    """What to say where a file should have had the app and has none, or another folder has it; else None."""
     for path in (*CANDIDATES, *PACKAGES):
         source = _source(path)
         if not source.strip():
@@ -216,6 +222,9 @@ def _without_an_app() -> str | None:
         if maker:
             return f"{nothing}, but {maker}: name it as '{_module(path)}:{maker}()'"
         return f"{nothing}; name the app as in src.main:app"
+    home = os.path.dirname(os.path.realpath(__file__))
+    if home != os.path.realpath(os.curdir) and find_app(home):
+        return f"no app was found in {os.getcwd()}, and there is one in {home}: start it there (cd {home})"
     return None
 
 
@@ -534,9 +543,12 @@ def _run(words: Sequence[str]) -> int:
             raise _WrongCall(f"{rest[0]} stands before the --; what belongs to the command stands behind it")
         endpoints = _endpoints(_checked_program(command), ours, wanted)
         return _start(command, endpoints, wanted, policy, _warn_of_those_beside)
+    if "host" not in ours and os.environ.get("HOST"):
+        _checked_name(host, port)
     app = next((word for word in rest if _is_app(word)), None)
     if app is None and rest and not rest[0].startswith("-"):
-        raise _WrongCall(f"{rest[0]!r} is no app; name it as in src.main:app, or put a command behind --")
+        meant = f"; did you mean --port {rest[0]}?" if rest[0].isdigit() else ""
+        raise _WrongCall(f"{rest[0]!r} is no app{meant or '; name it as in src.main:app, or put a command behind --'}")
     options = [word for word in rest if word is not app]
     app = app or os.environ.get("APP")
     found = _given_app(app, options) if app else find_app()
@@ -546,7 +558,7 @@ def _run(words: Sequence[str]) -> int:
     if missing:
         raise _CannotStart(missing, 1)
     if found is None:
-        _say("No app was found here, so that a small page is served (see run_backend.py --help)")
+        _say(f"No app was found here, in {os.getcwd()}: a small page is served (see run_backend.py --help)")
         return _start_here(_page_server, wanted, policy)
     if found[1] == "django" and options[:1] == ["runserver"]:
         raise _WrongCall("runserver is implied; name the port with --port, or put the whole command behind --")
@@ -554,6 +566,13 @@ def _run(words: Sequence[str]) -> int:
     if command:
         return _start(command, server_endpoints(command, {}), wanted, policy)
     return _start_here(_wsgi_server(_imported(found[0])), wanted, policy)
+
+
+def _checked_name(host: str, port: int) -> None:
+    try:
+        _resolved(host, port)
+    except PortError as error:  # conda's compilers set HOST to the name of a platform
+        raise _CannotStart(f"{error.reason}, and HOST says so; name the host with --host", 1) from None
 
 
 def _start(

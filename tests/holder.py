@@ -6,7 +6,7 @@ listener on SIGTERM, and live on), children (how many share the listener), own_s
 itself with SO_REUSEPORT), orphans (the parent dies once its children run), strangers (how many processes
 without the socket are started after each child), silent_parent (the parent closes
 the listener and waits), name (of the process), first (the name of the first child),
-uid (to change to), exit_after (seconds), double_fork.
+uid (to change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on).
 """
 
 import json
@@ -49,6 +49,16 @@ def behave(spec, socks):
         os.setresuid(spec["uid"], spec["uid"], spec["uid"])
 
 
+def live_without_the_first_thread(spec):
+    import ctypes
+    import platform
+    import threading
+
+    threading.Thread(target=live, args=(spec,)).start()
+    exit_thread = {"x86_64": 60, "aarch64": 93}[platform.machine()]  # the number of the call
+    ctypes.CDLL(None).syscall(exit_thread, 0)
+
+
 def live(spec):
     end = time.monotonic() + spec.get("exit_after", 120)
     while time.monotonic() < end:  # nothing outlives a test run that was cut short
@@ -68,6 +78,8 @@ def main():
             socks = listeners(spec) if spec.get("own_sockets") else socks
             behave({**spec, **({"name": spec["first"]} if "first" in spec and number == 0 else {})}, socks)
             os.write(write, b"%d\n" % os.getpid())
+            if spec.get("first_thread_ends"):
+                live_without_the_first_thread(spec)
             live(spec)
             os._exit(0)
         os.close(write)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +20,12 @@ from .conftest import LINUX, PORT_MANAGER, ROOT, ROOT_USER, birth, boxes, can_bi
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
 
-def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatch, said):
+def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatch, said, request):
     """In a container with the host's /proc, its PIDs are those of other processes here."""
     held = hold(("127.0.0.1", port))
     real = os.readlink
+    port_manager._proc_is_ours.cache_clear()
+    request.addfinalizer(port_manager._proc_is_ours.cache_clear)
     monkeypatch.setattr(
         port_manager.os, "readlink", lambda path, **where: "1" if path == "/proc/self" else real(path, **where)
     )
@@ -60,10 +64,23 @@ def test_an_ancestor_that_is_hidden_may_be_the_holder(monkeypatch):
     hidden = port_manager.LINUX._replace(read=lambda pid: {me: ours} if pid == me else {})
     monkeypatch.setattr(port_manager, "LINUX", hidden)
     assert port_manager._ancestry(hidden, {}) is None
-    looks = iter([{me: ours}, {}, {me: ours._replace(parent=1)}])
-    gone = hidden._replace(read=lambda pid: next(looks))
-    monkeypatch.setattr(port_manager, "LINUX", gone)
-    assert port_manager._ancestry(gone, {}) == [me, 4_000_000]
+
+
+@pytest.mark.parametrize("end", ["gone", "going"])
+def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, end):
+    """The new parent is an ancestor as well: it was above the old one, and may hold the port."""
+    me = os.getpid()
+    ours, init = (port_manager._read_proc(pid)[pid] for pid in (me, 1))
+    end = {} if end == "gone" else {4_000_000: ours._replace(pid=4_000_000, parent=0, zombie=True)}
+    parents = iter([4_000_000, 1, 1])
+
+    def read(pid):
+        process = {me: ours, 1: init._replace(parent=0)}.get(pid)
+        return {pid: process._replace(parent=next(parents)) if pid == me else process} if process else end
+
+    system = port_manager.LINUX._replace(read=read)
+    monkeypatch.setattr(port_manager, "LINUX", system)
+    assert port_manager._ancestry(system, {}) == [me, 1]
 
 
 def test_a_thread_is_not_a_process_of_its_own(said):
@@ -218,12 +235,15 @@ def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
     ("name", "command", "protected"),
     [
         ("code", "/usr/share/code/code --type=utility", True),
+        ("firefox-esr", "/usr/lib/firefox-esr/firefox-esr", True),
+        ("kubectl", "kubectl port-forward svc/api 8000", True),
+        ("Xtigervnc", "/usr/bin/Xtigervnc :1", True),
         ("tmux: server", "tmux", True),
         ("node", "/home/a/.vscode-server/bin/x/node /home/a/.vscode-server/bin/x/out/server-main.js", True),
         ("python", "/usr/bin/python /home/a/.vscode-server/extensions/ms-python.debugpy/launcher app.py", False),
         ("python", "/usr/bin/python /home/a/code app.py", False),
     ],
-    ids=["editor", "multiplexer", "editors-server", "debugged-program", "folder-name"],
+    ids=["editor", "browser", "tunnel", "desktop", "multiplexer", "editors-server", "debugged-program", "folder-name"],
 )
 def test_who_holds_ports_for_others(name, command, protected):
     holder = Holder(77, 1, "alice", name, command, "", None, ())
@@ -359,12 +379,81 @@ def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch,
     assert "it has become another" in said() and held.alive() == [held.pid]
 
 
-def test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for(port, hold, said):
+@pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0", "[::]"])
+def test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for(port, hold, said, host):
     """uvicorn binds :: without IPv4, and starts beside it; a dual-stack server would not: nobody is stopped in doubt."""
     four = hold(("127.0.0.1", port))
-    assert ensure_port_available(port, "::") is False and four.alive() == [four.pid]
+    assert ensure_port_available(port, host) is False and four.alive() == [four.pid]
     assert "it listens on IPv4 alone" in said() and "name the host 0.0.0.0" in said()
     assert ensure_port_available(port, "0.0.0.0") is True and four.alive() == []
+
+
+def test_all_or_none_also_where_one_has_only_bound(port, hold, said):
+    """One listens, another has bound a different address: both keep the wildcard from being bound."""
+    listener, reserved = hold(("127.0.0.1", port)), hold(("127.0.0.2", port), reuse=False, listen=False, name="ssh")
+    assert {holder.pid for holder in find_listeners(port, "0.0.0.0", thorough=True)} == {listener.pid, reserved.pid}
+    assert ensure_port_available(port) is False and "SSH tunnel" in said()
+    assert listener.alive() and reserved.alive()
+    assert ensure_port_available(port, "127.0.0.1") is True and reserved.alive()
+
+
+def test_a_process_lives_as_long_as_one_of_its_threads(port, hold, pinning):
+    """Its first thread has ended: /proc shows a zombie without descriptors, which another thread still serves with."""
+    held = hold(("127.0.0.1", port), children=1, first_thread_ends=True)
+    child = held.children[0]
+    assert eventually(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    assert {holder.pid for holder in find_listeners(port, thorough=True)} == {held.pid, child}
+    assert not port_manager._has_exited(port_manager.LINUX, port_manager._Pin(child, birth_of(child), None))
+    assert ensure_port_available(port, "127.0.0.1", grace=1) is True
+    assert held.alive() == [] and can_bind(port)
+
+
+def birth_of(pid):
+    return port_manager._read_proc(pid)[pid].birth
+
+
+def test_a_proc_of_another_namespace_where_our_number_is_the_same_by_chance():
+    if not (ROOT_USER and shutil.which("unshare")):
+        pytest.skip("needs root and unshare")
+    question = (
+        "import os, port_manager as p; real = os.readlink\n"
+        "os.readlink = lambda path, **at: str(os.getpid()) if path == '/proc/self' else real(path, **at)\n"
+        "print(os.getpid(), p._proc_is_ours(os.getpid()))"
+    )
+    inside = ["unshare", "--pid", "--fork", sys.executable, "-c", question]
+    for options, ours in ((["--mount-proc"], "True"), ([], "False")):
+        done = subprocess.run([*inside[:1], *options, *inside[1:]], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert done.stdout.split() == ["1", ours]
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2, 4])
+def test_without_a_descriptor_to_spare_nobody_is_gone(hold, ports, spare):
+    """What cannot be read because too many files are open has not ended."""
+    held = hold(("127.0.0.1", ports()), ignore_term=True)
+    question = (
+        "import os, port_manager as p, pwd, resource, select, signal, struct, sys\n"
+        "highest = max(map(int, os.listdir('/proc/self/fd')))\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (highest + {spare}, highest + {spare}))\n"
+        f"print(p.PortManager(8000, grace=0.2).kill_process({held.pid}))"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", question], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip() == str(held.alive() == [])
+
+
+def test_a_name_that_is_forgotten_meanwhile(port, hold, monkeypatch, said):
+    """The name server answered for the bind probe, and not for the look: an answer, not an exception."""
+    held = hold(("127.0.0.1", port))
+    answers = iter([port_manager._addresses("127.0.0.1", port)])
+
+    def resolved(host, port):
+        for answer in answers:
+            return answer
+        raise port_manager.PortError("host name 'flaky' is unknown", port, host)
+
+    monkeypatch.setattr(port_manager, "_resolved", resolved)
+    assert ensure_port_available(port, "flaky") is False and held.alive() == [held.pid]
+    assert "Host name 'flaky' is unknown" in said()
 
 
 def test_bind_port_frees_no_more_than_it_binds(port, hold):

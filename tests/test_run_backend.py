@@ -287,7 +287,10 @@ def test_without_words_it_reads_its_own_command_line(project, attempts, monkeypa
         (["--port"], None, "--port needs a value"),
         (["--host"], None, "--host needs a value"),
         (["--port", "--", "true"], None, "--port needs a value"),
-        (["9000"], None, "'9000' is no app; name it as in src.main:app, or put a command behind --"),
+        (["9000"], None, "'9000' is no app; did you mean --port 9000?"),
+        (["--next=9000"], None, "--next takes no value; name the port to begin with by --port"),
+        (["--dry-run"], None, "--dry-run belongs to port_manager.py free; here, PORT_MANAGER_POLICY sets the policy"),
+        (["--policy=own"], None, "--policy belongs to port_manager.py free; here, PORT_MANAGER_POLICY sets the policy"),
         (["npm", "run", "dev"], None, "'npm' is no app; name it as in src.main:app, or put a command behind --"),
         (["--reload"], None, "there is no app here to be served with --reload; name it as in src.main:app"),
         (["-p", "web.pid"], None, "there is no app here to be served with -p; name it as in src.main:app"),
@@ -309,6 +312,23 @@ def test_a_wrong_call(project, attempts, monkeypatch, capsys, words, port_variab
     assert main(words) == 2
     assert capsys.readouterr() == ("", f"run_backend: {said}\n")
     assert attempts == []
+
+
+def test_a_host_that_is_a_platform(project, attempts, monkeypatch, capsys):
+    """conda's compilers export such a HOST."""
+    monkeypatch.setenv("HOST", "x86_64-conda-linux-gnu.invalid")
+    assert main([]) == 1 and attempts == []
+    said = capsys.readouterr().err
+    assert "'x86_64-conda-linux-gnu.invalid' is unknown, and HOST says so; name the host with --host" in said
+    assert main(["--host", "127.0.0.1"]) == 0 and attempts
+
+
+def test_the_app_is_in_the_folder_of_the_script(project, attempts, monkeypatch, capsys):
+    """Called from the folder above, nobody is stopped for a page that says "It works"."""
+    folder = project({"backend/main.py": "from fastapi import FastAPI\napp = FastAPI()\n"}) / "backend"
+    monkeypatch.setattr(run_backend, "__file__", str(folder / "run_backend.py"))
+    assert main([]) == 1 and attempts == []
+    assert f"and there is one in {folder.resolve()}: start it there (cd {folder.resolve()})" in capsys.readouterr().err
 
 
 def test_a_wrong_call_from_a_shell(project, monkeypatch):

@@ -239,7 +239,7 @@ def test_a_line_on_a_terminal_shows_the_wait_and_goes(port, hold):
         os.execv(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--grace", "1.2"])
     text = shown_until_closed(terminal)
     assert os.waitpid(pid, 0)[1] == 0
-    assert f"Waiting for process {held.pid} to stop: 0." in text and "of 1.2 s" in text
+    assert "Waiting 0." in text and f"of 1.2 s for process {held.pid} to stop" in text
     after = text[text.rindex("of 1.2 s") :]
     assert re.search(r"\r {20,}\r", after)  # wiped before the next line
     assert f"Port {port} is now available" in after

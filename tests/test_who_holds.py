@@ -7,6 +7,7 @@ import io
 import os
 import pwd
 import socket
+import struct
 import sys
 import time
 
@@ -273,6 +274,10 @@ def test_a_process_may_vanish_at_any_moment(port, hold, monkeypatch):
 def test_garbage_from_the_kernel_is_no_answer(monkeypatch):
     with pytest.raises(ValueError, match="sock_diag"):
         port_manager._parse_sock_diag(b"\x20\0\0\0\x02\0" + bytes(26), None)  # NLMSG_ERROR
+    done = struct.pack("=IHHII", 20, 3, 2, 0, 0)
+    assert port_manager._parse_sock_diag(done + struct.pack("=i", 0), None) == ([], True)
+    with pytest.raises(ValueError, match="sock_diag"):  # the kernel's module for TCP cannot be loaded
+        port_manager._parse_sock_diag(done + struct.pack("=i", -2), None)
 
     class Refusing(socket.socket):
         def send(self, *_):
