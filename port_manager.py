@@ -76,14 +76,11 @@ if not TYPE_CHECKING:
 
     class _Named(tuple):
         __slots__ = ()
-        _fields = _defaults = ()
+        _fields = ()
 
         def __new__(cls, *values, **named):
             if named:
                 values += tuple(named.pop(field) for field in cls._fields[len(values) :] if field in named)
-            missing = len(cls._fields) - len(values)
-            if 0 < missing <= len(cls._defaults):
-                values += cls._defaults[-missing:]
             if named or len(values) != len(cls._fields):
                 raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
             return tuple.__new__(cls, values)
@@ -100,11 +97,11 @@ if not TYPE_CHECKING:
         def _replace(self, **changes):
             return type(self)(**{**self._asdict(), **changes})
 
-    def namedtuple(name, fields, defaults=()):
+    def namedtuple(name, fields):
         """What is used here of collections.namedtuple, which compiles code: 0.1 ms for each, at every start."""
         names = fields.split()
         members = {field: property(itemgetter(place)) for place, field in enumerate(names)}
-        return type(name, (_Named,), {**members, "__slots__": (), "_fields": tuple(names), "_defaults": defaults})
+        return type(name, (_Named,), {**members, "__slots__": (), "_fields": tuple(names)})
 
 
 class Endpoint(namedtuple("Endpoint", "host port")):
@@ -166,16 +163,14 @@ class CannotTell(PortError):
     """Nobody on this system could say who holds the port, which is not the same as "nobody holds it"."""
 
 
-# A TCP socket of this machine, as one way of asking describes it. state: listening, bound (and not
-# listening), connected, or closing; v6only: None where it was not told; inode: 0 where it was not told.
-_Socket = namedtuple("_Socket", "address port state peer pid uid inode v6only")
+# A TCP socket of this machine, as one way of asking describes it. peer: None where it is not connected;
+# v6only: None where it was not told; inode: 0 where it was not told.
+_Socket = namedtuple("_Socket", "address port listening peer pid uid inode v6only")
 
 # What can be learned of any process. birth: a value that no later process with this PID will share;
 # parent: None where it was not told; group and tty: None where the system has no such thing; leader: of a
 # session that has a terminal.
-_Process = namedtuple(
-    "_Process", "pid parent group tty birth started user name command zombie kernel leader", defaults=(False,)
-)
+_Process = namedtuple("_Process", "pid parent group tty birth started user name command zombie kernel leader")
 
 # How one call went. stopped: the PIDs; reason: None when the port is available.
 _Outcome = namedtuple("_Outcome", "port host available holders stopped reason")
@@ -276,6 +271,10 @@ def _sentence(reason: str) -> str:
     return reason[0].upper() + reason[1:]
 
 
+def _complain(reason: str) -> None:
+    _say(ERROR, f"❌ {_sentence(reason)}")
+
+
 def _shortened(text: str, width: int = 160) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
@@ -291,21 +290,18 @@ def _span(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
-def _title(holder: Holder) -> str:
-    """Whom a sentence is about: ``38146 (python app.py)``."""
-    return f"{holder.pid or '?'} ({_shortened(holder.command or holder.name or 'unknown')})"
+def _title(holder: Holder, children: Sequence[Holder] = (), more: str = "") -> str:
+    """Whom a sentence is about: ``38146 (python app.py) and its child 38147``."""
+    command = _shortened(holder.command or holder.name or "unknown")
+    return f"{holder.pid or '?'} ({command}{more}){_and_children(children)}"
 
 
-def _full_title(holder: Holder) -> str:
+def _full_title(holder: Holder, children: Sequence[Holder] = ()) -> str:
     """The same with all that helps a person to recognise it."""
-    parts = [_shortened(holder.command or holder.name or "unknown")]
-    if holder.user:
-        parts.append(f"user {holder.user}")
-    if holder.started:
-        parts.append(f"started {_span(time.time() - holder.started)} ago")
-    if holder.cwd:
-        parts.append(f"in {holder.cwd}")
-    return f"{holder.pid or '?'} ({', '.join(parts)})"
+    user = f", user {holder.user}" if holder.user else ""
+    started = f", started {_span(time.time() - holder.started)} ago" if holder.started else ""
+    folder = f", in {holder.cwd}" if holder.cwd else ""
+    return _title(holder, children, user + started + folder)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -328,8 +324,7 @@ def _addresses(host: str, port: int) -> _Addresses:
     >>> _addresses("", 80) == _addresses("0.0.0.0", 80) == [(socket.AF_INET, ("0.0.0.0", 80))]
     True
     """
-    if host in ("", "0.0.0.0"):
-        return [(socket.AF_INET, ("0.0.0.0", port))]
+    host = host or "0.0.0.0"
     if host == "localhost":
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
     if host.startswith("[") and host.endswith("]"):
@@ -352,7 +347,7 @@ def _resolved(host: str, port: int) -> _Addresses:
 
 
 def _is_bsd() -> bool:
-    """macOS, the BSDs: with SO_REUSEADDR, two sockets exclude each other only when their addresses are equal."""
+    """macOS, the BSDs, whatever is no other system: with SO_REUSEADDR, two sockets exclude each other only when their addresses are equal."""
     return sys.platform not in ("win32", "linux", "android")
 
 
@@ -423,12 +418,13 @@ def _explained(error: OSError, address: str, port: int) -> tuple[bool, str]:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Who holds it? Each way of asking is one small function: the sockets on a port (on every port for None),
-# or None for "cannot tell". Each text parser is pure, and answers None to what is not its tool's output.
+# Who holds it? Each way of asking is one small function: the sockets on a port (on every port for None), or
+# more, as _ask leaves out the others; None for "cannot tell". Each text parser is pure, and answers None to
+# what is not its tool's output.
 # ----------------------------------------------------------------------------------------------------
 
-_STATES = {1: "connected", 2: "connected", 3: "connected", 7: "closing", 10: "listening", 13: "bound"}
-_LISTENING, _BOUND, _EVERY_STATE = 1 << 10, 1 << 13, 0xFFFF
+_LISTEN = 10  # the states of a TCP socket have numbers, and a question has a bit for each
+_LISTENING, _BOUND, _EVERY_STATE = 1 << _LISTEN, 1 << 13, 0xFFFF
 _GETSOCK = 18  # TCPDIAG_GETSOCK
 
 
@@ -447,14 +443,14 @@ def _ask_sock_diag(port: int | None, states: int = _LISTENING) -> _Rows | None:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as kernel:  # 4: NETLINK_SOCK_DIAG
             kernel.send(request + struct.pack("=I4x", states))
             while not finished:
-                part, finished = _parse_sock_diag(kernel.recv(65536, socket.MSG_DONTWAIT), port)  # it is there already
+                part, finished = _parse_sock_diag(kernel.recv(65536, socket.MSG_DONTWAIT))  # it is there already
                 rows += part
     except (OSError, ValueError, AttributeError):  # refused, garbled, or no netlink at all
         return None
     return sorted(rows, key=lambda row: ":" in row.address)  # the kernel has them in the order of a hash
 
 
-def _parse_sock_diag(data: bytes, port: int | None) -> tuple[_Rows, bool]:
+def _parse_sock_diag(data: bytes) -> tuple[_Rows, bool]:
     """(rows, whether this was the last part); ValueError for an error message or for garbage."""
     import struct
 
@@ -470,7 +466,7 @@ def _parse_sock_diag(data: bytes, port: int | None) -> tuple[_Rows, bool]:
             raise ValueError("not an answer of sock_diag")
         family, state, local, remote = struct.unpack_from("!BBxxHH", data, at + 16)
         uid, inode = struct.unpack_from("=II", data, at + 80)
-        if family in (2, 10) and (port is None or local == port):
+        if family in (2, 10):
             size, kind_of = (4, socket.AF_INET) if family == 2 else (16, socket.AF_INET6)
             address, peer = (socket.inet_ntop(kind_of, data[at + n : at + n + size]) for n in (24, 40))
             if _is_link_local(address):  # the same on each interface
@@ -478,7 +474,7 @@ def _parse_sock_diag(data: bytes, port: int | None) -> tuple[_Rows, bool]:
             other_end = Endpoint(peer, remote) if remote else None
             v6only = _v6only_attribute(data[at + 88 : at + length]) if family == 10 else None
             rows.append(
-                _Socket(address, local, _STATES.get(state, "closing"), other_end, None, uid, inode, v6only)
+                _Socket(address, local, state == _LISTEN, other_end, None, uid, inode, v6only)
             )
         at += (length + 3) & ~3
     return rows, False
@@ -511,7 +507,7 @@ def _ask_proc_net(port: int | None, states: int = _LISTENING) -> _Rows | None:
             with open(f"/proc/net/{name}", encoding="ascii", errors="replace") as table:
                 if "local_address" not in table.readline():  # WSL 1 has an empty one
                     return None
-                rows += _parse_proc_net(table, port, states)
+                rows += _parse_proc_net(table, states)
         except FileNotFoundError:
             if name == "tcp":  # without tcp6, IPv6 is switched off; without tcp, nothing is known
                 return None
@@ -520,7 +516,7 @@ def _ask_proc_net(port: int | None, states: int = _LISTENING) -> _Rows | None:
     return rows
 
 
-def _parse_proc_net(lines: Iterable[str], port: int | None, states: int = _LISTENING) -> _Rows:
+def _parse_proc_net(lines: Iterable[str], states: int = _LISTENING) -> _Rows:
     """Rows of /proc/net/tcp{,6}; listeners come first there, so that the kernel need not show the rest."""
     rows = []
     for line in lines:
@@ -532,12 +528,12 @@ def _parse_proc_net(lines: Iterable[str], port: int | None, states: int = _LISTE
             continue
         if not line.isascii():  # int() takes other digits for digits, too
             continue
-        if states == _LISTENING and state != 10:
+        if states == _LISTENING and state != _LISTEN:
             break
-        if states >> state & 1 and (port is None or local.port == port):
+        if states >> state & 1:
             peer = remote if remote.port else None
             rows.append(
-                _Socket(local.host, local.port, _STATES.get(state, "closing"), peer, None, uid, inode, None)
+                _Socket(local.host, local.port, state == _LISTEN, peer, None, uid, inode, None)
             )
     return rows
 
@@ -559,10 +555,10 @@ def _hex_endpoint(text: str) -> Endpoint:
 def _ask_ss(port: int | None) -> _Rows | None:
     """Linux: ss, from iproute2."""
     answer = _run("ss", "-ltnpeH", *(() if port is None else ("sport", "=", f":{port}")))
-    return _parse_ss(answer[1], port) if answer and answer[0] == 0 else None
+    return _parse_ss(answer[1]) if answer and answer[0] == 0 else None
 
 
-def _parse_ss(text: str, port: int | None) -> _Rows | None:
+def _parse_ss(text: str) -> _Rows | None:
     rows, known = [], not text.strip()
     for line in text.splitlines():
         fields = line.split()
@@ -575,11 +571,10 @@ def _parse_ss(text: str, port: int | None) -> _Rows | None:
         if fields[3].startswith("*:"):  # ss writes a dual-stack wildcard in this way
             local, only = Endpoint("::", local.port), False
         inode = _number(details.get("ino", "")) or 0
-        if port is None or local.port == port:
-            # A process may name itself 'a",pid=1,fd=1': every PID in the row is a claim, to be checked.
-            pids = [_pid(claim.split(",", 1)[0]) for claim in line.split("pid=")[1:]]
-            claims = dict.fromkeys(pid for pid in pids if pid) or [None]
-            rows += [_Socket(*local, "listening", None, pid, None, inode, only) for pid in claims]
+        # A process may name itself 'a",pid=1,fd=1': every PID in the row is a claim, to be checked.
+        pids = [_pid(claim.split(",", 1)[0]) for claim in line.split("pid=")[1:]]
+        claims = dict.fromkeys(pid for pid in pids if pid) or [None]
+        rows += [_Socket(*local, True, None, pid, None, inode, only) for pid in claims]
     return rows if known else None
 
 
@@ -589,7 +584,7 @@ def _ask_lsof(port: int | None) -> _Rows | None:
     if answer is None or answer[0] not in (0, 1):
         return None
     complaints = [line for line in answer[2].splitlines() if line[:1].strip() and "WARNING" not in line]
-    return None if complaints and not answer[1].strip() else _parse_lsof(answer[1], port)
+    return None if complaints and not answer[1].strip() else _parse_lsof(answer[1])
 
 
 def _ask_macos(port: int | None) -> _Rows | None:
@@ -597,8 +592,7 @@ def _ask_macos(port: int | None) -> _Rows | None:
     rows = _ask_lsof(port)
     if not rows or all(row.address != "::" for row in rows):
         return rows
-    answer = _run("netstat", "-an", "-p", "tcp")
-    kinds = _parse_netstat_bsd(answer[1]) if answer and answer[0] == 0 else {}
+    kinds = _parse_netstat_bsd(_output("netstat", "-an", "-p", "tcp"))
     return [row._replace(v6only=kinds.get(row.port)) if row.address == "::" else row for row in rows]
 
 
@@ -614,7 +608,7 @@ def _parse_netstat_bsd(text: str) -> dict[int, bool]:
     return {port: True in found for port, found in kinds.items() if len(found) == 1}
 
 
-def _parse_lsof(text: str, port: int | None) -> _Rows | None:
+def _parse_lsof(text: str) -> _Rows | None:
     """Field output: a letter and its value on each line; p begins a process, f a file of it.
 
     Without a single p line the text is not lsof's field output: busybox has a lsof of its own, which
@@ -626,7 +620,7 @@ def _parse_lsof(text: str, port: int | None) -> _Rows | None:
     for line in [*text.splitlines(), "f"]:
         key, value = line[:1], line[1:]
         if key in ("p", "f"):
-            rows += _lsof_socket(file, pid, port)
+            rows += _lsof_socket(file, pid)
             file = {}
         if key == "p":
             pid = _pid(value)
@@ -638,50 +632,43 @@ def _parse_lsof(text: str, port: int | None) -> _Rows | None:
     return rows if known else None
 
 
-def _lsof_socket(file: dict[str, str], pid: int | None, port: int | None) -> _Rows:
-    state = {"LISTEN": "listening", "CLOSED": "bound"}.get(file.get("state", ""))
+def _lsof_socket(file: dict[str, str], pid: int | None) -> _Rows:
+    listening = {"LISTEN": True, "CLOSED": False}.get(file.get("state", ""))  # closed: bound alone
     local = _endpoint(file.get("n", ""), v6=file.get("t") == "IPv6")
-    if pid is None or local is None or state is None or file.get("P") != "TCP":
+    if not (pid and local and file.get("P") == "TCP" and file.get("t") in ("IPv4", "IPv6")) or listening is None:
         return []
-    if file.get("t") not in ("IPv4", "IPv6") or (port is not None and local.port != port):
-        return []
-    return [_Socket(*local, state, None, pid, None, _number(file.get("d", "")) or 0, None)]
+    return [_Socket(*local, listening, None, pid, None, _number(file.get("d", "")) or 0, None)]
 
 
 def _ask_netstat(port: int | None) -> _Rows | None:
     """Linux: netstat, from net-tools or busybox (which may have been built without -p)."""
-    for options in ("-ltnpe", "-ltn"):
-        answer = _run("netstat", options)
-        if answer and answer[0] == 0:
-            return _parse_netstat(answer[1], port)
-    return None
+    return _parse_netstat(_output("netstat", "-ltnpe") or _output("netstat", "-ltn"))
 
 
-def _parse_netstat(text: str, port: int | None) -> _Rows | None:
+def _parse_netstat(text: str) -> _Rows | None:
     rows, known = [], "Proto" in text
     for line in text.splitlines():
         fields = line.split()
         if len(fields) < 6 or fields[0] not in ("tcp", "tcp6") or fields[5] != "LISTEN":
             continue
         local = _endpoint(fields[3])
-        if local is None or (port is not None and local.port != port):
+        if local is None:
             continue
         uid = inode = None
         if len(fields) > 8 and fields[6].isdigit() and fields[7].isdigit():  # net-tools: User, Inode, PID/Program
             uid, inode = _number(fields[6]), _number(fields[7])
         owner = fields[8] if inode is not None else (fields[6] if len(fields) > 6 else "-")
         pid = _pid(owner.split("/", 1)[0]) if "/" in owner else None
-        rows.append(_Socket(*local, "listening", None, pid, uid, inode or 0, None))
+        rows.append(_Socket(*local, True, None, pid, uid, inode or 0, None))
     return rows if known else None
 
 
 def _ask_sockstat(port: int | None) -> _Rows | None:
     """FreeBSD: sockstat."""
-    answer = _run("sockstat", "-46l", "-P", "tcp", *(() if port is None else ("-p", str(port))))
-    return _parse_sockstat(answer[1], port) if answer and answer[0] == 0 else None
+    return _parse_sockstat(_output("sockstat", "-46l", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
 
 
-def _parse_sockstat(text: str, port: int | None) -> _Rows | None:
+def _parse_sockstat(text: str) -> _Rows | None:
     """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks."""
     rows, known = [], "PROTO" in text
     for line in text.splitlines():
@@ -692,19 +679,18 @@ def _parse_sockstat(text: str, port: int | None) -> _Rows | None:
         at = protocols[-1]
         local = _endpoint(fields[at + 1], v6=fields[at] != "tcp4")
         pid = _pid(fields[at - 2])
-        if pid and local and fields[at + 2] == "*:*" and (port is None or local.port == port):
+        if pid and local and fields[at + 2] == "*:*":
             only = {"tcp6": True, "tcp46": False}.get(fields[at])
-            rows.append(_Socket(*local, "listening", None, pid, None, 0, only))
+            rows.append(_Socket(*local, True, None, pid, None, 0, only))
     return rows if known else None
 
 
 def _ask_netstat_ano(port: int | None) -> _Rows | None:
     """Windows, and WSL for the Windows around it: netstat -ano, by its full path."""
-    answer = _run(_windows_tool("NETSTAT.EXE"), "-ano")
-    return _parse_netstat_ano(answer[1], port) if answer and answer[0] == 0 else None
+    return _parse_netstat_ano(_output(_windows_tool("NETSTAT.EXE"), "-ano"))
 
 
-def _parse_netstat_ano(text: str, port: int | None) -> _Rows | None:
+def _parse_netstat_ano(text: str) -> _Rows | None:
     """Judged by shape: a TCP row whose foreign address is all zero listens, whatever its state is called.
 
     A dual-stack socket has a row for each family, so that a row of IPv6 speaks for IPv6 alone.
@@ -718,8 +704,8 @@ def _parse_netstat_ano(text: str, port: int | None) -> _Rows | None:
         known = known or (local is not None and number is not None)
         if local is None or fields[2] not in ("0.0.0.0:0", "[::]:0"):
             continue
-        if number is not None and number >= 2 and (port is None or local.port == port):
-            rows.append(_Socket(*local, "listening", None, number, None, 0, ":" in local.host))
+        if number is not None and number >= 2:
+            rows.append(_Socket(*local, True, None, number, None, 0, ":" in local.host))
     return rows if known else None
 
 
@@ -776,6 +762,17 @@ def _run(tool: str, *options: str, timeout: float | None = None) -> tuple[int, s
         _say(DEBUG, f"{tool} cannot tell: {error}")
         return None
     return done.returncode, _decoded(done.stdout), _decoded(done.stderr)
+
+
+def _output(tool: str, *options: str, timeout: float | None = None) -> str:
+    """What a tool prints; empty where it fails."""
+    answer = _run(tool, *options, timeout=timeout)
+    return answer[1] if answer and answer[0] == 0 else ""
+
+
+def _complaint(answer: tuple[int, str, str] | None) -> str:
+    """What a tool has to say about its failure, in one line."""
+    return _clean(" ".join((answer[2] or answer[1]).split())) if answer else ""
 
 
 def _found(tool: str) -> str | None:
@@ -934,7 +931,7 @@ def _threads_of(pid: int) -> list[str]:
 
 
 def _contents(path: str) -> bytes:
-    """All of a file of /proc, in half the time that open() takes."""
+    """All of a file, in half the time that open() takes."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         contents = part = os.read(descriptor, 65536)
@@ -1030,8 +1027,7 @@ def _read_ps(pid: int | None) -> _Known:
     """macOS, the BSDs: every process, from ps; once more for the names, which may contain blanks."""
     keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
     options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD takes all after a = for a heading
-    answer, names = _run("ps", "-axww", *options), _run("ps", "-axww", "-o", "pid=", "-o", "comm=")
-    return _parse_ps(answer[1], names[1] if names else "") if answer and answer[0] == 0 else {}
+    return _parse_ps(_output("ps", "-axww", *options), _output("ps", "-axww", "-o", "pid=", "-o", "comm="))
 
 
 def _parse_ps(text: str, names: str = "") -> _Known:
@@ -1039,21 +1035,20 @@ def _parse_ps(text: str, names: str = "") -> _Known:
     processes = {}
     for line in text.splitlines():
         fields = line.split(None, 11)
-        numbers = [_number(field) for field in fields[:3]]
-        pid = numbers[0] if numbers else None
-        if len(fields) < 11 or pid is None or None in numbers:
+        pid, parent, group = map(_number, fields[:3]) if len(fields) >= 11 else (None, None, None)
+        if pid is None or parent is None or group is None:
             continue
         birth = " ".join(fields[6:11])  # lstart: Mon Nov 23 10:15:00 2026
         try:
             started = time.mktime(time.strptime(birth, "%a %b %d %H:%M:%S %Y"))
         except (ValueError, OverflowError):
             continue
-        command = _clean(fields[11].strip()) if len(fields) > 11 else ""
+        command = _clean("".join(fields[11:]).strip())
         program = programs.get(fields[0]) or command.split(" ", 1)[0]
         name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
         zombie, leader = fields[3][0] == "Z", "s" in fields[3] and fields[4].strip("?-") != ""
         processes[pid] = _Process(
-            pid, numbers[1], numbers[2], fields[4], birth, started, fields[5], name, command, zombie, False, leader
+            pid, parent, group, fields[4], birth, started, fields[5], name, command, zombie, False, leader
         )
     return processes
 
@@ -1087,12 +1082,8 @@ _CIM_QUERY = (  # the code page would stay changed in the user's console
 def _read_windows(pid: int | None) -> _Known:
     """Windows: every process, from PowerShell; without it, from tasklist, which knows no parents."""
     shell = _windows_tool(r"WindowsPowerShell\v1.0\powershell.exe")
-    answer = _run(shell, "-NoProfile", "-NonInteractive", "-Command", _CIM_QUERY, timeout=5 * TOOL_TIMEOUT)
-    processes = _parse_cim(answer[1]) if answer and answer[0] == 0 else {}
-    if processes:
-        return processes
-    answer = _run(_windows_tool("tasklist.exe"), "/FO", "CSV", "/NH")
-    return _parse_tasklist(answer[1]) if answer else {}
+    told = _output(shell, "-NoProfile", "-NonInteractive", "-Command", _CIM_QUERY, timeout=5 * TOOL_TIMEOUT)
+    return _parse_cim(told) or _parse_tasklist(_output(_windows_tool("tasklist.exe"), "/FO", "CSV", "/NH"))
 
 
 def _parse_cim(text: str) -> _Known:
@@ -1103,7 +1094,7 @@ def _parse_cim(text: str) -> _Known:
             # A file time counts 100 ns since 1601.
             started = int(created) / 1e7 - 11644473600 if created.isdigit() and created.isascii() else None
             processes[number] = _Process(
-                number, int(parent), None, None, created, started, "", _clean(name), _clean(command), False, False
+                number, int(parent), None, None, created, started, "", _clean(name), _clean(command), False, False, False
             )
     return processes
 
@@ -1114,7 +1105,7 @@ def _parse_tasklist(text: str) -> _Known:
         pid = _number(row[1]) if len(row) >= 5 else None
         if pid is not None:
             user = _clean(row[6]) if len(row) >= 9 else ""
-            processes[pid] = _Process(pid, None, None, None, None, None, user, _clean(row[0]), "", False, False)
+            processes[pid] = _Process(pid, None, None, None, None, None, user, _clean(row[0]), "", False, False, False)
     return processes
 
 
@@ -1129,9 +1120,9 @@ def _csv_rows(text: str) -> list[list[str]]:
 
 def _describe_windows(process: _Process) -> tuple[str, str, str]:
     verbose = ("/V", "/FO", "CSV", "/NH", "/FI", f"PID eq {process.pid}")
-    answer = _run(_windows_tool("tasklist.exe"), *verbose, timeout=5 * TOOL_TIMEOUT)
-    told = _parse_tasklist(answer[1]).get(process.pid) if answer else None
-    return (told.user if told else ""), process.command or process.name, ""
+    told = _output(_windows_tool("tasklist.exe"), *verbose, timeout=5 * TOOL_TIMEOUT)
+    told_of = _parse_tasklist(told).get(process.pid)
+    return (told_of.user if told_of else ""), process.command or process.name, ""
 
 
 def _windows_tool(name: str) -> str:
@@ -1159,8 +1150,7 @@ def _on_wsl() -> bool:
 
 def _windows_shares_ports() -> bool:
     """WSL: with mirrored networking, a program of Windows holds a port for both; with NAT, the default, never."""
-    answer = _run("wslinfo", "--networking-mode")
-    return answer is not None and answer[0] == 0 and answer[1].strip() == "mirrored"
+    return _output("wslinfo", "--networking-mode").strip() == "mirrored"
 
 
 def _process(system: Any, pid: int | None, known: _Known) -> _Process | None:
@@ -1233,12 +1223,19 @@ def _ask(system: Any, port: int | None) -> _Rows | None:
     for way in system.ways:
         rows: _Rows | None = way(port)
         if rows is not None:
-            return rows
+            return _on(port, rows)
     return None
 
 
-def _blocking(rows: Iterable[_Socket], addresses: _Addresses) -> _Rows:
-    """The sockets that keep a server from binding one of the addresses; those that may, where no other does."""
+def _on(port: int | None, rows: _Rows) -> _Rows:
+    """Those on the port: not every way of asking leaves out the others."""
+    return [row for row in rows if port in (None, row.port)]
+
+
+def _blocking(rows: _Rows, addresses: _Addresses | None) -> _Rows:
+    """The sockets that keep a server from binding one of the addresses (None: any); those that may, where no other does."""
+    if addresses is None:
+        return rows
     verdicts = [(row, _conflicts(row, addresses)) for row in rows]
     sure = [row for row, conflicts in verdicts if True in conflicts]
     return sure or [row for row, conflicts in verdicts if None in conflicts]
@@ -1256,14 +1253,11 @@ def _zoned(address: tuple[Any, ...]) -> str:
 def _conflict(row: _Socket, wanted: str) -> bool | None:
     """Whether a socket and a bind to the wanted address exclude each other; None for "cannot tell".
 
-    >>> rows = [_Socket(a, 80, "listening", None, 2, 0, 1, v) for a, v in (("127.0.0.1", None), ("::", True))]
+    >>> rows = [_Socket(a, 80, True, None, 2, 0, 1, v) for a, v in (("127.0.0.1", None), ("::", True))]
     >>> [[_conflict(row, wanted) for wanted in ("0.0.0.0", "127.0.0.1", "127.0.0.2", "::1")] for row in rows]
     [[True, True, False, False], [False, False, False, True]]
     """
-    held: str = row.address
-    if held.startswith("::ffff:") and "." in held:  # an IPv4 address in IPv6 clothes
-        held = held[7:]
-    wanted = wanted[7:] if wanted.startswith("::ffff:") and "." in wanted else wanted
+    held, wanted = _undressed(row.address), _undressed(wanted)
     if (":" in held) == (":" in wanted):
         if _is_link_local(held) and held != wanted and held.partition("%")[0] == wanted.partition("%")[0]:
             return False if "%" in held and "%" in wanted else None  # the same address, on which interface?
@@ -1273,6 +1267,11 @@ def _conflict(row: _Socket, wanted: str) -> bool | None:
     if held == "::":
         return None if row.v6only is None else not row.v6only
     return wanted == "::" and _wildcard_is_dual()
+
+
+def _undressed(address: str) -> str:
+    """The IPv4 address in IPv6 clothes (::ffff:127.0.0.1), or what it is."""
+    return address[7:] if address.startswith("::ffff:") and "." in address else address
 
 
 def _wildcard_is_dual() -> bool:
@@ -1286,20 +1285,17 @@ def _wildcard_is_dual() -> bool:
 
 def _search(port: int | None, host: str | None, thorough: bool) -> tuple[Any, _Rows] | None:
     """(system, the sockets on a port that keep a server from binding the host); None for "cannot tell"."""
-    system, addresses = _system(), _resolved(host, port or 0) if host is not None else []
-
-    def relevant(rows: _Rows) -> _Rows:
-        return rows if host is None else _blocking(rows, addresses)
-
+    system, addresses = _system(), _resolved(host, port or 0) if host is not None else None
     rows = _ask(system, port)
     if rows is None:
         return None
-    rows = relevant(rows)
+    rows = _blocking(rows, addresses)
     if system is LINUX and port is not None and (thorough or not rows):
-        rows = rows + relevant(_ask_sock_diag(port, _BOUND) or [])  # takes ten times as long as listeners do
+        bound = _on(port, _ask_sock_diag(port, _BOUND) or [])  # takes ten times as long as listeners do
+        rows = rows + _blocking(bound, addresses)
     elsewhere = not rows and port is not None and _on_wsl() and _obstacle(port, host or "0.0.0.0")
     if elsewhere and not _every_socket(port or 0) and _windows_shares_ports():
-        system, rows = WINDOWS, relevant(_ask(WINDOWS, port) or [])
+        system, rows = WINDOWS, _blocking(_ask(WINDOWS, port) or [], addresses)
     return system, rows
 
 
@@ -1311,13 +1307,11 @@ def _keeps_its_address(row: _Socket) -> bool:
 
 def _look_at(port: int, host: str, *, pin: bool = False, thorough: bool = False) -> _Look | None:
     """Who keeps a server from binding here: nobody is an empty look, "cannot tell" is None."""
-    found = _search(port, host, thorough)
-    if found is None:
+    try:
+        system, rows, known = _owned(port, host, thorough)
+    except CannotTell:
         return None
-    system, rows = found
-    known: _Known = {}
     ancestry = _ancestry(system, known) if rows and system is _system() else []
-    rows = _without_idle(system, system.owners(rows, known, thorough), known)
     pins: dict[int, _Pin] = {}
     if pin:
         pins = _pinned(system, dict.fromkeys(row.pid for row in rows if row.pid and row.pid > 1), known)
@@ -1330,7 +1324,7 @@ def _without_idle(system: Any, rows: _Rows, known: _Known) -> _Rows:
     Where a listener has the address, too, a bind probe would not tell: only their master's counts then, who would
     start them again; if another's is in the way, the look after the listeners have gone finds it.
     """
-    listening = [row for row in rows if row.state == "listening"]
+    listening = [row for row in rows if row.listening]
     if len(listening) == len(rows):
         return rows
     masters = {_master(system, row.pid, known) for row in listening}
@@ -1392,20 +1386,23 @@ def _roots_first(holders: list[Holder]) -> list[Holder]:
 
 def _families(holders: list[Holder]) -> list[tuple[Holder, list[Holder]]]:
     """Each root with its descendants; a root is a holder whose parent is none."""
-    families: dict[int | None, tuple[Holder, list[Holder]]] = {}
+    families: dict[int | None, list[Holder]] = {}  # by the PID of each of its members
+    found = []
     for holder in holders:  # roots come first
-        if holder.parent in families:
-            families[holder.parent][1].append(holder)
-            families[holder.pid] = families[holder.parent]
+        family = families.get(holder.parent) if holder.parent else None  # None is the PID of all who are hidden
+        if family is None:
+            family = []
+            found.append((holder, family))
         else:
-            families[holder.pid] = (holder, [])
-    return list({id(family): family for family in families.values()}.values())
+            family.append(holder)
+        families[holder.pid] = family
+    return found
 
 
 def _every_socket(port: int) -> _Rows:
     """Linux: the sockets on a port, in whatever state."""
     rows = _ask_sock_diag(port, _EVERY_STATE)
-    return (_ask_proc_net(port, _EVERY_STATE) if rows is None else rows) or []
+    return _on(port, (_ask_proc_net(port, _EVERY_STATE) if rows is None else rows) or [])
 
 
 def _why_nobody(port: int, host: str, reason: str = "") -> str:
@@ -1595,8 +1592,8 @@ def _because_a_service(holder: Holder, case: Any) -> str | None:
 
 
 def _because_a_launchd_job(holder: Holder, case: Any) -> str | None:
-    answer = _run("launchctl", "list") if case.look.system is MACOS else None
-    for line in answer[1].splitlines() if answer else ():
+    jobs = _output("launchctl", "list") if case.look.system is MACOS else ""
+    for line in jobs.splitlines():
         pid, _, label = line.partition("\t")
         label = _clean(label.rpartition("\t")[2])
         if pid == str(holder.pid) and label.startswith("application."):
@@ -1634,12 +1631,12 @@ def _because_another_users(holder: Holder, case: Any) -> str | None:
         if not uids:
             return "it cannot be told whose it is; it may be ending: try again"
         same = set(uids) == {os.geteuid()}
+        others = {row.uid for row in case.look.sockets if row.pid == holder.pid} - {None, os.geteuid()}
+        if same and others and not _is_superuser():
+            other = _user_name(max(others))
+            return f"its socket was opened by user {other}, whose processes may hold it, too; only that user should stop it"
     else:
         same = holder.user == mine or (case.look.system is WINDOWS and holder.user.lower() == mine.lower())
-    opened_by = {row.uid for row in case.look.sockets if row.pid == holder.pid and row.uid is not None}
-    if same and not _is_superuser() and opened_by - {os.geteuid()}:
-        other = _user_name(max(opened_by - {os.geteuid()}))
-        return f"its socket was opened by user {other}, whose processes may hold it, too; only that user should stop it"
     if same and holder.user:
         return None
     if not holder.user:
@@ -1727,8 +1724,7 @@ def _is_named(holder: Holder, names: Iterable[str]) -> bool:
 
 def _my_name(system: Any) -> str:
     if system is WINDOWS:
-        answer = _run(_windows_tool("whoami.exe"))
-        return _clean(answer[1].strip()) if answer else ""
+        return _clean(_output(_windows_tool("whoami.exe")).strip())
     return _user_name(os.geteuid())
 
 
@@ -1828,15 +1824,15 @@ def _winapi() -> Any:
     return importlib.import_module("_winapi")  # CPython's own; multiprocessing waits for processes with it
 
 
-def _has_exited(system: Any, pin: _Pin) -> bool:
-    """Whether the pinned process has ended; a zombie has, although kill(pid, 0) still succeeds on it."""
+def _has_exited(system: Any, pin: _Pin) -> bool | None:
+    """Whether the pinned process has ended (a zombie has, although kill() still succeeds on it); None for "cannot tell"."""
     if pin.handle is not None and system is WINDOWS:
         return bool(_winapi().WaitForSingleObject(pin.handle, 0) == 0)
     if pin.handle is not None:
         return bool(_poll([pin], 0))
     processes = system.read(pin.pid)
     if not processes and system is not LINUX:  # ps or PowerShell did not answer
-        return False
+        return None
     process = processes.get(pin.pid)
     return process is None or process.zombie or process.birth != pin.birth
 
@@ -1852,10 +1848,11 @@ def _poll(pins: Iterable[_Pin], seconds: float) -> list[Any]:
 
 def _nap(system: Any, pins: list[_Pin], seconds: float) -> None:
     """Sleep until one of the processes exits, at most so many seconds."""
-    if all(pin.handle is not None for pin in pins) and system is not WINDOWS:
-        _poll(pins, seconds)
-    elif all(pin.handle is not None for pin in pins):
+    pinned = all(pin.handle is not None for pin in pins)
+    if pinned and system is WINDOWS:
         _winapi().WaitForMultipleObjects([pin.handle for pin in pins[:63]], False, int(seconds * 1000))  # it takes no more
+    elif pinned:
+        _poll(pins, seconds)
     elif system in (LINUX, WINDOWS):  # an old kernel; WSL's Windows
         time.sleep(min(seconds, 0.002 if system is LINUX else 0.2))
     else:
@@ -1899,13 +1896,10 @@ def _wait_for_exit(system: Any, pins: list[_Pin], seconds: float) -> list[_Pin]:
 
 def _is_still_the_same(system: Any, pin: _Pin) -> bool:
     """Whether it is sure that the PID is still the process that was looked at; OSError where the system does not tell."""
-    if pin.handle is not None:
-        return True
-    processes = system.read(pin.pid)
-    if not processes and system is not LINUX:
+    exited = pin.handle is None and _has_exited(system, pin)
+    if exited is None:
         raise OSError(0, "it could not be verified that it is still the same process")
-    process = processes.get(pin.pid)
-    return process is not None and not process.zombie and process.birth == pin.birth
+    return not exited
 
 
 def _signal(pin: _Pin, *numbers: int) -> None:
@@ -1947,8 +1941,8 @@ def _taskkill(pin: _Pin, firmly: bool) -> None:
         answer = _run(tool, "/PID", str(pin.pid), "/F", timeout=5 * TOOL_TIMEOUT)
     done = answer is not None and answer[0] in (0, 128)  # 128: there is no such process any more
     if not done and not _has_exited(WINDOWS, pin):  # a worker may go with its master
-        said = _clean(" ".join((answer[2] or answer[1]).split())) if answer else "it did not answer"
-        raise OSError(f"taskkill says: {said or 'nothing'}")
+        said = (_complaint(answer) or "nothing") if answer else "it did not answer"
+        raise OSError(f"taskkill says: {said}")
 
 
 def _still_holds(look: _Look, pin: _Pin, port: int) -> bool:
@@ -1999,7 +1993,7 @@ def _listed(processes: Sequence[Holder | _Pin]) -> str:
     return ", ".join(str(process.pid) for process in processes[:8]) + ("…" if len(processes) > 8 else "")
 
 
-def _and_children(children: list[Holder]) -> str:
+def _and_children(children: Sequence[Holder]) -> str:
     if not children:
         return ""
     return f" and its {'child' if len(children) == 1 else f'{len(children)} children'} {_listed(children)}"
@@ -2014,14 +2008,14 @@ def _supervisors(look: _Look) -> list[_Pin]:
     found: dict[int, _Pin] = {}
     for root, _ in _families(look.holders):
         child = _process(look.system, root.pid, look.known)
-        while child:
-            parent = _process(look.system, child.parent, look.known)
-            if parent is None or parent.zombie or parent.pid <= 1 or parent.pid in (look.ancestry or ()):
+        for pid in _above(look.system, root.pid, look.known):
+            parent = _process(look.system, pid, look.known)
+            if child is None or parent is None or parent.zombie or pid <= 1 or pid in (look.ancestry or ()):
                 break
             shell = parent.name.lstrip("-") in _INTERACTIVE and (parent.group is None or parent.group != child.group)
             if shell or parent.kernel or parent.name in ("systemd", "launchd", "init"):
                 break
-            found[parent.pid] = _Pin(parent.pid, parent.birth, None)
+            found[pid] = _Pin(pid, parent.birth, None)
             child = parent
     return list(found.values())
 
@@ -2058,8 +2052,7 @@ def _why_taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin])
 
 def _containers(tool: str) -> list[tuple[str, str, str]]:
     """(id, name, published ports) of what docker or podman runs; empty where there is no such tool."""
-    answer = _run(tool, "ps", "--no-trunc", "--format", "{{.ID}}\t{{.Names}}\t{{.Ports}}")
-    lines = answer[1].splitlines() if answer and answer[0] == 0 else []
+    lines = _output(tool, "ps", "--no-trunc", "--format", "{{.ID}}\t{{.Names}}\t{{.Ports}}").splitlines()
     return [(parts[0], parts[1], parts[2]) for parts in (line.split("\t") for line in lines) if len(parts) == 3]
 
 
@@ -2072,13 +2065,11 @@ def _publishes(ports: str, endpoint: Endpoint, dual: bool = False) -> bool:
     """
     hosts = {endpoint.host, "::" if ":" in endpoint.host else "0.0.0.0", "0.0.0.0" if dual else ""}
     for entry in ports.split(","):
-        outer, arrow, inner = entry.strip().partition("->")
+        outer, _, inner = entry.strip().partition("->")
         host, _, span = outer.rpartition(":")
         first, _, last = span.partition("-")
         low, high = _number(first), _number(last or first)
-        if host.strip("[]") not in hosts or not (arrow and inner.endswith("/tcp")) or low is None or high is None:
-            continue
-        if low <= endpoint.port <= high:
+        if host.strip("[]") in hosts and inner.endswith("/tcp") and low and high and low <= endpoint.port <= high:
             return True
     return False
 
@@ -2087,8 +2078,8 @@ def _engine_is_local(tool: str) -> bool:
     """Whether the tool speaks to this machine's engine: its settings may lead to another machine, and stop something there."""
     hosts = [os.environ.get(name, "") for name in ("DOCKER_HOST", "CONTAINER_HOST", "CONTAINER_CONNECTION")]
     if tool == "docker":
-        answer = _run(tool, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}")
-        hosts.append(answer[1].strip() if answer and answer[0] == 0 else os.environ.get("DOCKER_CONTEXT", ""))
+        told = _output(tool, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}").strip()
+        hosts.append(told or os.environ.get("DOCKER_CONTEXT", ""))
     return all(host.startswith(("unix://", "npipe://")) for host in hosts if host)
 
 
@@ -2123,15 +2114,15 @@ def _stop_container(tool: str, name: str, port: int, host: str, manner: _Manner)
     if why:
         return why
     answer = _run(tool, "stop", name, timeout=manner.grace + 30)
-    end = time.monotonic() + FIRM_WAIT
-    while answer and answer[0] == 0 and _obstacle(port, host) and time.monotonic() < end:
-        time.sleep(0.02)
     if answer is None or answer[0] != 0:
-        said = _clean(" ".join((answer[2] or answer[1]).split())) if answer else ""
-        return f"the container {name} could not be stopped ({_shortened(said) or 'no answer'}); type: {tool} stop {name}"
+        said = _complaint(answer) or "no answer"
+        return f"the container {name} could not be stopped ({_shortened(said)}); type: {tool} stop {name}"
     again = f"start it again with: {tool} start {name}"
-    if _obstacle(port, host):
-        return f"the container {name} was stopped, and the port stays held all the same; {again}"
+    end = time.monotonic() + FIRM_WAIT
+    while _obstacle(port, host):
+        if time.monotonic() >= end:
+            return f"the container {name} was stopped, and the port stays held all the same; {again}"
+        time.sleep(0.02)
     _say(INFO, f"✅ Stopped the container {name}; {again}")
     return None
 
@@ -2147,7 +2138,7 @@ def _ensure(port: int, host: str, manner: _Manner) -> _Outcome:
         return _Outcome(port, host, True, [], [], None)
     held, reason = obstacle
     if not held:
-        _say(ERROR, f"❌ {_sentence(reason)}")
+        _complain(reason)
         return _Outcome(port, host, False, [], [], reason)
     _say(WARNING, f"⚠️  Port {port} is already in use")
     forbidden = _because_of_the_environment()
@@ -2162,23 +2153,24 @@ def _ensure(port: int, host: str, manner: _Manner) -> _Outcome:
     if outcome.available:
         _say(INFO, f"✅ Port {port} is now available")
     else:
-        _say(ERROR, f"❌ {_sentence(outcome.reason)}")
-        _say(ERROR, "❌ Cannot start: port is not available")
+        _complain(outcome.reason)
+        _complain("cannot start: port is not available")
     return outcome
 
 
 def _report_conflict(port: int, host: str, forbidden: str) -> _Outcome:
     _say(ERROR, "🚨 Port conflict in PRODUCTION environment!")
     look = _look_at(port, host)
-    for root, children in _families(look.holders if look else []):
-        _say(ERROR, f"Process using port: {_full_title(root)}{_and_children(children)}")
-    if not look or not look.holders:
+    holders = look.holders if look else []
+    for family in _families(holders):
+        _say(ERROR, f"Process using port: {_full_title(*family)}")
+    if not holders:
         _say(ERROR, f"Process using port: unknown ({_why_nobody(port, host) if look else _why_untold(port)})")
     if os.environ["ENVIRONMENT"].strip().lower() not in ("production", "prod"):  # misspelt, perhaps
         _say(ERROR, f"{forbidden} (the names of development are {', '.join(DEVELOPMENT_NAMES[1:])})")
-    _say(ERROR, "❌ Cannot start: port is not available")
+    _complain("cannot start: port is not available")
     reason = f"port {port} is in use, and {forbidden}"
-    return _Outcome(port, host, False, look.holders if look else [], [], reason)
+    return _Outcome(port, host, False, holders, [], reason)
 
 
 def _why_untold(port: int) -> str:
@@ -2191,18 +2183,20 @@ def _free(port: int, host: str, manner: _Manner, reason: str) -> _Outcome:
     stopped: list[Holder] = []
     supervisors: list[_Pin] = []
     sockets: set[int] = set()
-    look = None
+    look: _Look | None = None
+    why: str | None = None
     for _ in range(ROUNDS):
         look = _settled_look(port, host)
         if look is None:
-            return _Outcome(port, host, False, [], _pids(stopped), _why_untold(port))
+            why = _why_untold(port)
+            break
         mine = {row.inode for row in look.sockets if row.inode}
         if not stopped:
             sockets |= {row.inode for row in _every_socket(port) if row.inode} if look.system is LINUX else set()
         try:
             young = any((holder.started or 0) > began for holder in look.holders)
             if stopped and look.holders and not mine & sockets and (sockets or young):
-                why: str | None = _why_taken_again(port, host, look, supervisors)
+                why = _why_taken_again(port, host, look, supervisors)
             else:
                 above = _supervisors(look)
                 gone, why = _stop_those_who_may(port, host, look, manner, reason)
@@ -2214,11 +2208,12 @@ def _free(port: int, host: str, manner: _Manner, reason: str) -> _Outcome:
             if why:  # the port was given up by somebody who lives on
                 _say(WARNING, f"⚠️  {_sentence(why)}")
             why = _taken_again(port, host, look, supervisors) if supervisors else None
-            return _Outcome(port, host, why is None, look.holders, _pids(stopped), why)
+            break
         if why:
-            return _Outcome(port, host, False, look.holders, _pids(stopped), why)
-    why = f"port {port} is still held after {ROUNDS} attempts to free it"
-    return _Outcome(port, host, False, look.holders if look else [], _pids(stopped), why)
+            break
+    else:
+        why = f"port {port} is still held after {ROUNDS} attempts to free it"
+    return _Outcome(port, host, why is None, look.holders if look else [], _pids(stopped), why)
 
 
 def _stop_those_who_may(
@@ -2227,15 +2222,16 @@ def _stop_those_who_may(
     """(who was stopped, why nobody was): all of the holders of a look, or none."""
     if not look.holders:
         return [], _why_nobody(port, host, reason) if _obstacle(port, host) else None
-    for root, children in _families(look.holders):
+    families = _families(look.holders)
+    for root, children in families:
         if root.pid:
-            _say(INFO, f"Process using port: {_title(root)}{_and_children(children)}")
+            _say(INFO, f"Process using port: {_title(root, children)}")
     case = _Case(look, manner.policy, port, host)
     container = _container_behind(case)
     if container:  # never its proxy
         return [], _stop_container(*container, port, host, manner)
-    families = "; ".join(f"{_title(root)}{_and_children(children)}" for root, children in _families(look.holders))
-    why = _refusal(case) or _disagreement(manner, f"Stop process {families} to free port {port}?")
+    titles = "; ".join(_title(*family) for family in families)
+    why = _refusal(case) or _disagreement(manner, f"Stop process {titles} to free port {port}?")
     if why is None and manner.policy == "ask":  # who held the port when the question was asked may have become another
         again = _look_at(port, host, thorough=True)
         same = again is not None and _pids(again.holders) == _pids(look.holders)
@@ -2345,14 +2341,15 @@ def find_free_port(start: int = 8000, host: str = "0.0.0.0") -> int:
     True
     """
     _checked(start, host)
-    obstacle: tuple[bool, str] | None = None
+    _resolved(host, start)
     for port in range(start, 65536):
         obstacle = _obstacle(port, host)
         if obstacle is None:
             return port
-        if not (obstacle[0] or "permission" in obstacle[1]):
+        held, reason = obstacle
+        if not (held or reason.startswith("no permission")):
             break
-    raise PortError(obstacle[1] if obstacle else "", start, host)
+    raise PortError(reason, start, host)
 
 
 def bind_port(
@@ -2384,7 +2381,7 @@ def bind_port(
     except OSError as error:
         listener.close()
         reason = _explained(error, address[0], port)[1]
-        _say(ERROR, f"❌ {_sentence(reason)}")
+        _complain(reason)
         raise PortError(reason, port, host) from error
     return listener
 
@@ -2402,8 +2399,9 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
         obstacle = _obstacle(port, host)
         if obstacle is None:
             return True
-        if not obstacle[0]:  # nobody holds it, and still it cannot be had: that will not change
-            raise PortError(obstacle[1], port, host)
+        held, reason = obstacle
+        if not held:  # nobody holds it, and still it cannot be had: that will not change
+            raise PortError(reason, port, host)
         look = _look_at(port, host, pin=True) if _system() is LINUX else None  # tools take too long to be asked again and again
         pins = list(look.pins.values()) if look else []
         try:
@@ -2413,11 +2411,8 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
                 time.sleep(min(left, 0.05))
         finally:
             _unpin(pins)
-    obstacle = _obstacle(port, host)
-    if obstacle is None:
-        return True
-    holders = _look_at(port, host)
-    raise PortTimeout(f"{obstacle[1]}, still after {timeout:g} s", port, host, holders.holders if holders else ())
+    look = _look_at(port, host)
+    raise PortTimeout(f"{reason}, still after {timeout:g} s", port, host, look.holders if look else ())
 
 
 def wait_until_listening(port: int, host: str | None = "127.0.0.1", timeout: float | None = None) -> bool:
@@ -2438,25 +2433,24 @@ def wait_until_listening(port: int, host: str | None = "127.0.0.1", timeout: flo
         rows = _ask(_system(), port) if native or host is None or _obstacle(port, host) else []
         if rows is None and _obstacle(port, host or "0.0.0.0"):
             return True
-        listening = [row for row in rows or () if row.state == "listening"]
-        if listening if addresses is None else _blocking(listening, addresses):
+        listening = [row for row in rows or () if row.listening]
+        if _blocking(listening, addresses):
             return True
         time.sleep(min(left, 0.02 if native else 0.2))
     raise PortTimeout(f"nobody listens on port {port}, still after {timeout:g} s", port, host or "")
 
 
 def _waiting(what: str, timeout: float | None) -> Iterator[float]:
-    """The seconds left, until none are; a terminal shows for what, once that takes a second."""
-    begun, shown = time.monotonic(), 0
+    """The seconds left, down to a last look with 0; a terminal shows for what, once that takes a second."""
+    begun, shown, left = time.monotonic(), 0, 1.0
     try:
-        while True:
+        while left:
             waited = time.monotonic() - begun
-            if timeout is not None and waited >= timeout:
-                return
             if int(waited) > shown and _on_terminal(sys.stderr):
                 shown = int(waited)
                 _status(f"⏳ Waiting for {what}: {shown} s")
-            yield 1.0 if timeout is None else timeout - waited
+            left = 1.0 if timeout is None else max(0.0, timeout - waited)
+            yield left
     finally:
         if shown:
             _status("")
@@ -2516,7 +2510,7 @@ class PortManager:
             raise TypeError(f"a PID is an integer, not {pid!r}")
         why = _because_of_the_environment() or _kill_one(pid, self)
         if why:
-            _say(ERROR, f"❌ Process {pid} is left alone: {why}")
+            _complain(f"process {pid} is left alone: {why}")
         return not why
 
     def check_and_clean_port(self) -> bool:
@@ -2539,7 +2533,7 @@ def _kill_one(pid: int, manager: PortManager) -> str | None:
     ancestry = _ancestry(system, known)
     pins = _pinned(system, [pid], known)
     try:
-        holders = _holders(system, [_Socket("", 0, "", None, pid, None, 0, None)], known)
+        holders = _holders(system, [_Socket("", 0, False, None, pid, None, 0, None)], known)
         if not holders:
             return None
         if not pins:
@@ -2553,13 +2547,13 @@ def _kill_one(pid: int, manager: PortManager) -> str | None:
 
 
 # Servers, and how each is told where to listen: (its own host, its own port, the options that say otherwise,
-# the variables that do, the options that put the socket where no port is). A key's second word is the verb
-# without which the program serves nothing; * among the options stands for a bare [host:]port.
+# the variables that do, the options and variables that put the socket where no port is). A key's second word is the
+# verb without which the program serves nothing; * among the options stands for a bare [host:]port.
 SERVERS: dict[str, tuple[str, int | None, str, str, str]] = {
-    "uvicorn": ("127.0.0.1", 8000, "--host --port", "UVICORN_HOST UVICORN_PORT", "--uds --fd"),
+    "uvicorn": ("127.0.0.1", 8000, "--host --port", "UVICORN_HOST UVICORN_PORT", "--uds --fd UVICORN_UDS UVICORN_FD"),
     "hypercorn": ("127.0.0.1", 8000, "-b --bind", "", "-c --config"),
-    "granian": ("127.0.0.1", 8000, "--host --port", "GRANIAN_HOST GRANIAN_PORT", "--uds"),
-    "gunicorn": ("127.0.0.1", 8000, "-b --bind", "- PORT", "-c --config"),
+    "granian": ("127.0.0.1", 8000, "--host --port", "GRANIAN_HOST GRANIAN_PORT", "--uds GRANIAN_UDS"),
+    "gunicorn": ("127.0.0.1", 8000, "-b --bind", "- PORT", "-c --config LISTEN_FDS"),
     "flask run": ("127.0.0.1", 5000, "-h --host -p --port", "FLASK_RUN_HOST FLASK_RUN_PORT", ""),
     "fastapi dev": ("127.0.0.1", 8000, "--host --port", "- PORT", ""),
     "fastapi run": ("0.0.0.0", 8000, "--host --port", "- PORT", ""),
@@ -2585,10 +2579,11 @@ CLIENTS = (
 )  # fmt: skip
 _WAITERS = ("wait-for-it", "wait-for-it.sh", "wait-for", "wait-for.sh", "wait-on")  # for a database; the server is behind --
 
-# Options whose value is a word of its own, which is neither a program, nor a verb, nor a port; what serves nothing.
+# Options whose value is a word of its own, which is neither a program, nor a verb, nor a port.
 _LAUNCHERS_VALUED = ("-X", "-W", "--with", "--python", "--env-file", "--extra", "--group", "--project", "--directory",
                      "--listen")  # fmt: skip
 _VALUED = (*_LAUNCHERS_VALUED, "--app", "-A", "-e", "-d", "-v", "--verbosity", "--settings", "--pythonpath")
+# With one of these a server serves nothing.
 _IDLE = ("--help", "--version", "--check-config", "--print-config")
 
 
@@ -2619,19 +2614,19 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     environ = {**environ, **{variable: value for variable, equals, value in assigned if equals and variable.isidentifier()}}
     _, port, options, variables, elsewhere = SERVERS[key] if key else _ANY_PROGRAM
     host_variable, _, port_variable = variables.partition(" ")
-    told = _told(words, options.split(), generic=key is None)
-    if name == "gunicorn" and not told["bind"]:
+    hosts, ports, binds = _told(words, options.split(), generic=key is None)
+    if name == "gunicorn" and not binds:
         words += environ.get("GUNICORN_CMD_ARGS", "").split()
-        told = _told(words, options.split(), generic=False)
-    host = told["host"][-1] if told["host"] else environ.get(host_variable, "") or _own_host(key, words, environ)
-    if not told["bind"] and (host.startswith("unix:") or _is_told_elsewhere(name, words, environ, port_variable, elsewhere)):
-        return []
-    if not (told["bind"] or told["port"]) and _is_told_in_a_file(name, words, port_variable in environ):
-        return []
-    if not told["bind"]:
+        hosts, ports, binds = _told(words, options.split(), generic=False)
+    host = hosts[-1] if hosts else environ.get(host_variable, "") or _own_host(key, words, environ)
+    if not binds:
+        if host.startswith("unix:") or _is_told_elsewhere(words, environ, elsewhere.split()):
+            return []
+        if not ports and _is_told_in_a_file(name, words, port_variable in environ):
+            return []
         variable = environ.get(port_variable, "")
-        told["bind"] = [("", told["port"][-1] if told["port"] else _number(variable) if variable else port)]
-    found = (Endpoint(bind[0] or host, bind[1] or 0) for bind in told["bind"] if bind)
+        binds = [("", ports[-1] if ports else _number(variable) if variable else port)]
+    found = (Endpoint(bind[0] or host, bind[1] or 0) for bind in binds if bind)
     return [endpoint for endpoint in found if 1 <= endpoint.port <= 65535]
 
 
@@ -2654,26 +2649,20 @@ def _own_host(key: str | None, words: Sequence[str], environ: Mapping[str, str])
     return (SERVERS[key] if key else _ANY_PROGRAM)[0]
 
 
-def _is_told_elsewhere(
-    name: str, words: Sequence[str], environ: Mapping[str, str], port_variable: str, elsewhere: str
-) -> bool:
-    """Whether the socket is put where no port is, by an option or by its variable (--uds is UVICORN_UDS, too)."""
-    options, prefix = elsewhere.split(), port_variable.rpartition("_")[0]
-    variables = [f"{prefix}_{option[2:].upper()}" for option in options if prefix]
-    variables += ["LISTEN_FDS"] if name == "gunicorn" else []
-    return any(_is_option(word, options) for word in words) or any(environ.get(variable) for variable in variables)
+def _is_told_elsewhere(words: Sequence[str], environ: Mapping[str, str], elsewhere: Sequence[str]) -> bool:
+    """Whether one of these options or variables puts the socket where no port is."""
+    return any(_is_option(word, elsewhere) for word in words) or any(environ.get(variable) for variable in elsewhere)
 
 
 def _is_told_in_a_file(name: str, words: Sequence[str], in_a_variable: bool) -> bool:
     """Whether a file may name the port: gunicorn's own, or one of variables."""
     if name == "uvicorn":  # its variable comes from the file for the app, perhaps, and not for uvicorn itself
         return in_a_variable and any(word.partition("=")[0] == "--env-file" for word in words)
-    files = {"gunicorn": [("gunicorn.conf.py", "bind")], "flask": [(".env", "FLASK_RUN_"), (".flaskenv", "FLASK_RUN_")]}
+    files = {"gunicorn": [("gunicorn.conf.py", b"bind")], "flask": [(".env", b"FLASK_RUN_"), (".flaskenv", b"FLASK_RUN_")]}
     for path, text in files.get(name, ()):
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                if text in file.read():
-                    return True
+            if text in _contents(path):
+                return True
         except OSError:
             continue
     return False
@@ -2715,12 +2704,14 @@ def _full_option(name: str, options: Sequence[str]) -> str:
     return next((option for option in options if len(name) > 3 and option.startswith(name)), name)
 
 
-def _told(words: list[str], options: list[str], generic: bool) -> dict[str, list[Any]]:
+def _told(words: list[str], options: list[str], generic: bool) -> tuple[list[str], list[int], list[Any]]:
     """What the options say: hosts, ports (0 for what is none), and binds (None for what is no TCP address)."""
-    told: dict[str, list[Any]] = {"host": [], "port": [], "bind": []}
+    hosts: list[str] = []
+    ports: list[int] = []
+    binds: list[Any] = []
     end = words.index("--") if "--" in words else len(words)
     for at, word in enumerate(words):
-        if at == end and (told["port"] or told["bind"]):  # the rest belongs to another program
+        if at == end and (ports or binds):  # the rest belongs to another program
             break
         option, equals, value = word.partition("=")
         if option.startswith("--") and not generic:
@@ -2734,16 +2725,19 @@ def _told(words: list[str], options: list[str], generic: bool) -> dict[str, list
             bare = _split_address(word) if "*" in options and not _is_value(words, at) else None
             if bare and bare[1]:  # a small number behind an option may be its value
                 sure = bare[1] >= 1024 or ":" in word or at == 0 or not words[at - 1].startswith("-")
-                told["bind"].append(bare if sure else None)
+                binds.append(bare if sure else None)
         elif option in ("--host", "-h"):
-            told["host"] += [value] if value and not value.startswith("-") else []  # vite has a --host without a value
+            hosts += [value] if value and not value.startswith("-") else []  # vite has a --host without a value
         elif option in ("--port", "-p"):
             if number >= 1024 or not generic or option == "--port":  # to an unknown program -p may mean anything
-                told["port"].append(number)
+                ports.append(number)
         else:
             for bind in map(_split_address, value.split() or [""]):  # waitress takes several in one
-                told["host" if bind and bind[1] is None else "bind"].append(bind[0] if bind and bind[1] is None else bind)
-    return told
+                if bind and bind[1] is None:
+                    hosts.append(bind[0])
+                else:
+                    binds.append(bind)
+    return hosts, ports, binds
 
 
 def _split_address(text: str) -> tuple[str, int | None] | None:
@@ -2867,9 +2861,9 @@ _DEFAULTS: dict[str, Any] = {
 _SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL")
 
 
-# What free would do about a port. look: None where nobody holds it; plan: a sentence, None for "nothing"; pids:
-# of the processes that it would stop.
-_Foreseen = namedtuple("_Foreseen", "outcome look plan pids", defaults=(None, None, ()))
+# What free would do about a port. look: None where nobody holds it, and where nobody could tell; plan: a sentence,
+# None for "nothing" or "refuse"; pids: of the processes that it would stop.
+_Foreseen = namedtuple("_Foreseen", "outcome look plan pids")
 
 
 class _WrongCall(Exception):
@@ -2901,7 +2895,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write(sys.stderr, f"port_manager: {wrong}")
         return 2
     except PortError as error:
-        _say(ERROR, f"❌ {_sentence(error.reason)}")
+        _complain(error.reason)
         return 1
     except KeyboardInterrupt as interruption:
         _write(sys.stderr, str(interruption) or "Interrupted")
@@ -3011,8 +3005,9 @@ def _ports(verb: str, words: list[str]) -> list[int]:
         raise _WrongCall("list takes no port; check PORT tells about one")
     if verb == "pick":
         ports = ports or [8000]
-    if (verb in ("wait", "pick") and len(ports) > 1) or (verb != "list" and not ports):
-        raise _WrongCall(f"{verb} needs {'one port' if verb in ('wait', 'pick') else 'at least one port'}, such as 8000")
+    one = verb in ("wait", "pick")
+    if (one and len(ports) > 1) or (verb != "list" and not ports):
+        raise _WrongCall(f"{verb} needs {'one port' if one else 'at least one port'}, such as 8000")
     return list(dict.fromkeys(ports))
 
 
@@ -3036,6 +3031,15 @@ def _request_manner(request: Any) -> _Manner:
     return _manner(request.grace, request.policy, f"SIG{request.signal}", request.force)
 
 
+def _foreseen(request: Any) -> list[_Foreseen]:
+    """What free would do about each port; --json prints it."""
+    manner = _request_manner(request)
+    foreseen = [_foresee(port, request.host, manner) for port in request.ports]
+    if request.json:
+        _json(foreseen)
+    return foreseen
+
+
 def _json(foreseen: Iterable[_Foreseen]) -> None:
     import json
 
@@ -3049,7 +3053,7 @@ def _json(foreseen: Iterable[_Foreseen]) -> None:
                 for holder in outcome.holders
             ],
             "stopped": outcome.stopped,
-            "would_stop": list(pids),
+            "would_stop": pids,
             "reason": outcome.reason,
         }
         for outcome, _, _, pids in foreseen
@@ -3058,20 +3062,18 @@ def _json(foreseen: Iterable[_Foreseen]) -> None:
 
 
 def _free_all(request: Any) -> int:
-    manner = _request_manner(request)
     if request.dry_run:
-        return _foretell(request, manner)
+        return _foretell(request)
+    manner = _request_manner(request)
     outcomes = [_ensure(port, request.host, manner) for port in request.ports]
     if request.json:
-        _json(_Foreseen(outcome) for outcome in outcomes)
+        _json(_Foreseen(outcome, None, None, []) for outcome in outcomes)
     return 0 if all(outcome.available for outcome in outcomes) else 1
 
 
-def _foretell(request: Any, manner: _Manner) -> int:
+def _foretell(request: Any) -> int:
     """free --dry-run: status 0 when free would make every port available."""
-    foreseen = [_foresee(port, request.host, manner) for port in request.ports]
-    if request.json:
-        _json(foreseen)
+    foreseen = _foreseen(request)
     for outcome, _, plan, _ in foreseen if not (request.json or request.quiet) else ():
         _print(f"Port {outcome.port}: " + (plan or ("available" if outcome.available else f"would refuse: {outcome.reason}")))
     return 0 if all(each.outcome.available or each.plan for each in foreseen) else 1
@@ -3081,7 +3083,7 @@ def _foresee(port: int, host: str, manner: _Manner) -> _Foreseen:
     """What free would do about a port, if anything is to be done."""
     obstacle = _obstacle(port, host)
     if obstacle is None:
-        return _Foreseen(_Outcome(port, host, True, [], [], None))
+        return _Foreseen(_Outcome(port, host, True, [], [], None), None, None, [])
     held, reason = obstacle
     look = _look_at(port, host, thorough=True) if held else None
     plan, pids, why = _plan(port, host, look, manner, reason) if held else (None, [], reason)
@@ -3104,17 +3106,14 @@ def _plan(
     why = why or _refusal(case)
     if why:
         return None, [], why
-    families = "; ".join(f"process {_title(root)}{_and_children(children)}" for root, children in _families(look.holders))
+    families = "; ".join(f"process {_title(*family)}" for family in _families(look.holders))
     asking = "ask, then " if manner.policy == "ask" else ""
     plan = f"would {asking}stop {families}: {manner.polite}, and SIGKILL after {manner.grace:g} s"
     return plan, _pids(look.holders), None
 
 
 def _check(request: Any) -> int:
-    manner = _request_manner(request)
-    foreseen = [_foresee(port, request.host, manner) for port in request.ports]
-    if request.json:
-        _json(foreseen)
+    foreseen = _foreseen(request)
     for outcome, look, plan, _ in foreseen if not (request.json or request.quiet) else ():
         if outcome.available:
             _print(_painted(f"✅ Port {outcome.port} is available", 32))
@@ -3140,7 +3139,7 @@ def _story(port: int, look: _Look, plan: str) -> Iterator[str]:
     """What check tells about the holders of one port, a line each."""
     for root, children in _families(look.holders):
         told = {
-            "process": f"{_title(root)}{_and_children(children)}",
+            "process": _title(root, children),
             "user": root.user,
             "started": _started(look, root),
             "folder": root.cwd,
@@ -3159,12 +3158,12 @@ def _started(look: _Look, holder: Holder) -> str:
         return ""
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.started))
     line: list[str] = []
-    process = _process(look.system, holder.parent, look.known)
-    while process and process.pid > 0 and len(line) < 12:
-        line.append(f"{process.name} {process.pid}")
-        if process.name.lstrip("-") in _INTERACTIVE and process.tty:
+    for pid in _above(look.system, holder.pid, look.known)[:12]:
+        process = _process(look.system, pid, look.known)
+        if process:
+            line.append(f"{process.name} {pid}")
+        if process and process.name.lstrip("-") in _INTERACTIVE and process.tty:
             break
-        process = _process(look.system, process.parent, look.known)
     by = f", by {' ← '.join(line)}" if line else ""
     return f"{_span(time.time() - holder.started)} ago ({when}){by}"
 
@@ -3173,11 +3172,11 @@ def _clients(port: int) -> list[str]:
     """Who is connected to a port, by name where it is a process of this machine."""
     rows = _ask_sock_diag(None, 1 << 1) or []  # ESTABLISHED
     peers = [row.peer for row in rows if row.port == port]
-    local = {Endpoint(row.address, row.port): row for row in rows if row.peer and row.peer.port == port}
-    owners = {row.inode: row.pid for row in _owners_by_proc([local[p] for p in peers if p in local], {}, True)}
+    other_ends = _owners_by_proc([row for row in rows if row.peer and row.peer.port == port], {}, True)
+    pids = {Endpoint(row.address, row.port): row.pid for row in other_ends}
     told = []
     for peer in peers:
-        pid = owners.get(local[peer].inode) if peer in local else None
+        pid = pids.get(peer)
         process = _read_proc(pid).get(pid) if pid else None
         told.append(f"{peer} ({process.name} {pid})" if process else str(peer))
     return told
@@ -3186,13 +3185,13 @@ def _clients(port: int) -> list[str]:
 def _list(request: Any) -> int:
     holders = find_listeners()
     ports = sorted({address.port for holder in holders for address in holder.addresses})
+    held = [(port, [h for h in holders if any(a.port == port for a in h.addresses)]) for port in ports]
     if request.json:
-        on = {port: [h for h in holders if any(a.port == port for a in h.addresses)] for port in ports}
-        _json(_Foreseen(_Outcome(port, None, False, on[port], [], None)) for port in ports)
+        _json(_Foreseen(_Outcome(port, None, False, on_it, [], None), None, None, []) for port, on_it in held)
         return 0
     rows = []
-    for port in ports:
-        for root, children in _families([h for h in holders if any(a.port == port for a in h.addresses)]):
+    for port, on_it in held:
+        for root, children in _families(on_it):
             addresses = ", ".join(a.host for a in root.addresses if a.port == port)
             pid = f"{root.pid or '-'}{f' +{len(children)}' if children else ''}"
             up = _span(time.time() - root.started) if root.started else "-"
@@ -3207,10 +3206,12 @@ def _project(folder: str) -> str:
     """The project that a folder lies in: the nearest one above it with a mark of a repository."""
     marks = (".git", "pyproject.toml", "setup.cfg", "package.json", "manage.py", "go.mod", "Cargo.toml")
     home, at = os.path.expanduser("~"), folder
-    while len(at) > 1 and at != home and not any(os.path.exists(os.path.join(at, mark)) for mark in marks):
+    while len(at) > 1 and at != home:
+        if any(os.path.exists(os.path.join(at, mark)) for mark in marks):
+            folder = at
+            break
         at = os.path.dirname(at)
-    project = at if len(at) > 1 and at != home else folder
-    return "~" + project[len(home) :] if len(home) > 1 and (project + "/").startswith(home + "/") else project or "-"
+    return "~" + folder[len(home) :] if len(home) > 1 and (folder + "/").startswith(home + "/") else folder or "-"
 
 
 def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:

@@ -155,7 +155,7 @@ def test_a_terminal_that_is_a_unit_does_not_make_a_service(monkeypatch):
     places = ((34816, path, None), (0, path, "systemctl --user stop console"), (34816, system, "systemctl stop console"))
     for tty, place, sentence in places:
         monkeypatch.setattr(port_manager, "_cgroups", lambda pid, place=place: {} if pid == "self" else {"": place})
-        process = port_manager._Process(77, 1, 77, tty, 1, 1.0, "", "python", "", False, False)
+        process = port_manager._Process(77, 1, 77, tty, 1, 1.0, "", "python", "", False, False, False)
         look = port_manager._Look(port_manager.LINUX, [], [holder], [], {77: process}, {})
         why = port_manager._because_a_service(holder, port_manager._Case(look, "kill", 80, "0.0.0.0"))
         assert why is sentence or sentence in why

@@ -168,7 +168,7 @@ def test_another_machines_engine_is_not_asked_to_stop_anything(monkeypatch, envi
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(port_manager, "_run", lambda *words: (1, "", "") if context is None else (0, context + "\n", ""))
+    monkeypatch.setattr(port_manager, "_run", lambda *words, **_: (1, "", "") if context is None else (0, context + "\n", ""))
     assert port_manager._engine_is_local("docker") == local
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import sys
 import time
 from types import SimpleNamespace
@@ -250,7 +251,7 @@ def test_macos_without_ps_nobody_is_stopped(macos, monkeypatch, said):
     assert ensure_port_available(PORT) is False
     assert "it may be one of our own parents" in said()
     pin = port_manager._Pin(38146, "birth", None)
-    assert port_manager._has_exited(port_manager.MACOS, pin) is False  # "cannot tell" is not "gone"
+    assert port_manager._has_exited(port_manager.MACOS, pin) is None  # "cannot tell" is not "gone"
     assert macos.state.signals == []
 
 
@@ -312,7 +313,7 @@ def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, port, status
 def test_macos_sockets_exclude_each_other_only_at_equal_addresses(monkeypatch):
     """With SO_REUSEADDR, as every server has it there; loopback and wildcard hide each other, and count too."""
     monkeypatch.setattr(sys, "platform", "darwin")
-    rows = [port_manager._Socket(a, 80, "listening", None, 9, None, 0, None) for a in ("127.0.0.1", "192.168.1.5", ANY)]
+    rows = [port_manager._Socket(a, 80, True, None, 9, None, 0, None) for a in ("127.0.0.1", "192.168.1.5", ANY)]
     found = {wanted: [row.address for row in rows if port_manager._conflict(row, wanted)] for wanted in (ANY, "127.0.0.1", "10.0.0.1")}
     assert found == {ANY: ["127.0.0.1", ANY], "127.0.0.1": ["127.0.0.1", ANY], "10.0.0.1": []}
 
@@ -399,7 +400,7 @@ def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
     fp.register(["sockstat", "-46l", "-P", "tcp", "-p", "8000"], stdout=SOCKSTAT)
     fp.register(["ps", fp.any()], stdout=PS.format(me=os.getpid()))
     fp.register(["lsof", fp.any()], stdout="")
-    rows = port_manager._ask_sockstat(PORT)
+    rows = port_manager._on(PORT, port_manager._ask_sockstat(PORT))
     assert [(row.pid, row.address, row.v6only) for row in rows] == [
         (38146, "127.0.0.1", None), (38147, "::", False), (812, "::", True),
     ]  # fmt: skip
@@ -478,6 +479,10 @@ def cim(*extra):
 @pytest.fixture
 def windows(machine, monkeypatch, fp):
     monkeypatch.setattr(sys, "platform", "win32")
+    for name in ("geteuid", "getuid", "uname", "pidfd_open", "sysconf", "getpgid"):  # what Windows does not have
+        monkeypatch.delattr(os, name, raising=False)
+    monkeypatch.delattr(socket, "AF_NETLINK", raising=False)
+    monkeypatch.setitem(sys.modules, "pwd", None)
     monkeypatch.setattr(os, "getpid", lambda: 9999)
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("os.kill ends a process on Windows, whatever the signal"))
     opened = []
@@ -517,11 +522,11 @@ def test_windows_tools_are_started_by_their_full_path(windows, monkeypatch):
 @pytest.mark.parametrize("language", NETSTAT)
 def test_windows_reads_the_shape_and_not_the_words(windows, language):
     windows.play(language=language)
-    rows = port_manager._ask_netstat_ano(PORT)
+    rows = port_manager._on(PORT, port_manager._ask_netstat_ano(PORT))
     assert [row.v6only for row in rows] == [False, True, True]  # a dual-stack socket has a row for each family
     assert [(row.pid, row.address) for row in rows] == [(38146, "127.0.0.1"), (38146, "::1"), (7002, "fe80::1")]
     assert [holder.pid for holder in find_listeners(PORT, "localhost")] == [38146]
-    assert [row.pid for row in port_manager._ask_netstat_ano(80)] == [4]
+    assert [row.pid for row in port_manager._on(80, port_manager._ask_netstat_ano(80))] == [4]
 
 
 def test_windows_describes_the_holder(windows):
@@ -607,7 +612,7 @@ def test_windows_a_reserved_range_beside_a_v6only_listener(windows, said):
     windows.state.error = PermissionError(errno.EACCES, "forbidden")
     windows.state.error.winerror = 10013
     windows.play(elsewhere=b":8010 ")
-    rows = [port_manager._Socket("::", PORT, "listening", None, 38146, None, 0, True)]
+    rows = [port_manager._Socket("::", PORT, True, None, 38146, None, 0, True)]
     assert port_manager._blocking(rows, port_manager._addresses(ANY, PORT)) == []
     assert ensure_port_available(PORT) is False and "taskkill" not in str(windows.fp.calls)
 
@@ -821,7 +826,7 @@ def test_wsl_without_mirrored_networking_windows_has_ports_of_its_own(wsl, monke
 
 
 def test_wsl_a_socket_of_linux_is_not_looked_for_in_windows(wsl, monkeypatch):
-    client = port_manager._Socket("127.0.0.1", PORT, "connected", port_manager.Endpoint("1.2.3.4", 5), None, 0, 7, None)
+    client = port_manager._Socket("127.0.0.1", PORT, False, port_manager.Endpoint("1.2.3.4", 5), None, 0, 7, None)
     monkeypatch.setattr(port_manager, "_every_socket", lambda port: [client])
     wsl.play()
     assert find_listeners(PORT, "127.0.0.1") == []

@@ -19,6 +19,7 @@ import port_manager
 from port_manager import (
     CannotTell,
     Endpoint,
+    Holder,
     PortError,
     PortManager,
     PortTimeout,
@@ -246,3 +247,33 @@ def test_the_watch_does_not_read_a_dead_holder_for_an_unknown_one(port, hold):
         held = hold(("127.0.0.1", port), exit_after=0.01)
         assert port_manager.ensure_port_available(port) is True
         assert eventually(lambda held=held: held.alive() == [])
+
+
+def test_a_wait_without_time_looks_once(port, hold):
+    hold(("127.0.0.1", port))
+    assert wait_until_listening(port, timeout=0) is True
+    with pytest.raises(PortTimeout):
+        wait_until_free(port, "127.0.0.1", timeout=0)
+
+
+def test_an_unknown_host_ends_the_search_for_a_free_port(monkeypatch):
+    asked = []
+    addresses = port_manager._addresses
+    monkeypatch.setattr(port_manager, "_addresses", lambda *words: asked.append(words) or addresses(*words))
+    with pytest.raises(PortError, match="host name 'permission.invalid' is unknown"):
+        find_free_port(60000, "permission.invalid")
+    assert len(asked) == 1
+
+
+def test_two_hidden_holders_are_no_family():
+    hidden = [Holder(None, None, user, "", "", "", None, ()) for user in ("root", "alice")]
+    assert port_manager._families(hidden) == [(holder, []) for holder in hidden]
+
+
+def test_parents_in_a_circle_come_to_an_end():
+    """PIDs are used again, and on Windows a parent may be younger than its child."""
+    process = port_manager._Process(10, 20, 1, 0, 1, 1.0, "", "a", "", False, False, False)
+    known = {10: process, 20: process._replace(pid=20, parent=10)}
+    holder = Holder(10, 20, "alice", "a", "a", "", None, ())
+    look = port_manager._Look(port_manager.WINDOWS, [], [holder], [], known, {})
+    assert [pin.pid for pin in port_manager._supervisors(look)] == [20]

@@ -115,7 +115,7 @@ def test_busybox_netstat(port, hold, planted, monkeypatch):
     planted("netstat", 'exec busybox netstat "$@"')
     only(monkeypatch, port_manager._ask_netstat)
     held = hold(("127.0.0.1", port), ("::1", port))
-    rows = port_manager._ask_netstat(port)
+    rows = port_manager._on(port, port_manager._ask_netstat(port))
     assert {row.address for row in rows} == {"127.0.0.1", "::1"}
     assert [holder.pid for holder in find_listeners(port)] == [None]
     assert ensure_port_available(port) is False

@@ -123,7 +123,7 @@ def test_each_bound_socket_is_told_once(ports, hold):
         pytest.skip("before Linux 6.8 nothing tells of such a socket")
     four, six = ports(), ports()
     hold(("127.0.0.1", four), ("::1", six), listen=False)
-    told = [port_manager._ask_sock_diag(port, port_manager._BOUND) for port in (four, six)]
+    told = [port_manager._on(port, port_manager._ask_sock_diag(port, port_manager._BOUND)) for port in (four, six)]
     assert [[(row.address, row.port) for row in rows] for rows in told] == [[("127.0.0.1", four)], [("::1", six)]]
 
 
@@ -169,7 +169,7 @@ def test_v6only_is_told(ports, hold):
     hold(("::", only), v6only=True)
     assert [row.v6only for row in port_manager._ask_sock_diag(dual)] == [False]
     assert [row.v6only for row in port_manager._ask_sock_diag(only)] == [True]
-    assert [row.v6only for row in port_manager._ask_proc_net(only)] == [None]
+    assert [row.v6only for row in port_manager._on(only, port_manager._ask_proc_net(only))] == [None]
     assert len(find_listeners(dual, "127.0.0.1")) == 1
     assert find_listeners(only, "127.0.0.1") == []
 
@@ -273,11 +273,11 @@ def test_a_process_may_vanish_at_any_moment(port, hold, monkeypatch):
 
 def test_garbage_from_the_kernel_is_no_answer(monkeypatch):
     with pytest.raises(ValueError, match="sock_diag"):
-        port_manager._parse_sock_diag(b"\x20\0\0\0\x02\0" + bytes(26), None)  # NLMSG_ERROR
+        port_manager._parse_sock_diag(b"\x20\0\0\0\x02\0" + bytes(26))  # NLMSG_ERROR
     done = struct.pack("=IHHII", 20, 3, 2, 0, 0)
-    assert port_manager._parse_sock_diag(done + struct.pack("=i", 0), None) == ([], True)
+    assert port_manager._parse_sock_diag(done + struct.pack("=i", 0)) == ([], True)
     with pytest.raises(ValueError, match="sock_diag"):  # the kernel's module for TCP cannot be loaded
-        port_manager._parse_sock_diag(done + struct.pack("=i", -2), None)
+        port_manager._parse_sock_diag(done + struct.pack("=i", -2))
 
     class Refusing(socket.socket):
         def send(self, *_):
@@ -301,7 +301,7 @@ def test_without_a_table_in_proc(port, hold, missing, monkeypatch):
 
     monkeypatch.setattr("builtins.open", without)
     rows = port_manager._ask_proc_net(port)
-    assert rows is None if missing == "tcp" else len(rows) == 1  # without tcp6, IPv6 is switched off
+    assert rows is None if missing == "tcp" else len(port_manager._on(port, rows)) == 1  # without tcp6, IPv6 is switched off
 
 
 @pytest.mark.parametrize("text", ["", "\n", "no table\n"])
