@@ -871,19 +871,19 @@ def _pids_from_the_youngest() -> list[int]:
 def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
     """Those of the sockets that this process holds: none where it has gone or may not be read."""
     held = _sockets_in(f"/proc/{pid}/fd", links)
-    if held is None:  # a thread of the kernel has no descriptors, nor has a process whose first thread has ended
+    if held is None:  # as of a process whose first thread has ended; the others may have theirs
         others = (_sockets_in(f"/proc/{pid}/task/{thread}/fd", links) for thread in _threads_of(pid)[1:])
         held = next(filter(None, others), set())
     return held
 
 
 def _sockets_in(path: str, links: dict[str, int]) -> set[int] | None:
-    """Those of the sockets that are in a folder of descriptors; None where no descriptor is."""
+    """Those of the sockets that are in a folder of descriptors; None where no descriptor is seen."""
     held: set[int] = set()
     try:
         folder = os.open(path, os.O_RDONLY)
     except OSError:
-        return held
+        return None
     try:
         descriptors = os.listdir(folder)
         for descriptor in descriptors:
