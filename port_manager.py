@@ -347,7 +347,7 @@ def _resolved(host: str, port: int) -> _Addresses:
 
 
 def _is_bsd() -> bool:
-    """macOS, the BSDs, whatever is no other system: with SO_REUSEADDR, two sockets exclude each other only when their addresses are equal."""
+    """macOS, the BSDs and the like: with SO_REUSEADDR, two sockets exclude each other only when their addresses are equal."""
     return sys.platform not in ("win32", "linux", "android")
 
 
@@ -1484,8 +1484,8 @@ SQUATTERS = (
         "it is an editor or its server, perhaps forwarding the port; remove the port in the editor's Ports view, or quit it",
     ),
     (
-        ("firefox", "firefox-bin", "firefox-esr", "librewolf", "chrome", "Google Chrome", "chromium", "chromium-browse", "msedge", "Microsoft Edge",
-         "brave", "brave-browser", "Brave Browser", "Safari", "opera", "vivaldi-bin"),
+        ("firefox", "firefox-bin", "firefox-esr", "librewolf", "chrome", "Google Chrome", "chromium", "chromium-browse",
+         "msedge", "Microsoft Edge", "brave", "brave-browser", "Brave Browser", "Safari", "opera", "vivaldi-bin"),
         "it is a browser; close it there",
     ),
 )  # fmt: skip
@@ -2497,7 +2497,8 @@ class PortManager:
             return pids.pop()
         holders = _holders(system, rows, known)
         if holders and holders[0].pid is None:
-            raise CannotTell(f"port {port} is {_because_unseen(holders[0], _Case(None, None, port, self.host))}", port, self.host, holders)
+            why = _because_unseen(holders[0], _Case(None, None, port, self.host))
+            raise CannotTell(f"port {port} is {why}", port, self.host, holders)
         return holders[0].pid if holders else None
 
     def kill_process(self, pid: int) -> bool:
