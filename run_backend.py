@@ -114,7 +114,8 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str], list[str] |
         elif option == "--next":
             raise _WrongCall("--next takes no value; name the port to begin with by --port")
         elif option in THEIRS:
-            raise _WrongCall(f"{option} belongs to port_manager.py free; here, PORT_MANAGER_POLICY sets the policy")
+            instead = "here, set PORT_MANAGER_POLICY" if option == "--policy" else "run that before this"
+            raise _WrongCall(f"{option} belongs to port_manager.py free; {instead}")
         elif option.startswith("--") and _nearest(option, OURS, surely=True):
             raise _WrongCall(f"there is no {option}{_nearest(option, OURS, surely=True)}")
         else:
@@ -224,7 +225,7 @@ def _without_an_app() -> str | None:
         return f"{nothing}; name the app as in src.main:app"
     home = os.path.dirname(os.path.realpath(__file__))
     if home != os.path.realpath(os.curdir) and find_app(home):
-        return f"no app was found in {os.getcwd()}, and there is one in {home}: start it there (cd {home})"
+        return f"No app was found in {os.getcwd()}, and there is one in {home}: start it there (cd {home})"
     return None
 
 
@@ -571,8 +572,8 @@ def _run(words: Sequence[str]) -> int:
 def _checked_name(host: str, port: int) -> None:
     try:
         _resolved(host, port)
-    except PortError as error:  # conda's compilers set HOST to the name of a platform
-        raise _CannotStart(f"{error.reason}, and HOST says so; name the host with --host", 1) from None
+    except PortError:  # conda's compilers set HOST to the name of a platform
+        raise _CannotStart(f"HOST is {host!r}, which is no host name that is known; name the host with --host", 1) from None
 
 
 def _start(

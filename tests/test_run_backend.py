@@ -289,8 +289,8 @@ def test_without_words_it_reads_its_own_command_line(project, attempts, monkeypa
         (["--port", "--", "true"], None, "--port needs a value"),
         (["9000"], None, "'9000' is no app; did you mean --port 9000?"),
         (["--next=9000"], None, "--next takes no value; name the port to begin with by --port"),
-        (["--dry-run"], None, "--dry-run belongs to port_manager.py free; here, PORT_MANAGER_POLICY sets the policy"),
-        (["--policy=own"], None, "--policy belongs to port_manager.py free; here, PORT_MANAGER_POLICY sets the policy"),
+        (["--dry-run"], None, "--dry-run belongs to port_manager.py free; run that before this"),
+        (["--policy=own"], None, "--policy belongs to port_manager.py free; here, set PORT_MANAGER_POLICY"),
         (["npm", "run", "dev"], None, "'npm' is no app; name it as in src.main:app, or put a command behind --"),
         (["--reload"], None, "there is no app here to be served with --reload; name it as in src.main:app"),
         (["-p", "web.pid"], None, "there is no app here to be served with -p; name it as in src.main:app"),
@@ -319,7 +319,7 @@ def test_a_host_that_is_a_platform(project, attempts, monkeypatch, capsys):
     monkeypatch.setenv("HOST", "x86_64-conda-linux-gnu.invalid")
     assert main([]) == 1 and attempts == []
     said = capsys.readouterr().err
-    assert "'x86_64-conda-linux-gnu.invalid' is unknown, and HOST says so; name the host with --host" in said
+    assert "HOST is 'x86_64-conda-linux-gnu.invalid', which is no host name that is known; name the host" in said
     assert main(["--host", "127.0.0.1"]) == 0 and attempts
 
 
