@@ -856,7 +856,7 @@ def _walk_proc(links: dict[str, int], known: _Known, thorough: bool) -> dict[int
 def _pids_from_the_youngest() -> list[int]:
     """PIDs are given upwards and begin again from below: those above the one given last are the oldest."""
     try:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        pids = list(map(int, filter(str.isdigit, os.listdir("/proc"))))
     except OSError:
         return []
     try:
@@ -872,7 +872,7 @@ def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
     """Those of the sockets that this process holds: none where it has gone or may not be read."""
     held = _sockets_in(f"/proc/{pid}/fd", links)
     if held is None:  # as of a process whose first thread has ended; the others may have theirs
-        others = (_sockets_in(f"/proc/{pid}/task/{thread}/fd", links) for thread in _threads_of(pid)[1:])
+        others = (_sockets_in(f"/proc/{pid}/task/{thread}/fd", links) for thread in _threads_of(pid) if thread != str(pid))
         held = next(filter(None, others), set())
     return held
 
@@ -923,9 +923,9 @@ def _children_of(pid: int) -> set[int]:
 
 
 def _threads_of(pid: int) -> list[str]:
-    """The numbers of a process's threads, the first one first; none where it has gone."""
+    """The numbers of a process's threads, the first of which is its own; none where it has gone."""
     try:
-        return sorted(os.listdir(f"/proc/{pid}/task"), key=str(pid).__ne__)
+        return os.listdir(f"/proc/{pid}/task")
     except OSError:
         return []
 
