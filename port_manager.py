@@ -2606,7 +2606,7 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
         return server_endpoints(_serving_part(words[words.index("-c") + 1]), environ)
     if name in _WAITERS:
         return server_endpoints(words[words.index("--") + 1 :], environ) if "--" in words else []
-    keys = [key for key in SERVERS if key.split()[0] == name]
+    keys = _keys_of(name)
     verb = next(_bare(words), "")
     key = next((key for key in keys if key in (name, f"{name} {verb}")), None)
     if name in CLIENTS or any(word in _IDLE for word in words) or (keys and key is None):  # such as manage.py migrate
@@ -2638,8 +2638,13 @@ def _serving_part(script: str) -> list[str]:
     ['exec', 'uvicorn', 'main:app']
     """
     commands = [command.split() for command in script.replace("&&", ";").replace("||", ";").split(";") if command.strip()]
-    servers = {key.split()[0] for key in SERVERS}
-    return next((words for words in reversed(commands) if _program(words)[0] in servers), commands[-1] if commands else [])
+    serving = [words for words in commands if _keys_of(_program(words)[0])]
+    return (serving or commands or [[]])[-1]
+
+
+def _keys_of(program: str) -> list[str]:
+    """Those of SERVERS that a program has: several where it serves by several verbs."""
+    return [key for key in SERVERS if key.split()[0] == program]
 
 
 def _own_host(key: str | None, words: Sequence[str], environ: Mapping[str, str]) -> str:
@@ -2774,7 +2779,7 @@ def guard() -> None:
     module = sys._getframe(1).f_globals
     script = module.get("__name__") == "__main__" and "__file__" in module
     name = _program(sys.argv[:1])[0]
-    if not script and not any(key.split()[0] == name for key in SERVERS):
+    if not script and not _keys_of(name):
         return
     try:
         for endpoint in server_endpoints(sys.argv):

@@ -24,6 +24,8 @@ RUN_BACKEND = str(ROOT / "run_backend.py")
 LINUX = sys.platform.startswith("linux")
 ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
 NOBODY = 65534
+TELLS_BOUND = LINUX and tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 8)
+bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 nothing tells of such a socket")
 
 sys.path.insert(0, str(ROOT))
 

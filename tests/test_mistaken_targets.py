@@ -15,7 +15,19 @@ import pytest
 import port_manager
 from port_manager import Endpoint, Holder, PortError, PortManager, bind_port, ensure_port_available, find_listeners
 
-from .conftest import LINUX, PORT_MANAGER, ROOT, ROOT_USER, birth, boxes, can_bind, command_line, eventually, in_a_box
+from .conftest import (
+    LINUX,
+    PORT_MANAGER,
+    ROOT,
+    ROOT_USER,
+    birth,
+    bound_is_told,
+    boxes,
+    can_bind,
+    command_line,
+    eventually,
+    in_a_box,
+)
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -388,6 +400,7 @@ def test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for(port, hold, said
     assert ensure_port_available(port, "0.0.0.0") is True and four.alive() == []
 
 
+@bound_is_told
 def test_all_or_none_also_where_one_has_only_bound(port, hold, said):
     """One listens, another has bound a different address: both keep the wildcard from being bound."""
     listener, reserved = hold(("127.0.0.1", port)), hold(("127.0.0.2", port), reuse=False, listen=False, name="ssh")
@@ -403,13 +416,10 @@ def test_a_process_lives_as_long_as_one_of_its_threads(port, hold, pinning):
     child = held.children[0]
     assert eventually(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     assert {holder.pid for holder in find_listeners(port, thorough=True)} == {held.pid, child}
-    assert not port_manager._has_exited(port_manager.LINUX, port_manager._Pin(child, birth_of(child), None))
+    born = port_manager._read_proc(child)[child].birth
+    assert not port_manager._has_exited(port_manager.LINUX, port_manager._Pin(child, born, None))
     assert ensure_port_available(port, "127.0.0.1", grace=1) is True
     assert held.alive() == [] and can_bind(port)
-
-
-def birth_of(pid):
-    return port_manager._read_proc(pid)[pid].birth
 
 
 def test_a_proc_of_another_namespace_where_our_number_is_the_same_by_chance():

@@ -16,7 +16,7 @@ import pytest
 import port_manager
 from port_manager import CannotTell, Endpoint, PortManager, find_listeners
 
-from .conftest import LINUX, NOBODY, REFUSE_NETLINK, ROOT_USER, as_nobody, boxes, eventually, in_a_box
+from .conftest import LINUX, NOBODY, REFUSE_NETLINK, ROOT_USER, as_nobody, bound_is_told, boxes, eventually, in_a_box
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="this is how Linux is asked")
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -107,20 +107,16 @@ def test_owners_with_sockets_of_their_own(port, hold, native):
     assert {holder.pid for holder in find_listeners(port)} == set(held.children)
 
 
+@bound_is_told
 def test_a_bound_socket_that_does_not_listen(port, hold):
-    kernel = tuple(int(part) for part in os.uname().release.split(".")[:2])
-    if kernel < (6, 8):
-        pytest.skip("before Linux 6.8 nothing tells of such a socket")
     held = hold(("127.0.0.1", port), listen=False, reuse=False)
     assert [holder.pid for holder in find_listeners(port)] == [held.pid]
     assert port_manager._ask_sock_diag(port) == []
     assert PortManager().is_port_in_use(port) is True
 
 
+@bound_is_told
 def test_each_bound_socket_is_told_once(ports, hold):
-    kernel = tuple(int(part) for part in os.uname().release.split(".")[:2])
-    if kernel < (6, 8):
-        pytest.skip("before Linux 6.8 nothing tells of such a socket")
     four, six = ports(), ports()
     hold(("127.0.0.1", four), ("::1", six), listen=False)
     told = [port_manager._on(port, port_manager._ask_sock_diag(port, port_manager._BOUND)) for port in (four, six)]
