@@ -236,14 +236,28 @@ def _fitting(text: str, streams: Iterable[TextIO]) -> str:
     return text
 
 
-def _write(stream: TextIO | None, text: str, end: str = "\n") -> None:
-    if stream is None:  # pythonw.exe has none
-        return
+def _write(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
+    """Write a line, and say why it could not be written; a closed stream and a reader that has gone are no failure.
+
+    Python's own streams are written past their buffer: what fails there stays in it, fails again at exit,
+    and makes the status 120.
+    """
+    if stream is None:  # descriptor 1 or 2 was closed at the start, and pythonw.exe has none
+        return None
     try:
-        stream.write(_fitting(text, [stream]) + end)
+        text = _fitting(text, [stream]) + end
         stream.flush()
-    except (OSError, ValueError):
-        pass  # a stream that is closed or broken must not keep a server from starting
+        if any(stream is own for own in (sys.__stdout__, sys.__stderr__)):
+            with open(stream.fileno(), "w", encoding=stream.encoding, closefd=False) as unbuffered:
+                unbuffered.write(text)
+        else:
+            stream.write(text)
+            stream.flush()
+    except (BrokenPipeError, ValueError):
+        return None
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _status(text: str) -> None:
@@ -2885,11 +2899,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verbs = {"list": _list, "check": _check, "free": _free_all, "wait": _wait, "pick": _pick}
     try:
-        if not words or "--help" in words or "-h" in words:
-            _write(sys.stdout if words else sys.stderr, HELP, end="")
-            return 0 if words else 2
+        if not words:
+            _write(sys.stderr, HELP, end="")
+            return 2
+        if "--help" in words or "-h" in words:
+            _print(HELP, end="")
+            return 0
         if words == ["--version"]:
-            _write(sys.stdout, f"port_manager {__version__}")
+            _print(f"port_manager {__version__}")
             return 0
         request = _plain_request(words) or _parsed(words)
         if request.quiet or request.verbose:
@@ -3017,15 +3034,11 @@ def _ports(verb: str, words: list[str]) -> list[int]:
     return list(dict.fromkeys(ports))
 
 
-def _print(text: str) -> None:
-    """Data, on standard output: a reader such as head may have closed it, but a full disk is an error."""
-    try:
-        sys.stdout.write(_fitting(text, [sys.stdout]) + "\n")
-        sys.stdout.flush()
-    except (BrokenPipeError, AttributeError, ValueError):  # pythonw.exe has no standard output, and some close it
-        pass
-    except OSError as error:
-        raise PortError(f"standard output cannot be written: {error.strerror}") from None
+def _print(text: str, end: str = "\n") -> None:
+    """Data, on standard output: a full disk, say, is an error; a reader such as head may go away."""
+    failure = _write(sys.stdout, text, end)
+    if failure:
+        raise PortError(f"standard output cannot be written: {failure}")
 
 
 def _painted(text: str, colour: int) -> str:

@@ -22,7 +22,7 @@ import run_backend
 from port_manager import Endpoint
 from run_backend import CANDIDATES, app_kind, find_app, main, server_command
 
-from .conftest import LINUX, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -86,13 +86,13 @@ def call(*words, code=None):
     """Run ``python run_backend.py …`` (or Python code instead) to its end."""
     program = ["-c", code] if code else [RUN_BACKEND]
     return subprocess.run(
-        [sys.executable, *program, *words], capture_output=True, encoding="utf-8", timeout=60, check=False
+        [sys.executable, *program, *words], capture_output=True, encoding="utf-8", timeout=PATIENCE, check=False
     )
 
 
 def asked(port, host="127.0.0.1"):
     """What the server on a port answers; nothing while there is none."""
-    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=5)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=PATIENCE)) as connection:
         try:
             connection.request("GET", "/")
             return connection.getresponse().read().decode()
@@ -102,7 +102,7 @@ def asked(port, host="127.0.0.1"):
 
 def served_by(process, port):
     """Whether this very process comes to answer there; an answer ends the wait, and so does its end."""
-    eventually(lambda: f"Process {process.pid} " in asked(port) or process.poll() is not None, 10)
+    eventually(lambda: f"Process {process.pid} " in asked(port) or process.poll() is not None)
     return f"Process {process.pid} " in asked(port)
 
 
@@ -121,10 +121,10 @@ def test_the_next_run_takes_the_page_over(project, port, start, monkeypatch, tol
     assert served_by(first, port)
     second = start(sys.executable, RUN_BACKEND, *words)
     assert served_by(second, port)
-    assert first.wait(10) == -signal.SIGTERM
+    assert first.wait(PATIENCE) == -signal.SIGTERM
     assert f"✅ Starting server on 0.0.0.0:{port}\n" in first.stdout.read()
     os.kill(second.pid, signal.SIGTERM)
-    assert second.wait(10) == -signal.SIGTERM
+    assert second.wait(PATIENCE) == -signal.SIGTERM
     said = second.stdout.read()
     assert f"Process using port: {first.pid} ({sys.executable}" in said
     assert said.index("No app was found here") < said.index("now available") < said.index("✅ Starting server on")
@@ -177,7 +177,7 @@ def test_ctrl_c_ends_the_page_without_a_traceback(project, port, start):
     server = start(sys.executable, RUN_BACKEND, "--port", str(port), "--host", "127.0.0.1")
     assert served_by(server, port)
     os.kill(server.pid, signal.SIGINT)
-    assert server.wait(10) == 130
+    assert server.wait(PATIENCE) == 130
     said = server.stdout.read()
     assert f"✅ Starting server on 127.0.0.1:{port}\n" in said and "Traceback" not in said
 
@@ -202,7 +202,7 @@ def test_the_servers_of_the_standard_library(kind, host, port):
 
     def ask(server):
         heard["get"] = asked(port, host)
-        with socket.create_connection((host, port), timeout=5) as raw:
+        with socket.create_connection((host, port), timeout=PATIENCE) as raw:
             raw.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
             heard["head"] = b"".join(iter(lambda: raw.recv(4096), b""))
         server.shutdown()
@@ -861,7 +861,7 @@ def test_next_takes_another_port(project, port, hold, start, how):
     if how == "page":
         assert served_by(server, taken)
     else:
-        assert server.stdout.readline() == f"127.0.0.1 {taken}\n" and server.wait(10) == 0
+        assert server.stdout.readline() == f"127.0.0.1 {taken}\n" and server.wait(PATIENCE) == 0
     assert held.alive() == [held.pid]
 
 
@@ -902,7 +902,7 @@ def test_it_becomes_the_command(project, port, hold, start):
     held = hold(("127.0.0.1", port))
     code = "import os; print(os.getpid(), os.getppid(), os.environ['HOST'], os.environ['PORT']); raise SystemExit(7)"
     server = start(sys.executable, RUN_BACKEND, "--port", str(port), "--", sys.executable, "-c", code)
-    out, _ = server.communicate(timeout=20)
+    out, _ = server.communicate(timeout=PATIENCE)
     assert out.splitlines()[-2:] == [
         f"✅ Starting server on 0.0.0.0:{port}",
         f"{server.pid} {os.getpid()} 0.0.0.0 {port}",  # no process of ours stands between
@@ -916,7 +916,7 @@ def test_a_signal_reaches_the_command(project, port, start, number):
     server = start(sys.executable, RUN_BACKEND, "--port", str(port), "--", "sleep", "60")
     assert eventually(lambda: name_of(server.pid) == "sleep")
     os.kill(server.pid, number)
-    assert server.wait(10) == -number
+    assert server.wait(PATIENCE) == -number
 
 
 def test_the_command_inherits_no_ignored_signal(project, port):
@@ -1079,10 +1079,10 @@ def test_a_wsgi_app_under_the_standard_library(project, port, start):
     first = start(*command)
     assert served_by(first, port)
     second = start(*command)
-    assert served_by(second, port) and first.wait(10) == -signal.SIGTERM
+    assert served_by(second, port) and first.wait(PATIENCE) == -signal.SIGTERM
     assert asked(port) == f"Process {second.pid} says hello on {port}"
     os.kill(second.pid, signal.SIGINT)
-    assert second.wait(10) == 130 and "Traceback" not in second.stdout.read()
+    assert second.wait(PATIENCE) == 130 and "Traceback" not in second.stdout.read()
 
 
 @pytest.mark.parametrize("how", ["page", "wsgi"])
@@ -1163,7 +1163,7 @@ def test_five_runs_take_the_port_over_from_each_other(fastapi_project, port, sta
         assert served_by(runs[-1], port)
         reload = " --reload" if "--reload" in words else ""
         assert asked(port) == f"Process {runs[-1].pid} says 你好: --host 0.0.0.0 --port {port}{reload}"
-        assert all(earlier.wait(10) == -signal.SIGTERM for earlier in runs[:-1])
+        assert all(earlier.wait(PATIENCE) == -signal.SIGTERM for earlier in runs[:-1])
 
 
 def test_host_port_and_app_of_the_environment_with_a_real_server(fastapi_project, port, start, monkeypatch):
@@ -1185,7 +1185,7 @@ def test_a_console_of_ascii(project, port, start, monkeypatch):
     server = start(sys.executable, RUN_BACKEND, "--port", str(port), stderr=subprocess.PIPE)
     assert served_by(server, port)
     os.kill(server.pid, signal.SIGINT)
-    out, err = server.communicate(timeout=10)
+    out, err = server.communicate(timeout=PATIENCE)
     assert out.splitlines()[1:] == [f"Starting server on 0.0.0.0:{port}"]
     assert err.startswith(f"Port {port} is available\n") and "Traceback" not in err and server.returncode == 130
 
@@ -1220,3 +1220,24 @@ def test_without_a_console(project, port, start):
     code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     server = start(sys.executable, "-c", code, RUN_BACKEND, "--port", str(port), stderr=subprocess.PIPE)
     assert served_by(server, port)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("words", "where", "status"),
+    [
+        ("--help", ">/dev/full", 1),
+        ("--version", ">/dev/full", 1),
+        ("--port http", "2>/dev/full", 2),
+        ("--port http", ">&- 2>&-", 2),
+        ("--port {port} -- sh -c 'exit 7'", ">/dev/full 2>/dev/full", 7),
+        ("--port {port} -- sh -c 'exit 7'", ">&- 2>&-", 7),
+    ],
+)
+def test_streams_that_are_full_or_closed_leave_the_status(project, port, words, where, status, unbuffered):
+    shell = f'exec "{sys.executable}" "{RUN_BACKEND}" {words.format(port=port)} {where}'
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["sh", "-c", shell], env=environ, capture_output=True, text=True, check=False)
+    told = "❌ standard output cannot be written: No space left on device\n" if status == 1 else ""
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", told)
