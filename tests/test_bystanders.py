@@ -13,7 +13,7 @@ import pytest
 import port_manager
 from port_manager import PortManager, ensure_port_available
 
-from .conftest import LINUX, as_nobody, can_bind, command_line, eventually
+from .conftest import LINUX, PATIENCE, as_nobody, can_bind, command_line, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -117,7 +117,7 @@ def test_a_supervisor_that_started_us_lives(port, start):
         " capture_output=True, text=True)); print('alive')"
     )
     done = start(sys.executable, "-c", program, str(port), port_manager.__file__)
-    said, _ = done.communicate(timeout=30)
+    said, _ = done.communicate(timeout=PATIENCE)
     assert "ancestor of this process" in said and "status 1" in said and said.endswith("alive\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,7 @@ import pytest
 import port_manager
 from port_manager import server_endpoints
 
-from .conftest import LINUX, ROOT, can_bind, eventually
+from .conftest import LINUX, PATIENCE, ROOT, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -323,20 +324,16 @@ def test_a_spawned_child_of_a_script_does_nothing(app, port, hold):
 
 
 def test_ctrl_c_while_it_waits(app, port, hold, start):
-    hold(("127.0.0.1", port), ignore_term=True)
+    hold(("127.0.0.1", port), drain=True)
     process = start(
         sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), cwd=app.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     for line in process.stdout:
         if line.startswith("Process using port"):
             break
-    assert eventually(lambda: not can_bind(port))
-    import signal
-    import time
-
-    time.sleep(0.3)
+    assert eventually(lambda: can_bind(port))  # it has been asked
     os.kill(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=10)
+    rest, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and rest.startswith("Interrupted; asked to stop") and rest.count("\n") == 1
 
 

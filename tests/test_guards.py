@@ -17,6 +17,7 @@ from port_manager import Endpoint, Holder, ensure_port_available
 from .conftest import (
     LINUX,
     NOBODY,
+    PATIENCE,
     PORT_MANAGER,
     ROOT_USER,
     as_nobody,
@@ -143,7 +144,7 @@ def test_what_shares_our_own_control_group_is_not_foreign(port, hold, cgroup, pa
         text=True,
     )
     cgroup(freed.pid, path)
-    _, told = freed.communicate("go\n", timeout=30)
+    _, told = freed.communicate("go\n", timeout=PATIENCE)
     assert freed.returncode == 0, told
     assert held.alive() == []
 
@@ -459,7 +460,7 @@ def test_ask_on_a_terminal(port, hold, answer, status):
     question = shown.splitlines()[-1]  # it says all by itself: the lines above may have gone into a log
     assert question.startswith(f"Stop process {held.pid} (") and question.endswith(f") to free port {port}? [y/N] ")
     os.write(terminal, answer.encode())
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     with contextlib.suppress(OSError):
         while time.monotonic() < end and os.read(terminal, 4096):
             pass

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from port_manager import Endpoint, Holder, PortError, PortManager, bind_port, en
 
 from .conftest import (
     LINUX,
+    PATIENCE,
     PORT_MANAGER,
     ROOT,
     ROOT_USER,
@@ -117,6 +117,7 @@ def test_a_stand_by_is_no_holder(port, ports, start, hold, said):
     """It is older than the call and takes the port when that is free; whoever held nothing is not stopped."""
     code = (
         "import socket, sys, time\n"
+        "print('spins', flush=True)\n"
         "while True:\n"
         "    s = socket.socket(); s.setsockopt(1, 2, 1)\n"
         "    try: s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); break\n"
@@ -125,7 +126,7 @@ def test_a_stand_by_is_no_holder(port, ports, start, hold, said):
     )
     held = hold(("127.0.0.1", port))
     waiting = start(sys.executable, "-S", "-c", code, str(port))
-    time.sleep(0.3)
+    assert waiting.stdout.readline() == "spins\n"
     available = ensure_port_available(port)
     assert held.alive() == []
     assert waiting.poll() is None and birth(waiting.pid)
@@ -547,7 +548,7 @@ def test_workers_of_an_interpreter_in_a_folder_with_a_blank(tmp_path, port):
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHOME": sys.base_prefix}
     words = [str(python), "-X", "utf8", "-m", "uvicorn", "main:app", "--port", str(port)]
-    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.stdout == "[0, 0]\n", done
 
 

@@ -18,6 +18,8 @@ import pytest
 import port_manager
 from port_manager import CannotTell, PortManager, ensure_port_available, find_listeners
 
+from .conftest import PATIENCE
+
 PORT = 8000
 ANY = "0.0.0.0"
 
@@ -542,8 +544,8 @@ def test_windows_force_is_used_at_once_where_it_is_needed(windows, said):
     windows.kill(38146, returncode=1, stderr="FEHLER: Der Prozess kann nur erzwungen beendet werden (mit /F-Option).\r\n")
     windows.kill(38146, "/F", stdout="ERFOLGREICH\r\n", callback=windows.state.release)
     begun = time.monotonic()
-    assert ensure_port_available(PORT, "127.0.0.1") is True
-    assert time.monotonic() - begun < 2
+    assert ensure_port_available(PORT, "127.0.0.1", grace=PATIENCE) is True
+    assert time.monotonic() - begun < PATIENCE
     assert "✅ Successfully killed process 38146" in said()
     assert not any("/T" in list(call) for call in windows.fp.calls)
     assert windows.api.opened == []
