@@ -36,7 +36,7 @@ bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 not
 PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded machine little is quick
 
 sys.path.insert(0, str(ROOT))
-import port_manager  # noqa: E402 (it is found from here on)
+import port_manager
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import port_manager
-from port_manager import Endpoint, Holder, PortError, PortManager, bind_port, ensure_port_available, find_listeners
+from port_manager import Holder, PortError, PortManager, bind_port, ensure_port_available, find_listeners
 
 from .conftest import (
     LINUX,
@@ -131,58 +131,6 @@ def test_a_stand_by_is_no_holder(port, ports, start, hold, said):
     assert held.alive() == []
     assert waiting.poll() is None and birth(waiting.pid)
     assert available or "was taken again" in said()
-
-
-@pytest.mark.parametrize(
-    ("published", "stopped"),
-    [("127.0.0.1", "precious"), ("127.0.0.2", "web"), ("0.0.0.0", "web")],
-    ids=["another-address", "this-address", "every-address"],
-)
-def test_a_container_is_stopped_for_its_own_address_alone(published, stopped):
-    holder = Holder(77, 1, "root", "docker-proxy", "docker-proxy", "", None, (Endpoint("127.0.0.2", 80),))
-    assert port_manager._publishes(f"{published}:80->80/tcp", holder.addresses[0]) == (stopped == "web")
-
-
-@pytest.mark.parametrize(
-    ("published", "endpoint", "dual", "same"),
-    [
-        ("0.0.0.0", "0.0.0.0", False, True),
-        ("0.0.0.0", "127.0.0.1", False, True),
-        ("[::]", "::", False, True),
-        ("[::]", "::1", False, True),
-        ("0.0.0.0", "::1", False, False),
-        ("[::]", "0.0.0.0", False, False),
-        ("0.0.0.0", "::", False, False),
-        ("0.0.0.0", "::", True, True),
-        ("127.0.0.1", "::", True, False),
-    ],
-)
-def test_a_container_publishes_for_its_own_family(published, endpoint, dual, same):
-    """A socket of IPv6 beside a port that was published for IPv4 is another program's."""
-    assert port_manager._publishes(f"{published}:80->80/tcp", Endpoint(endpoint, 80), dual) is same
-
-
-@pytest.mark.parametrize(
-    ("environ", "context", "local"),
-    [
-        ({}, "unix:///var/run/docker.sock", True),
-        ({}, "ssh://deploy@production", False),
-        ({}, None, True),  # an engine older than contexts
-        ({"DOCKER_HOST": "ssh://deploy@production"}, "unix:///var/run/docker.sock", False),
-        ({"DOCKER_HOST": "unix:///run/user/1000/docker.sock"}, "unix:///run/user/1000/docker.sock", True),
-        ({"DOCKER_HOST": "tcp://10.0.0.5:2375"}, None, False),
-        ({"DOCKER_CONTEXT": "production"}, None, False),
-        ({"CONTAINER_HOST": "ssh://root@production"}, "unix:///var/run/docker.sock", False),
-    ],
-    ids=str,
-)
-def test_another_machines_engine_is_not_asked_to_stop_anything(monkeypatch, environ, context, local):
-    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINER_CONNECTION"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(port_manager, "_run", lambda *words, **_: (1, "", "") if context is None else (0, context + "\n", ""))
-    assert port_manager._engine_is_local("docker") == local
 
 
 @pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")

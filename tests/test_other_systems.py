@@ -210,16 +210,6 @@ def test_macos_our_shell_stays(macos, said):
     assert macos.state.signals == []
 
 
-def test_macos_a_container_is_stopped_through_docker(macos, said):
-    macos.lsof(LSOF_HELD.replace("p38146", "p555"))
-    listing = f"{'ab' * 32}\tweb\t0.0.0.0:8000->80/tcp\n"
-    macos.fp.register(["docker", "ps", macos.fp.any()], stdout=listing)
-    macos.fp.register(["docker", "context", macos.fp.any()], stdout="unix:///Users/alice/.docker/run/docker.sock\n")
-    macos.fp.register(["docker", "stop", "web"], callback=macos.state.release)
-    assert ensure_port_available(PORT) is True
-    assert "start it again with: docker start web" in said() and macos.state.signals == []
-
-
 def test_macos_a_hidden_holder_is_not_guessed(macos, said):
     """lsof shows a user only his own processes: the bind is refused, and nobody is to be seen."""
     macos.lsof("")
@@ -619,21 +609,6 @@ def test_windows_a_reserved_range_beside_a_v6only_listener(windows, said):
     assert ensure_port_available(PORT) is False and "taskkill" not in str(windows.fp.calls)
 
 
-def test_windows_a_part_of_the_processes_is_no_answer(windows, monkeypatch):
-    """PowerShell was cut off: a parent that is missing there may be alive."""
-    windows.play(shell=1)
-    windows.fp.register([windows.tool("tasklist.exe"), "/FO", "CSV", "/NH"], stdout="")
-    assert port_manager._read_windows(None) == {}
-    assert port_manager._ancestry(port_manager.WINDOWS, {}) is None
-
-
-def test_windows_a_look_starts_powershell_once(windows):
-    windows.play()
-    look = port_manager._look_at(PORT, "127.0.0.1")
-    assert [holder.pid for holder in look.holders] == [38146]
-    assert sum("powershell" in str(call) for call in windows.fp.calls) == 1
-
-
 def test_windows_the_program_is_pinned_before_it_is_judged(windows):
     """kill_process: what the ancestry had to read before is read again once the PID is held."""
     windows.play()
@@ -668,11 +643,6 @@ def test_windows_tools_of_the_current_folder_are_not_started(tmp_path, monkeypat
     assert port_manager._found("docker") is None
     monkeypatch.setenv("PATH", str(tmp_path))
     assert port_manager._found("docker") == str(tmp_path / "docker.exe")
-
-
-def test_windows_the_text_of_powershell_is_utf8():
-    assert port_manager._decoded("José 项目".encode()) == "José 项目"
-    assert "OutputEncoding = $before" in port_manager._CIM_QUERY  # it would stay changed in the user's console
 
 
 @pytest.mark.parametrize(
@@ -727,14 +697,6 @@ def test_windows_another_users_process_stays(windows, said):
     assert "it belongs to user N/A, and you are desktop\\alice" in said()
 
 
-def test_windows_without_powershell_nobody_is_stopped(windows, said):
-    """tasklist knows no parents: it cannot be ruled out that the holder is an ancestor of ours."""
-    windows.play(shell=1)
-    windows.fp.register([windows.tool("tasklist.exe"), "/FO", "CSV", "/NH"], stdout='"python.exe","38146","Console","1","25,000 K"\r\n"cmd.exe","9999","Console","1","9 K"\r\n')
-    assert ensure_port_available(PORT, "127.0.0.1") is False
-    assert "Process 38146 (python.exe) is left alone: it may be one of our own parents" in said()
-
-
 def test_windows_a_reserved_range_has_no_holder(windows, said):
     windows.state.error = PermissionError(errno.EACCES, "forbidden")
     windows.state.error.winerror = 10013
@@ -768,95 +730,3 @@ def test_windows_the_programs_own_calls(windows):
     assert manager.get_process_using_port(PORT) == 38146
     windows.kill(38146, callback=windows.state.release)
     assert manager.kill_process(38146) is True
-
-
-# WSL
-
-
-@pytest.fixture
-def wsl(machine, monkeypatch, fp):
-    monkeypatch.setattr(sys, "platform", "linux")
-    release = SimpleNamespace(release="5.15.153.1-microsoft-standard-WSL2")
-    monkeypatch.setattr(os, "uname", lambda: release)
-    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: [],)))
-    monkeypatch.setattr(port_manager, "_ask_sock_diag", lambda *_: [])
-    monkeypatch.setattr(port_manager, "_windows_drive", lambda: "/mnt/c")
-    fp.keep_last_process(True)
-    folder = "/mnt/c/Windows/System32"
-    fp.register([f"{folder}/WindowsPowerShell/v1.0/powershell.exe", fp.any()], stdout=cim())
-    fp.register(["wslinfo", "--networking-mode"], stdout="mirrored\n")
-    fp.register([f"{folder}/tasklist.exe", "/V", fp.any()], stdout='"python.exe","38146","Console","1","9 K","Running","DESKTOP\\alice","0:00:01","N/A"\r\n')
-
-    def play(me="alice"):
-        fp.register([f"{folder}/NETSTAT.EXE", "-ano"], stdout=netstat())
-        fp.register([f"{folder}/whoami.exe"], stdout=f"desktop\\{me}\r\n")
-
-    return SimpleNamespace(state=machine, fp=fp, folder=folder, play=play)
-
-
-def test_wsl_a_windows_process_holds_the_port(wsl, said, monkeypatch):
-    """With mirrored networking no Linux process is found, and Windows answers through interop."""
-    wsl.play()
-    wsl.fp.register([f"{wsl.folder}/taskkill.exe", "/PID", "38146"], callback=wsl.state.release)
-    monkeypatch.setattr(port_manager, "_has_exited", lambda *_: not wsl.state.held)
-    assert ensure_port_available(PORT, "127.0.0.1") is True
-    assert wsl.state.signals == [] and "✅ Successfully killed process 38146" in said()
-
-
-def test_wsl_the_process_is_named_as_one_of_windows(wsl, said):
-    wsl.play(me="bob")
-    assert ensure_port_available(PORT, "127.0.0.1") is False
-    assert "❌ Windows process 38146 (" in said() and "it belongs to user DESKTOP\\alice" in said()
-
-
-def test_wsl_a_windows_pid_is_not_taken_for_ours(wsl, said, monkeypatch):
-    """Windows has PIDs of its own: the same number here is somebody else."""
-    monkeypatch.setattr(os, "getpid", lambda: 38146)
-    wsl.play()
-    look = port_manager._look_at(PORT, "127.0.0.1")
-    assert look.system is port_manager.WINDOWS
-    assert port_manager._refusal(port_manager._Case(look, "kill", PORT, "0.0.0.0")) is None
-
-
-@pytest.mark.parametrize("mode", ["nat\n", "virtioproxy\n", "wsl1\n", "", None])
-def test_wsl_without_mirrored_networking_windows_has_ports_of_its_own(wsl, monkeypatch, said, mode):
-    """A server of Windows never holds the port of a server of Linux there, whatever number it has."""
-    monkeypatch.setattr(port_manager, "_run", lambda *words, **_: None if mode is None else (0, mode, ""))
-    monkeypatch.setattr(port_manager, "_ask_netstat_ano", lambda port: pytest.fail("Windows was asked"))
-    assert ensure_port_available(PORT, "127.0.0.1") is False
-    assert "nobody who may be seen holds port" in said().lower()
-
-
-def test_wsl_a_socket_of_linux_is_not_looked_for_in_windows(wsl, monkeypatch):
-    client = port_manager._Socket("127.0.0.1", PORT, False, port_manager.Endpoint("1.2.3.4", 5), None, 0, 7, None)
-    monkeypatch.setattr(port_manager, "_every_socket", lambda port: [client])
-    wsl.play()
-    assert find_listeners(PORT, "127.0.0.1") == []
-
-
-def test_wsl_interop_may_be_off(wsl, said, monkeypatch):
-    monkeypatch.setattr(port_manager, "_found", lambda tool: tool if tool == "wslinfo" else None)
-    assert ensure_port_available(PORT, "127.0.0.1") is False
-    assert "WSL's interoperability, which would tell, is switched off" in said()
-
-
-def test_wsl_a_free_port_asks_nobody(wsl):
-    wsl.state.held = False
-    assert find_listeners(PORT) == [] and ensure_port_available(PORT)
-    assert len(wsl.fp.calls) == 0
-
-
-@pytest.mark.parametrize(
-    ("mounts", "drive"),
-    [
-        ("C:\\134 /mnt/c 9p rw,aname=drvfs 0 0\n", "/mnt/c"),
-        ("none / ext4 rw 0 0\nC: /win/c drvfs rw 0 0\n", "/win/c"),
-        ("none / ext4 rw 0 0\n", "/mnt/c"),
-        ("\n", "/mnt/c"),
-    ],
-)
-def test_wsl_where_windows_is_mounted(tmp_path, monkeypatch, mounts, drive):
-    (tmp_path / "mounts").write_text(mounts)
-    real = open
-    monkeypatch.setattr("builtins.open", lambda path, *a, **k: real(tmp_path / "mounts" if path == "/proc/mounts" else path, *a, **k))
-    assert port_manager._windows_drive() == drive
