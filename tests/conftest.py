@@ -36,7 +36,7 @@ bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 not
 PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded machine little is quick
 
 sys.path.insert(0, str(ROOT))
-import port_manager
+from . import seam
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -88,8 +88,7 @@ class Held:
 @pytest.fixture(autouse=True)
 def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a loaded machine a tool may take long to answer, and a process to end."""
-    for name in ("TOOL_TIMEOUT", "FIRM_WAIT"):
-        monkeypatch.setattr(port_manager, name, PATIENCE)
+    seam.limits(monkeypatch, tool_timeout=PATIENCE, firm_wait=PATIENCE)
 
 
 @pytest.fixture
@@ -245,7 +244,7 @@ def in_a_box(setup: str, question: str) -> str:
     script = f'ip link set lo up; {setup}; exec "{sys.executable}" -c "$QUESTION"'
     done = subprocess.run(
         ["unshare", "--mount", "--net", "sh", "-ec", script],
-        env={**os.environ, "QUESTION": f"import port_manager as p, os, socket; {question}"},
+        env={**os.environ, "QUESTION": f"import port_manager as p, os, pytest, socket; from tests import seam; {question}"},
         capture_output=True,
         text=True,
         check=False,

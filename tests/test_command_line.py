@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,11 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+import unicodedata
 
 import pytest
 
 import port_manager
 
+from . import seam
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, can_bind, command_line, eventually, shown_until_closed
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -83,12 +86,12 @@ def test_a_wrong_word_is_told_and_the_near_one_suggested(words, hint, capsys):
 def test_help_begins_with_examples_and_fits_a_screen():
     for words in (("--help",), ("-h",), ("free", "--help")):
         done = command_line(*words)
-        assert (done.returncode, done.stdout, done.stderr) == (0, port_manager.HELP, "")
-    lines = port_manager.HELP.splitlines()
+        assert (done.returncode, done.stdout, done.stderr) == (0, seam.HELP, "")
+    lines = seam.HELP.splitlines()
     assert len(lines) < 24 and max(map(len, lines)) < 80
     assert lines[2].strip().startswith("port_manager.py ")
     bare = command_line()
-    assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", port_manager.HELP)
+    assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", seam.HELP)
     assert command_line("--version").stdout == f"port_manager {port_manager.__version__}\n"
 
 
@@ -269,20 +272,29 @@ def test_list_fits_the_terminal(port, hold, columns, tmp_path):
     folder.mkdir()
     hold(("127.0.0.1", port), cwd=str(folder))
     done = command_line("list", env={**os.environ, "COLUMNS": str(columns)})
-    widths = [port_manager._columns(line) for line in done.stdout.splitlines()]
+    widths = [width_of(line) for line in done.stdout.splitlines()]
     assert max(widths) <= columns
     assert "…" in done.stdout
     free = command_line("list").stdout
     assert str(folder) in free and "…" not in free  # a pipe has no width
 
 
-def test_wide_characters_align():
-    rows = [("PORT", "FOLDER", "COMMAND"), ("80", "项目", "node"), ("8000", "api", "python")]
-    lines = list(port_manager._table(rows))
-    assert [port_manager._columns(line.rpartition("  ")[0]) for line in lines] == [12, 12, 12] or len(
-        {port_manager._columns(line[: line.rindex(word)]) for line, word in zip(lines, ("COMMAND", "node", "python"))}
-    ) == 1
-    assert port_manager._fit("项目目录", 5) == "项目…" and port_manager._columns("e\u0301") == 1
+def width_of(text):
+    """How many columns of a terminal a text takes."""
+    wide = (unicodedata.east_asian_width(c) in "WF" for c in text)
+    return sum(map(int, wide)) + sum(not unicodedata.combining(c) for c in text)
+
+
+def test_wide_characters_align(ports, hold, tmp_path):
+    """A wide character takes two columns, a combining one none."""
+    wanted = [ports() for _ in range(3)]
+    for port, name in zip(wanted, ("项目", "api", "cafe\u0301")):
+        (tmp_path / name).mkdir()
+        hold(("127.0.0.1", port), cwd=str(tmp_path / name))
+    lines = command_line("list").stdout.splitlines()
+    rows = [line for line in lines[1:] if int(line.split()[0]) in wanted]
+    at = {width_of(line[: line.index(sys.executable)]) for line in rows}
+    assert len(rows) == 3 and at == {lines[0].index("COMMAND")}
 
 
 buffered_or_not = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
@@ -409,7 +421,7 @@ def test_pick(ports, hold):
 
 
 def test_pick_where_none_is_left(monkeypatch, said):
-    monkeypatch.setattr(port_manager, "_obstacle", lambda port, host: (True, f"port {port} is already in use"))
+    seam.stand_in(monkeypatch, "bind", lambda *_: OSError(errno.EADDRINUSE, "in use"))
     assert port_manager.main(["pick", "65535"]) == 1
     assert said() == "❌ Port 65535 is already in use"
 

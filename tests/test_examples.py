@@ -21,6 +21,7 @@ import pytest
 import port_manager
 import run_backend
 
+from . import seam
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the examples show Linux")
@@ -251,7 +252,7 @@ def test_the_shape_of_the_json(project):
     assert shape(json.loads(project.log.read_text())) == shape(json.loads(text))
 
 
-@pytest.mark.parametrize("line", [line for line in port_manager.HELP.splitlines() if line.startswith("  port_manager.py")])
+@pytest.mark.parametrize("line", [line for line in seam.HELP.splitlines() if line.startswith("  port_manager.py")])
 def test_an_example_of_the_help(project, hold, line):
     words = re.split(" {2,}", line.strip())[0]
     hold(("127.0.0.1", project.port))

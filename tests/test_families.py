@@ -12,6 +12,7 @@ import pytest
 import port_manager
 from port_manager import ensure_port_available, find_listeners
 
+from . import seam
 from .conftest import HOLDER, LINUX, PATIENCE, PORT_MANAGER, TELLS_BOUND, can_bind, command_line, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -71,10 +72,7 @@ def test_roots_are_asked_first(port, hold, monkeypatch):
     """A master whose worker dies first would fork another one."""
     held = hold(("127.0.0.1", port), children=4)
     asked = []
-    request = port_manager._request
-    monkeypatch.setattr(
-        port_manager, "_request", lambda system, pin, *rest, **kw: (asked.append(pin.pid), request(system, pin, *rest, **kw))
-    )
+    seam.on_signal(monkeypatch, lambda pid, firmly, send: (asked.append(pid), send()))
     assert ensure_port_available(port)
     assert asked[0] == held.pid and set(asked) == {held.pid, *held.children}
 
@@ -145,7 +143,7 @@ def loop(tmp_path, port, pause="0"):
 @pytest.mark.parametrize("pause", ["0", "0.4"])
 def test_a_loop_that_starts_its_server_again_is_named(port, start, tmp_path, pause, said, monkeypatch):
     supervisor = start("bash", loop(tmp_path, port, pause))
-    monkeypatch.setattr(port_manager, "RESTART_WATCH", PATIENCE)
+    seam.limits(monkeypatch, restart_watch=PATIENCE)
     first = supervisor.stdout.readline()
     assert '"pid"' in first
     # Started by this process, the loop is no ancestor of it.
@@ -168,14 +166,14 @@ def test_a_supervisor_above_a_shell(port, start, said, monkeypatch):
     spec = f'{{"bind": [["127.0.0.1", {port}]]}}'
     supervisor = start(sys.executable, "-c", boss, f"'{sys.executable}' -S -E '{HOLDER}' '{spec}'")
     supervisor.stdout.readline()
-    monkeypatch.setattr(port_manager, "RESTART_WATCH", PATIENCE)
+    seam.limits(monkeypatch, restart_watch=PATIENCE)
     assert ensure_port_available(port) is False
     assert f"its supervisor {supervisor.pid} (" in said()
 
 
 def test_an_ordinary_restart_does_not_pay_for_the_watch(port, hold, monkeypatch):
     hold(("127.0.0.1", port))
-    monkeypatch.setattr(port_manager, "RESTART_WATCH", PATIENCE)
+    seam.limits(monkeypatch, restart_watch=PATIENCE)
     begun = time.monotonic()
     assert ensure_port_available(port)
     assert time.monotonic() - begun < PATIENCE
@@ -186,7 +184,7 @@ def test_a_launcher_that_ends_with_its_server_costs_no_watch(port, start, monkey
     spec = f'{{"bind": [["127.0.0.1", {port}]]}}'
     launcher = start("sh", "-c", f"'{sys.executable}' -S -E '{HOLDER}' '{spec}'; exit 1")
     launcher.stdout.readline()
-    monkeypatch.setattr(port_manager, "RESTART_WATCH", PATIENCE)
+    seam.limits(monkeypatch, restart_watch=PATIENCE)
     begun = time.monotonic()
     assert ensure_port_available(port)
     assert time.monotonic() - begun < PATIENCE
@@ -197,7 +195,7 @@ def test_a_living_parent_is_watched_for_a_while(port, start, monkeypatch):
     spec = f'{{"bind": [["127.0.0.1", {port}]]}}'
     parent = start("sh", "-c", f"'{sys.executable}' -S -E '{HOLDER}' '{spec}'; sleep 90")
     parent.stdout.readline()
-    monkeypatch.setattr(port_manager, "RESTART_WATCH", 0.5)
+    seam.limits(monkeypatch, restart_watch=0.5)
     begun = time.monotonic()
     assert ensure_port_available(port)
     assert time.monotonic() - begun >= 0.5
@@ -213,7 +211,7 @@ def test_an_interactive_shell_is_no_supervisor(port, monkeypatch):
     os.write(terminal, f"'{sys.executable}' -S -E '{HOLDER}' '{spec}' &\n".encode())
     try:
         assert eventually(lambda: not can_bind(port))
-        monkeypatch.setattr(port_manager, "RESTART_WATCH", PATIENCE)
+        seam.limits(monkeypatch, restart_watch=PATIENCE)
         begun = time.monotonic()
         assert ensure_port_available(port)
         assert time.monotonic() - begun < PATIENCE
@@ -262,12 +260,6 @@ def test_orphans_far_from_each_other_all_go(port, hold, monkeypatch):
 
 def test_a_holder_that_exits_by_itself_counts_as_success(port, hold, monkeypatch):
     held = hold(("127.0.0.1", port), exit_after=0.4)
-    stop = port_manager._stop
-
-    def later(*args):
-        assert eventually(lambda: not held.alive())
-        return stop(*args)
-
-    monkeypatch.setattr(port_manager, "_stop", later)
+    seam.before_the_stop(monkeypatch, lambda: eventually(lambda: not held.alive()))
     assert ensure_port_available(port) is True
     assert held.alive() == []

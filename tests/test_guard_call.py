@@ -15,6 +15,7 @@ import pytest
 import port_manager
 from port_manager import server_endpoints
 
+from . import seam
 from .conftest import LINUX, PATIENCE, ROOT, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -340,11 +341,11 @@ def test_ctrl_c_while_it_waits(app, port, hold, start):
 def test_where_nobody_can_tell_it_says_so(app, port, hold, monkeypatch):
     """guard() itself must not fail where the look does."""
     hold(("127.0.0.1", port))
-    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: None,)))
-    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", port) is False
+    seam.only(monkeypatch, lambda port: None)
+    assert seam.is_in_the_family("uvicorn", "127.0.0.1", port) is False
 
 
 def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(port_manager, "_run", lambda *_: pytest.fail("a tool was started"))
-    assert port_manager._is_in_the_family("uvicorn", "127.0.0.2", port) is False
+    seam.stand_in(monkeypatch, "run a tool", lambda *_: pytest.fail("a tool was started"))
+    assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False

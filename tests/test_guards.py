@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import port_manager
-from port_manager import Holder, ensure_port_available
+from port_manager import ensure_port_available
 
+from . import seam
 from .conftest import (
     LINUX,
     NOBODY,
@@ -151,14 +152,10 @@ def test_what_shares_our_own_control_group_is_not_foreign(port, hold, cgroup, pa
 
 def test_a_terminal_that_is_a_unit_does_not_make_a_service(monkeypatch):
     path = "/user.slice/user-1.slice/user@1.service/app.slice/console.service"
-    holder = Holder(77, 1, "alice", "python", "", "", None, ())
     system = path.replace("/user.slice/user-1.slice/user@1.service/app.slice", "/system.slice")
     places = ((34816, path, None), (0, path, "systemctl --user stop console"), (34816, system, "systemctl stop console"))
     for tty, place, sentence in places:
-        monkeypatch.setattr(port_manager, "_cgroups", lambda pid, place=place: {} if pid == "self" else {"": place})
-        process = port_manager._Process(77, 1, 77, tty, 1, 1.0, "", "python", "", False, False, False)
-        look = port_manager._Look(port_manager.LINUX, [], [holder], [], {77: process}, {})
-        why = port_manager._because_a_service(holder, port_manager._Case(look, "kill", 80, "0.0.0.0"))
+        why = seam.managed(monkeypatch, place, tty)
         assert why is sentence or sentence in why
 
 
@@ -175,7 +172,7 @@ def proxy(port, hold):
 
 @pytest.mark.parametrize("script", ["exit 1", "echo garbage", "printf 'a\\tb\\n'", "exec sleep 9"], ids=str)
 def test_without_an_answer_the_proxy_stays_and_the_words_help(port, proxy, tools, said, script, monkeypatch):
-    monkeypatch.setattr(port_manager, "TOOL_TIMEOUT", 0.3)
+    seam.limits(monkeypatch, tool_timeout=0.3)
     tools("docker", script)
     tools("podman", "exit 127")
     refused(port, said, "it publishes the port of a container", f"docker ps --filter publish={port}", "and stop that")
@@ -250,12 +247,8 @@ def test_workers_that_gave_up_their_rights_go_with_their_master(port, hold):
 
 
 def test_who_cannot_be_told_stays():
-    holder = Holder(77, None, "", "", "", "", None, ())
-    look = port_manager._Look(port_manager._system(), [], [holder], None, {}, {})
-    case = port_manager._Case(look, "kill", 80, "0.0.0.0")
-    assert "it may be one of our own parents" in port_manager._refusal(case)
-    case = case._replace(look=look._replace(ancestry=[]))
-    assert "it cannot be told whose it is" in port_manager._refusal(case)
+    assert "it may be one of our own parents" in seam.refusal(None)
+    assert "it cannot be told whose it is" in seam.refusal([])
 
 
 def test_own_stops_only_what_was_started_from_this_project(port, hold, tmp_path, monkeypatch, said):
@@ -426,9 +419,3 @@ def test_force_lifts_the_environment_and_no_guard(port, hold, monkeypatch):
     done = command_line("free", str(port), "--host", "127.0.0.1", "--force", env=environ)
     assert done.returncode == 0, done.stderr
     assert held.alive() == []
-
-
-def test_every_guard_has_a_reason_to_be():
-    """The list reads like a policy; each of its rules is a function that answers with a sentence or None."""
-    names = [guard.__name__ for guard in port_manager.GUARDS]
-    assert len(set(names)) == len(names) and all(name.startswith("_because_") for name in names)

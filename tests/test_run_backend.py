@@ -22,6 +22,7 @@ import run_backend
 from port_manager import Endpoint
 from run_backend import CANDIDATES, app_kind, find_app, main, server_command
 
+from . import seam
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -832,9 +833,7 @@ def test_production_from_a_shell(project, port, hold, monkeypatch):
 def test_a_port_that_is_lost_between_the_look_and_the_bind(project, port, hold, monkeypatch, capsys, said):
     """The failure has a reason, and it is shown."""
     hold(("127.0.0.1", port))
-    monkeypatch.setattr(
-        port_manager, "_ensure", lambda port, host, _: port_manager._Outcome(port, host, True, [], [], None)
-    )
+    seam.taken_before_the_bind(monkeypatch)
     assert main(["--port", str(port)]) == 1
     assert f"port {port} is already in use" in (said() + capsys.readouterr().err).lower()
 

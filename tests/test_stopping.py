@@ -13,6 +13,7 @@ import pytest
 import port_manager
 from port_manager import PortManager, ensure_port_available
 
+from . import seam
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, can_bind, command_line, eventually, shown_until_closed
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -87,11 +88,8 @@ def test_no_handle_is_left_open(port, hold):
 
 def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatch, said):
     held = hold(("127.0.0.1", port), ignore_term=True)
-    monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.1)
-    signal_ = port_manager._signal
-    monkeypatch.setattr(
-        port_manager, "_signal", lambda pin, *numbers: None if signal.SIGKILL in numbers else signal_(pin, *numbers)
-    )
+    seam.limits(monkeypatch, firm_wait=0.1)
+    seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
     assert ensure_port_available(port, grace=0.1) is False
     assert f"❌ Process {held.pid} does not end even when forced" in said()
 
@@ -101,36 +99,26 @@ def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, sai
         raise PermissionError(1, "Operation not permitted")
 
     hold(("127.0.0.1", port))
-    monkeypatch.setattr(port_manager, "_signal", refused)
+    seam.on_signal(monkeypatch, refused)
     assert ensure_port_available(port) is False
     assert "Operation not permitted" in said()
 
 
 def test_one_that_exits_just_before_the_signal(port, hold, monkeypatch, pinning):
     held = hold(("127.0.0.1", port))
-    holds = port_manager._still_holds
-
-    def last_moment(*args):
-        answer = holds(*args)
-        held.process.kill()
-        held.process.wait()
-        return answer
-
-    monkeypatch.setattr(port_manager, "_still_holds", last_moment)
+    seam.at_the_last_check(monkeypatch, after=lambda: (held.process.kill(), held.process.wait()))
     assert ensure_port_available(port) is True
 
 
 def test_one_that_let_go_of_the_port_in_time_lives(port, hold, monkeypatch):
     """It closed the listener between the look and the signal: it is a bystander now."""
     held = hold(("127.0.0.1", port), drain=True)
-    holds = port_manager._still_holds
 
-    def let_go(*args):
+    def let_go():
         os.kill(held.pid, signal.SIGTERM)
         assert eventually(lambda: can_bind(port))
-        return holds(*args)
 
-    monkeypatch.setattr(port_manager, "_still_holds", let_go)
+    seam.at_the_last_check(monkeypatch, before=let_go)
     assert ensure_port_available(port) is True
     assert held.alive() == [held.pid]
 
@@ -164,7 +152,7 @@ def test_kill_process_reports_what_fails(port, hold, monkeypatch, said):
     def refused(*_):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(port_manager, "_signal", refused)
+    seam.on_signal(monkeypatch, refused)
     assert PortManager(port).kill_process(held.pid) is False
     assert "Operation not permitted" in said()
 
@@ -196,12 +184,12 @@ def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
     held = hold(("127.0.0.1", port), children=2)
     asked = []
 
-    def interrupted(system, pin, manner, firmly):
-        asked.append(pin.pid)
+    def interrupted(pid, firmly, send):
+        asked.append(pid)
         if len(asked) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(port_manager, "_request", interrupted)
+    seam.on_signal(monkeypatch, interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         ensure_port_available(port)
     assert str(caught.value) == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}, {asked[1]}"
@@ -211,9 +199,9 @@ def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
 def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
     """Every round finds the same holder, who never goes: the number of rounds has an end."""
     hold(("127.0.0.1", port))
-    monkeypatch.setattr(port_manager, "_stop", lambda *_: ([], None))
+    seam.stand_in(monkeypatch, "stop", lambda *_: ([], None))
     assert ensure_port_available(port) is False
-    assert f"port {port} is still held after {port_manager.ROUNDS} attempts" in said().lower()
+    assert f"port {port} is still held after {seam.ROUNDS} attempts" in said().lower()
 
 
 def test_a_line_on_a_terminal_shows_the_wait_and_goes(port, hold):
