@@ -1,4 +1,4 @@
-"""The one place where the tests know the inside of port_manager.py: what is renamed there is renamed here.
+"""The one place where the tests know the inside of the two files: what is renamed there is renamed here.
 
 ``patch`` is pytest's monkeypatch; a system is "linux", "macos", "freebsd" or "windows". Sockets have the fields
 address, port, listening, pid, inode and v6only; processes pid, parent, name, command, zombie, kernel and leader.
@@ -12,13 +12,15 @@ import sys
 from typing import Any, Callable, Iterable
 
 import port_manager as pm
+import run_backend as rb
 from port_manager import Holder
 
 HELP = pm.HELP
 ROUNDS = pm.ROUNDS
-SOURCES = {
-    "sock_diag": pm._ask_sock_diag, "proc_net": pm._ask_proc_net, "ss": pm._ask_ss, "lsof": pm._ask_lsof,
-    "netstat": pm._ask_netstat, "sockstat": pm._ask_sockstat, "netstat -ano": pm._ask_netstat_ano,
+SOURCES: dict[str, Callable[..., Any]] = {
+    "sock_diag": pm._ask_sock_diag, "bound": lambda port: pm._ask_sock_diag(port, pm._BOUND),
+    "proc_net": pm._ask_proc_net, "ss": pm._ask_ss, "lsof": pm._ask_lsof, "netstat": pm._ask_netstat,
+    "sockstat": pm._ask_sockstat, "netstat -ano": pm._ask_netstat_ano,
 }  # fmt: skip
 PARSERS: dict[str, Callable[..., Any]] = {
     "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_ss, "lsof": pm._parse_lsof,
@@ -32,20 +34,30 @@ bind_error, run, found, windows_tool = pm._bind_error, pm._run, pm._found, pm._w
 on, read_by_ps, proc_is_ours, forget = pm._on, pm._read_ps, pm._proc_is_ours, pm._proc_is_ours.cache_clear
 roots_first, families, is_in_the_family = pm._roots_first, pm._families, pm._is_in_the_family
 
+# run_backend.py
+become, serve_here, page_server, wsgi_server = rb._become, rb._serve_here, rb._page_server, rb._wsgi_server
+start, imported, exists, installed, pip = rb._start, rb._imported, rb._exists, rb._installed, rb._pip
+say_the_start, CannotStart = rb._say, rb._CannotStart
+
 # What a test may put in the place of a part: stand_in(patch, "bind", answer).
-PARTS = {
-    "bind": "_bind_error",  # (family, address) -> OSError or None
-    "run a tool": "_run",  # (tool, *options) -> (status, output, complaints) or None
-    "find a tool": "_found",  # (tool) -> its path or None
-    "sock_diag": "_ask_sock_diag",  # (port) -> sockets or None
-    "question": "_disagreement",  # (...) -> None for a yes, or a sentence
-    "stop": "_stop",  # (...) -> (holders that went, why others did not)
+PARTS: dict[str, tuple[Any, str]] = {
+    "bind": (pm, "_bind_error"),  # (family, address) -> OSError or None
+    "run a tool": (pm, "_run"),  # (tool, *options) -> (status, output, complaints) or None
+    "find a tool": (pm, "_found"),  # (tool) -> its path or None
+    "sock_diag": (pm, "_ask_sock_diag"),  # (port) -> sockets or None
+    "question": (pm, "_disagreement"),  # (...) -> None for a yes, or a sentence
+    "stop": (pm, "_stop"),  # (...) -> (holders that went, why others did not)
+    "become": (rb, "_become"),  # (command, endpoint) -> status
+    "start": (rb, "_start"),  # (command, endpoints, endpoint wanted, ...) -> status
+    "start here": (rb, "_start_here"),  # (server, endpoint wanted, ...) -> status
+    "serve here": (rb, "_serve_here"),  # (server, listener) -> status
+    "installed": (rb, "_installed"),  # (module) -> whether it is
 }
 
 
 def stand_in(patch: Any, part: str, answer: Callable[..., Any]) -> None:
-    """Let the function answer stand for a part of the module."""
-    patch.setattr(pm, PARTS[part], answer)
+    """Let the function answer stand for a part of the two modules."""
+    patch.setattr(*PARTS[part], answer)
 
 
 def taken_before_the_bind(patch: Any) -> None:
@@ -80,11 +92,6 @@ def ask(source: str, port: int | None) -> list[Any] | None:
     """The sockets that one source tells of, those on the port alone where one is named; None where it cannot tell."""
     rows = SOURCES[source](port)
     return None if rows is None else pm._on(port, rows)
-
-
-def ask_for_bound(port: int) -> list[Any]:
-    """The sockets on the port that are bound and do not listen."""
-    return pm._on(port, pm._ask_sock_diag(port, pm._BOUND) or [])
 
 
 def parse(source: str, text: Any, *more: Any) -> Any:
@@ -183,7 +190,8 @@ def refusal(ancestry: list[int] | None) -> str | None:
 def protected(name: str, command: str = "", system: str = "linux") -> str | None:
     """Why a program of that name is left alone, whatever it holds the port for."""
     holder = Holder(77, 1, "alice", name, command, "", None, ())
-    return pm._because_a_squatter(holder, None) or pm._because_a_container(holder, _case(holder, _system(system), {}, []))
+    case = _case(holder, _system(system), {}, [])
+    return pm._because_a_squatter(holder, case) or pm._because_a_container(holder, case)
 
 
 def managed(patch: Any, cgroup: str, tty: object = None) -> str | None:
@@ -227,25 +235,10 @@ def on_signal(patch: Any, instead: Callable[[int, bool, Callable[[], None]], Any
     )
 
 
-def no_signal(patch: Any) -> None:
-    """Let a signal be a failure."""
-
-    def fail(*_: Any) -> None:
-        raise AssertionError("a signal was sent")
-
-    on_signal(patch, fail)
-
-
 def at_the_last_check(patch: Any, before: Callable[[], Any] = bool, after: Callable[[], Any] = bool) -> None:
     """Call these around the check that the process still holds the port."""
     real = pm._still_holds
     patch.setattr(pm, "_still_holds", lambda *words: (before(), real(*words), after())[1])
-
-
-def before_the_stop(patch: Any, action: Callable[[], Any]) -> None:
-    """Call this between the decision and the stop."""
-    real = pm._stop
-    patch.setattr(pm, "_stop", lambda *words: (action(), real(*words))[1])
 
 
 def ask_to_stop(system: str, pid: int, firmly: bool) -> None:

@@ -260,6 +260,6 @@ def test_orphans_far_from_each_other_all_go(port, hold, monkeypatch):
 
 def test_a_holder_that_exits_by_itself_counts_as_success(port, hold, monkeypatch):
     held = hold(("127.0.0.1", port), exit_after=0.4)
-    seam.before_the_stop(monkeypatch, lambda: eventually(lambda: not held.alive()))
+    seam.at_the_last_check(monkeypatch, before=lambda: eventually(lambda: not held.alive()))
     assert ensure_port_available(port) is True
     assert held.alive() == []

@@ -119,7 +119,7 @@ def test_a_bound_socket_that_does_not_listen(port, hold):
 def test_each_bound_socket_is_told_once(ports, hold):
     four, six = ports(), ports()
     hold(("127.0.0.1", four), ("::1", six), listen=False)
-    told = [seam.ask_for_bound(port) for port in (four, six)]
+    told = [seam.ask("bound", port) for port in (four, six)]
     assert [[(row.address, row.port) for row in rows] for rows in told] == [[("127.0.0.1", four)], [("::1", six)]]
 
 
