@@ -88,7 +88,7 @@ class Held:
 @pytest.fixture(autouse=True)
 def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a loaded machine a tool may take long to answer, and a process to end."""
-    seam.limits(monkeypatch, tool_timeout=PATIENCE, firm_wait=PATIENCE)
+    seam.limits(monkeypatch, tool_timeout=PATIENCE, forced_wait=PATIENCE)
 
 
 @pytest.fixture

@@ -436,7 +436,7 @@ def test_a_parent_that_did_not_start_the_taker_is_not_accused(port, hold, monkey
 def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
     """The port is free, and the process that cannot be ended is not kept quiet about."""
     held = hold(("127.0.0.1", port), drain=True)
-    seam.limits(monkeypatch, firm_wait=0.0)
+    seam.limits(monkeypatch, forced_wait=0.0)
     seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
     assert ensure_port_available(port, grace=0.3) is True
     assert f"⚠️  Process {held.pid} does not end even when forced" in said()

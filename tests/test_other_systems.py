@@ -31,7 +31,7 @@ def machine(monkeypatch, fp):
     state = SimpleNamespace(held=True, signals=[], error=OSError(errno.EADDRINUSE, "in use"))
     seam.stand_in(monkeypatch, "bind", lambda *_: state.error if state.held else None)
     seam.stand_in(monkeypatch, "find a tool", lambda tool: tool)
-    seam.limits(monkeypatch, restart_watch=0.05, firm_wait=0.3)
+    seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3)
     fp.allow_unregistered(False)
 
     def kill(pid, number):
@@ -405,7 +405,7 @@ def test_freebsd_falls_back_to_lsof(machine, monkeypatch, fp):
 )
 def test_each_system_has_its_list(monkeypatch, platform, name):
     monkeypatch.setattr(sys, "platform", platform)
-    assert seam.system_name() == name
+    assert seam.system_of(platform) == name
 
 
 # Windows

@@ -88,7 +88,7 @@ def test_no_handle_is_left_open(port, hold):
 
 def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatch, said):
     held = hold(("127.0.0.1", port), ignore_term=True)
-    seam.limits(monkeypatch, firm_wait=0.1)
+    seam.limits(monkeypatch, forced_wait=0.1)
     seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
     assert ensure_port_available(port, grace=0.1) is False
     assert f"❌ Process {held.pid} does not end even when forced" in said()

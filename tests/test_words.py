@@ -130,6 +130,6 @@ def test_spans(seconds, text):
 def test_titles_are_short_and_complete():
     holder = port_manager.Holder(7, 1, "alice", "node", "node " + "x" * 500, "/srv/api", None, ())
     assert len(seam.title(holder)) < 175 and seam.title(holder).endswith("…)")
-    assert seam.full_title(holder).endswith(", user alice, in /srv/api)")
+    assert seam.title(holder, full=True).endswith(", user alice, in /srv/api)")
     unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
-    assert seam.title(unknown) == seam.full_title(unknown) == "? (unknown)"
+    assert seam.title(unknown) == seam.title(unknown, full=True) == "? (unknown)"
