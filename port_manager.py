@@ -2599,7 +2599,7 @@ class _Freeing:
         """Who took the port, and on whose behalf; a master that did so is stopped with its workers in the next round."""
         system = look.system
         taker = f" by process {_title(look.holders[0])}" if look.holders else ""
-        above = system.parents(look.holders[0].pid) if look.holders else self.supervisors
+        above = [look.holders[0].pid, *system.parents(look.holders[0].pid)] if look.holders else list(self.supervisors)
         living = [pid for pid, pin in self.supervisors.items() if pid in above and not system.has_exited(pin)]
         boss = system.process(living[0]) if living else None
         if boss is None:
