@@ -2529,7 +2529,9 @@ class _Freeing:
             return False
         old = any(row.inode in self.sockets for row in look.sockets)
         young = any((holder.started or 0.0) > self.began for holder in look.holders)
-        return bool(look.sockets) and not old and (bool(self.sockets) or young)
+        masters = self.masters.keys()
+        others = any(not masters & {holder.pid, *look.system.parents(holder.pid)} for holder in look.holders)
+        return others and not old and (bool(self.sockets) or young)
 
     def stop(self, look: _Look) -> str | None:
         """Stop all of the holders of a look, or none: why somebody lives on."""
