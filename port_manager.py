@@ -306,12 +306,14 @@ def _encodable(text: str, streams: Iterable[TextIO]) -> str:
         encoding = getattr(stream, "encoding", None) or "utf-8"
         try:
             text.encode(encoding)
+            continue
         except LookupError:
-            text = text.encode("ascii", "backslashreplace").decode()
+            encoding = "ascii"
         except UnicodeError:
-            for symbol, plain in _PLAIN:
-                text = text.replace(symbol, plain)
-            text = text.encode(encoding, "backslashreplace").decode(encoding)
+            pass
+        for symbol, plain in _PLAIN:
+            text = text.replace(symbol, plain)
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
     return text
 
 
@@ -1395,7 +1397,7 @@ class _Linux(_System):
             except OSError:  # another user's, or a sandbox that refuses this one call
                 if self.has_exited(pin):
                     raise ProcessLookupError from None
-        os.kill(pin.pid, number)
+        super().send(pin, number)
 
     def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
         return bool(_sockets_of(pin.pid, {f"socket:[{row.inode}]": row.inode for row in sockets if row.pid == pin.pid}))
@@ -1410,11 +1412,11 @@ class _Linux(_System):
         return holder.user if uids != {mine} else ""
 
     def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        if holder.pid is None or holder.name in _PROXIES:
+        if holder.pid is None or holder.name in {name[:15] for name in _PROXIES}:
             return _published(holder, port)
         container = _container_of(holder.pid)
         if container and container != _container_of("self"):
-            return _container(f"id={container}") or Manager(f"the container {container[:12]}", "")
+            return _container(f"id={container}") or _container_by_id(container, _cgroups(holder.pid))
         if len(_numbers(holder.pid, "NSpid")) > len(_numbers("self", "NSpid")):
             return Manager("a container or sandbox of its own (a PID namespace)", "")
         if holder.name == "systemd":
@@ -1603,10 +1605,18 @@ def _container(condition: str) -> Manager | None:
     return None
 
 
+def _container_by_id(container: str, paths: list[str]) -> Manager:
+    """A container whose engine does not answer here: the control group is named after it."""
+    name = container[:12] if len(container) == 64 else container
+    groups = "".join("/".join(path.partition(container)[0].split("/")[-2:]) for path in paths if container in path)
+    engine = "docker" if "docker" in groups else "podman" if "libpod" in groups else ""
+    return Manager(f"the container {name}", f"{engine} stop {name}" if engine else "")
+
+
 def _published(holder: Holder, port: int) -> Manager | None:
-    """The container whose published port a process holds for it."""
-    ways = Manager("a container's engine", f"docker ps --filter publish={port}, or podman ps, names the container")
-    return _container(f"publish={port}/tcp") or (ways if holder.name in _PROXIES else None)
+    """The container whose published port a process holds for it; of a hidden process nothing is guessed."""
+    ways = Manager("a container's engine", f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)")
+    return _container(f"publish={port}/tcp") or (ways if holder.pid else None)
 
 
 _LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # they start what is not their own

@@ -26,7 +26,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
 write, say, on_terminal = pm._write, pm._say, pm._on_terminal
-clean, span, title, decoded = pm._clean, pm._duration, pm._title, pm._decoded
+clean, span, title, decoded, short_folder = pm._clean, pm._duration, pm._title, pm._decoded, pm._short_folder
 bind_error, run, found, windows_tool = pm._bind_error, pm._run, pm._found, pm._windows_tool
 proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear
 roots_first, families, is_in_the_family = pm._roots_first, pm._families, pm._is_a_child
@@ -192,6 +192,16 @@ def managed_by_launchd(patch: Any, pid: int) -> str | None:
 def precious(patch: Any, pid: int) -> None:
     """Let this process be one who must stay, and no other."""
     patch.setattr(pm, "_must_stay", lambda look, holder, *_: iter(["it is precious"] if holder.pid == pid else []))
+
+
+def ancestry_is_hidden(patch: Any, oldest: float) -> None:
+    """Let this process alone be seen of its line, and the oldest seen one have started then."""
+    patch.setattr(pm._Linux, "ancestry", lambda self: pm._Ancestry([os.getpid()], False, oldest))
+
+
+def users_are_hidden(patch: Any) -> None:
+    """Let it not be told whose a process is."""
+    patch.setattr(pm._Linux, "other_user", lambda self, holder, sockets: None)
 
 
 # Stop and verify

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -127,9 +126,10 @@ def test_no_signal_for_pid_1_and_below(pid, monkeypatch, said):
     """PID 0 reached kill(), which signals the caller's whole process group."""
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal was sent"))
     assert PortManager().kill_process(pid) is False
-    assert f"❌ Process {pid} is left alone: PID {pid} stands for the system or for whole groups" in said()
-    with pytest.raises(ValueError, match="never signalled"):
-        seam.send(pid, signal.SIGTERM)
+    assert f"❌ PID {pid} stands for the system or for whole groups of processes: it is left alone" in said()
+    for firmly in (False, True):
+        with pytest.raises(OSError, match="never signalled"):
+            seam.send(pid, firmly)
 
 
 def test_the_file_signals_in_one_place():
@@ -166,9 +166,10 @@ def test_the_pid_was_reused_between_look_and_signal(ports, hold, monkeypatch):
 def test_the_pid_is_reused_where_there_is_no_pidfd(hold, port, monkeypatch):
     """Without a handle, the start times are compared just before the signal."""
     bystander = hold(("127.0.0.1", port))
-    seam.send(bystander.pid, signal.SIGKILL, start=12345)
+    with pytest.raises(ProcessLookupError):
+        seam.send(bystander.pid, True, start=12345)
     assert not eventually(lambda: bystander.alive() == [], 0.1)
-    seam.send(bystander.pid, signal.SIGKILL)
+    seam.send(bystander.pid, True)
     assert eventually(lambda: bystander.alive() == [])
 
 
@@ -179,8 +180,9 @@ def test_production_touches_nobody(port, hold, monkeypatch, said, tmp_path):
     assert held.alive() == [held.pid]
     lines = said().splitlines()
     assert lines[:2] == [f"⚠️  Port {port} is already in use", "🚨 Port conflict in PRODUCTION environment!"]
-    assert lines[2].startswith(f"Process using port: {held.pid} ({sys.executable} ")
-    assert lines[2].endswith(f" s ago, in {tmp_path})") and ", user " in lines[2] and ", started " in lines[2]
+    assert lines[2].startswith(f"Process using port: {held.pid} ({os.path.basename(sys.executable)} -S -E holder.py ")
+    folder = seam.short_folder(str(tmp_path))
+    assert lines[2].endswith(f" s ago, in {folder})") and ", user " in lines[2] and ", started " in lines[2]
     assert lines[3:] == ["❌ Cannot start: port is not available"]
     manager = PortManager(port)
     assert manager.check_and_clean_port() is False and manager.kill_process(held.pid) is False
@@ -194,7 +196,10 @@ def test_every_other_environment_refuses_too(port, hold, monkeypatch, value, sai
     assert PortManager.IS_DEVELOPMENT is False and PortManager().IS_DEVELOPMENT is False
     assert ensure_port_available(port) is False
     assert held.alive() == [held.pid]
-    assert ("the names of development are" in said()) == (value.lower() not in ("prod", "production"))
+    production = value.lower() in ("prod", "production")
+    assert ("PRODUCTION" in said()) == production
+    assert (f"🚨 Port conflict: ENVIRONMENT is {value!r}: outside development nothing is stopped" in said()) != production
+    assert ("The names of development are dev, development, local, " in said()) != production
 
 
 @pytest.mark.parametrize("value", [None, "", "dev", "Development", "LOCAL", "test", "testing", "debug", " dev "])
@@ -252,7 +257,7 @@ def test_root_leaves_other_users_alone(port, hold, monkeypatch, said):
     assert ensure_port_available(port) is False
     assert PortManager().kill_process(held.pid) is False
     assert held.alive() == [held.pid]
-    assert "it belongs to user" in said() and "and you are 54321" in said()
+    assert said().count("is left alone: it belongs to user ") == 2 and "; only that user should stop it" in said()
 
 
 def test_the_folk_remedy_would_have_killed(port, hold):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -49,15 +50,16 @@ def test_the_words_of_a_take_over(port, hold, said):
     held = hold(("127.0.0.1", port))
     assert ensure_port_available(port)
     lines = said().splitlines()
-    command = lines.pop(3)
+    command, killed = lines.pop(3), lines.pop(3)
     assert lines == [
         f"⚠️  Port {port} is already in use",
         "💡 Development environment detected",
         "Attempting to free up port...",
-        f"✅ Successfully killed process {held.pid}",
         f"✅ Port {port} is now available",
     ]
-    assert command.startswith(f"Process using port: {held.pid} ({sys.executable} -S -E ")
+    assert command.startswith(f"Process using port: {held.pid} ({os.path.basename(sys.executable)} -S -E holder.py ")
+    assert command.endswith(f", in {seam.short_folder(os.getcwd())})")
+    assert re.fullmatch(rf"✅ Successfully killed process {held.pid} \(\d+\.\d s\)", killed)
 
 
 def test_a_family_is_told_in_one_line(port, hold, said):

@@ -6,7 +6,6 @@ import errno
 import os
 import random
 import socket
-import sys
 
 import pytest
 
@@ -153,7 +152,7 @@ def test_a_host_name_stands_for_all_its_addresses(port, hold, monkeypatch):
 
 def test_macos_probes_what_the_wildcard_shadows(port, hold, monkeypatch):
     """There SO_REUSEADDR lets a wildcard be bound beside 127.0.0.1, and the other way round."""
-    monkeypatch.setattr(sys, "platform", "darwin")
+    seam.on_system(monkeypatch, "darwin", "me")
     asked = []
     seam.stand_in(monkeypatch, "bind", lambda family, address: asked.append(address[0]))
     for host in ("0.0.0.0", "127.0.0.1", "127.0.0.2", "localhost", "::"):

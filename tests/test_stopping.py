@@ -14,7 +14,7 @@ import port_manager
 from port_manager import PortManager, ensure_port_available
 
 from . import seam
-from .conftest import LINUX, PATIENCE, PORT_MANAGER, can_bind, command_line, eventually, shown_until_closed
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, RUN_BACKEND, can_bind, command_line, eventually, shown_until_closed
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -160,12 +160,8 @@ def test_kill_process_reports_what_fails(port, hold, monkeypatch, said):
 @pytest.mark.parametrize("how", ["free", "run_backend"])
 def test_ctrl_c_while_waiting(port, hold, start, how):
     held = hold(("127.0.0.1", port), drain=True)
-    words = (
-        [PORT_MANAGER, "free", str(port), "--grace", "30"]
-        if how == "free"
-        else [PORT_MANAGER.replace("port_manager", "run_backend"), "--port", str(port)]
-    )
-    caller = start(sys.executable, *words)
+    words = {"free": [PORT_MANAGER, "free", str(port), "--grace", "30"], "run_backend": [RUN_BACKEND, "--port", str(port), "--", "true"]}
+    caller = start(sys.executable, *words[how])
     lines = []
     for line in caller.stdout:
         lines.append(line)
@@ -199,7 +195,7 @@ def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
 def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
     """Every round finds the same holder, who never goes: the number of rounds has an end."""
     hold(("127.0.0.1", port))
-    seam.stand_in(monkeypatch, "stop", lambda *_: ([], None))
+    seam.stand_in(monkeypatch, "stop", lambda *_: ([], [], None))
     assert ensure_port_available(port) is False
     assert f"port {port} is still held after {seam.ROUNDS} attempts" in said().lower()
 

@@ -199,7 +199,7 @@ def test_another_users_holder_is_named_by_its_user(port, hold):
     (holder,) = as_nobody(lambda: find_listeners(port))
     assert holder[0] is None and holder[2] == "root"
     said = as_nobody(lambda: PortManager().get_process_using_port(port))
-    assert "held by a process of user root that you may not see; run with sudo to find out" in said
+    assert f"port {port} is held by a process of user root that may not be seen" in said
 
 
 @pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
