@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import port_manager
-from port_manager import ensure_port_available
+from port_manager import ensure_port_available, find_listeners
 
 from . import seam
 from .conftest import (
@@ -82,8 +82,8 @@ def tools(tmp_path, monkeypatch):
     return make
 
 
-def refused(port, said, *parts):
-    assert ensure_port_available(port) is False
+def refused(port, said, *parts, policy=None):
+    assert ensure_port_available(port, policy=policy) is False
     for part in parts:
         assert part in said(), said()
 
@@ -94,17 +94,15 @@ def refused(port, said, *parts):
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("system.slice/pm-web.service", "it is the systemd service pm-web; stop that with: systemctl stop pm-web"),
-        ("system.slice/pm-web.service/inner", "systemctl stop pm-web"),
-        (
-            "user.slice/user-1.slice/user@1.service/app.slice/pm-sync.service",
-            "it is the systemd service pm-sync; stop that with: systemctl --user stop pm-sync",
-        ),
-        (f"system.slice/docker-{ID}.scope", f"it runs in the container {ID[:12]}; stop that with: docker stop {ID[:12]}"),
+        ("system.slice/pm-web.service", "the systemd service pm-web.service runs it; stop it with: systemctl stop pm-web.service"),
+        ("system.slice/pm-web.service/inner", "systemctl stop pm-web.service"),
+        ("user.slice/user-1.slice/user@1.service/app.slice/pm-sync.service", "stop it with: systemctl --user stop pm-sync.service"),
+        (f"system.slice/docker-{ID}.scope", f"the container {ID[:12]} runs it; stop it with: docker stop {ID[:12]}"),
         (f"machine.slice/libpod-{ID}.scope/container", f"podman stop {ID[:12]}"),
         (f"docker/{ID}", f"docker stop {ID[:12]}"),
-        (f"kubepods.slice/cri-containerd-{ID}.scope", f"it runs in the container {ID[:12]}; stop that with: the tool"),
-        ("lxc.payload.web", "it runs in the container web; stop that with: the tool that runs it"),
+        (f"docker/{'0' * 64}/system.slice/libpod-{ID}.scope", f"podman stop {ID[:12]}"),
+        (f"kubepods.slice/cri-containerd-{ID}.scope", f"the container {ID[:12]} runs it; stop it there"),
+        ("lxc.payload.web", "the container lxc.payload.web runs it; stop it there"),
     ],
 )
 def test_a_service_or_a_container_is_left_alone(port, hold, cgroup, said, path, sentence, tools):
@@ -115,6 +113,15 @@ def test_a_service_or_a_container_is_left_alone(port, hold, cgroup, said, path, 
         cgroup(pid, path)
     refused(port, said, f"Process {held.pid} (", "is left alone", sentence)
     assert held.alive() == [held.pid, *held.children]
+
+
+@pytest.mark.parametrize("policy", ["kill", "own", "ask", "refuse"])
+def test_a_container_has_a_name_and_is_stopped_by_nobody_here(port, hold, cgroup, tools, said, policy):
+    calls = tools("docker", "echo web")
+    held = hold(("127.0.0.1", port))
+    cgroup(held.pid, f"system.slice/docker-{ID}.scope")
+    refused(port, said, "the docker container web runs it; stop it with: docker stop web", policy=policy)
+    assert held.alive() == [held.pid] and f"--filter id={ID} " in calls.read_text() and "docker stop" not in calls.read_text()
 
 
 @pytest.mark.parametrize(
@@ -133,8 +140,11 @@ def test_a_login_session_is_no_service(port, hold, cgroup, path):
     assert held.alive() == []
 
 
-@pytest.mark.parametrize("path", ["system.slice/pm-runner.service", f"docker/{ID}"])
-def test_what_shares_our_own_control_group_is_not_foreign(port, hold, cgroup, path):
+@pytest.mark.parametrize(
+    ("path", "ours"),
+    [("system.slice/pm-runner.service", "system.slice/pm-runner.service"), (f"docker/{ID}/web", f"docker/{ID}/exec")],
+)
+def test_what_shares_our_own_service_or_container_is_not_foreign(port, hold, cgroup, path, ours):
     """Inside a container, or inside one service, development goes on as usual."""
     held = hold(("127.0.0.1", port))
     cgroup(held.pid, path)
@@ -144,7 +154,7 @@ def test_what_shares_our_own_control_group_is_not_foreign(port, hold, cgroup, pa
         stderr=subprocess.PIPE,
         text=True,
     )
-    cgroup(freed.pid, path)
+    cgroup(freed.pid, ours)
     _, told = freed.communicate("go\n", timeout=PATIENCE)
     assert freed.returncode == 0, told
     assert held.alive() == []
@@ -153,7 +163,8 @@ def test_what_shares_our_own_control_group_is_not_foreign(port, hold, cgroup, pa
 def test_a_terminal_that_is_a_unit_does_not_make_a_service(monkeypatch):
     path = "/user.slice/user-1.slice/user@1.service/app.slice/console.service"
     system = path.replace("/user.slice/user-1.slice/user@1.service/app.slice", "/system.slice")
-    places = ((34816, path, None), (0, path, "systemctl --user stop console"), (34816, system, "systemctl stop console"))
+    stop = "systemctl --user stop console.service", "systemctl stop console.service"
+    places = ((34816, path, None), (0, path, stop[0]), (34816, system, stop[1]))
     for tty, place, sentence in places:
         why = seam.managed(monkeypatch, place, tty)
         assert why is sentence or sentence in why
@@ -170,70 +181,51 @@ def proxy(port, hold):
     return held
 
 
-@pytest.mark.parametrize("script", ["exit 1", "echo garbage", "printf 'a\\tb\\n'", "exec sleep 9"], ids=str)
-def test_without_an_answer_the_proxy_stays_and_the_words_help(port, proxy, tools, said, script, monkeypatch):
-    seam.limits(monkeypatch, tool_timeout=0.3)
-    tools("docker", script)
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        *((script, "docker stop NAME (docker ps --filter publish={port} tells the name")
+          for script in ("exit 1", "exec sleep 9", "true", "echo one; echo two")),
+        ("echo web", "the docker container web runs it; stop it with: docker stop web"),
+    ],
+)  # fmt: skip
+def test_a_proxy_stays_and_the_words_help(port, proxy, tools, said, script, sentence, monkeypatch):
+    seam.limits(monkeypatch, tool_timeout=0.3 if "sleep" in script else PATIENCE)
+    calls = tools("docker", script)
     tools("podman", "exit 127")
-    refused(port, said, "it publishes the port of a container", f"docker ps --filter publish={port}", "and stop that")
+    refused(port, said, sentence.format(port=port))
     assert proxy.alive() == [proxy.pid]
-
-
-@pytest.mark.parametrize("published", ["0.0.0.0:1->80/tcp", "0.0.0.0:{}->80/udp", "{}/tcp", ""])
-def test_a_container_that_does_not_publish_the_port_is_not_stopped(port, proxy, tools, said, published):
-    calls = tools("docker", f"printf '{ID}\\tother\\t{published.format(port)}\\n'")
-    tools("podman", "exit 127")
-    refused(port, said, "it publishes the port of a container")
-    assert "stop other" not in calls.read_text() and proxy.alive() == [proxy.pid]
+    assert f"docker ps --filter publish={port}/tcp " in calls.read_text() and " stop " not in calls.read_text()
 
 
 # Squatters, other users, policies
 
 
 @pytest.mark.parametrize(
-    ("name", "remedy"),
+    ("names", "remedy"),
     [
-        ("ssh", "it is an SSH tunnel"),
-        ("sshd", "it forwards the port for an SSH login"),
-        ("systemd", "systemctl list-sockets"),
-        ("launchd", "launchctl"),
-        ("ControlCenter", "AirPlay Receiver"),
-        ("System", "http.sys"),
-        ("svchost.exe", "portproxy"),
-        ("wslrelay.exe", "stop that program in WSL"),
-        ("rootlessport", "it publishes the port of a container"),
-        ("slirp4netns", "it publishes the port of a container"),
-        ("pasta", "it publishes the port of a container"),
-        ("com.docker.backend", "it publishes the port of a container"),
-        ("OrbStack Helper", "it publishes the port of a container"),
+        ("ssh sshd dropbear kubectl ngrok cloudflared adb", "it is a tunnel"),
+        ("qemu-system-x86_64 VBoxHeadless vmware-vmx", "it forwards the port to a virtual machine"),
+        ("systemd", "systemctl --user stop NAME.socket (systemctl --user list-sockets tells the name)"),
+        ("rootlessport slirp4netns pasta com.docker.backend", "docker stop NAME (docker ps"),
     ],
 )
-def test_squatters_are_left_alone_with_their_remedy(port, hold, said, name, remedy, tools):
-    tools("docker", "exit 1")
-    tools("podman", "exit 1")
-    held = hold(("127.0.0.1", port), name=name)
-    assert eventually(lambda: port_manager.find_listeners(port)[0].name == name[:15])
-    refused(port, said, f"Process {held.pid} (", "is left alone", remedy)
-    assert held.alive() == [held.pid]
-
-
-def test_the_editors_own_server_is_left_alone(port, start, tmp_path, said):
-    """On WSL, VS Code's own node server held the port; killing it cut the user's editor off."""
-    script = tmp_path / ".vscode-server" / "bin" / "server.py"
-    script.parent.mkdir(parents=True)
-    script.write_text(
-        f"import socket, time; s = socket.socket(); s.bind(('127.0.0.1', {port})); s.listen(); print(1, flush=True); time.sleep(60)"
-    )
-    holder = start(sys.executable, str(script))
-    holder.stdout.readline()
-    refused(port, said, "it is an editor or its server")
-    assert holder.poll() is None
+def test_what_holds_ports_for_others_is_left_alone_with_its_remedy(ports, hold, said, names, remedy, tools):
+    for tool in ("docker", "podman", "systemctl"):
+        tools(tool, "exit 1")
+    for name in names.split():
+        port = ports()
+        held = hold(("127.0.0.1", port), name=name)
+        assert eventually(lambda held=held, name=name: seam.read(held.pid).name == name[:15])
+        refused(port, said, f"Process {held.pid} (", remedy)
+        assert held.alive() == [held.pid]
+        assert said().count("is left alone") == said().count(remedy)
 
 
 @pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
 def test_another_users_process_is_left_alone_by_root(port, hold, said):
     held = hold(("127.0.0.1", port), uid=NOBODY)
-    refused(port, said, "it belongs to user nobody, and you are root; only that user should stop it")
+    refused(port, said, "it belongs to user nobody; only that user should stop it")
     assert held.alive() == [held.pid]
 
 
@@ -246,27 +238,83 @@ def test_workers_that_gave_up_their_rights_go_with_their_master(port, hold):
     assert held.alive() == []
 
 
-def test_who_cannot_be_told_stays():
-    assert "it may be one of our own parents" in seam.refusal(None)
-    assert "it cannot be told whose it is" in seam.refusal([])
+def test_who_cannot_be_told_stays(port, hold, monkeypatch, said):
+    """Where the line of our parents ends in the dark, whoever is older than what is seen of it may be in it."""
+    held = hold(("127.0.0.1", port))
+    started = find_listeners(port)[0].started
+    with monkeypatch.context() as patch:
+        seam.ancestry_is_hidden(patch, oldest=started + 1)
+        refused(port, said, "it may be one of our own ancestors")
+    with monkeypatch.context() as patch:
+        seam.users_are_hidden(patch)
+        refused(port, said, "it cannot be told whose it is")
+    assert held.alive() == [held.pid]
+    seam.ancestry_is_hidden(monkeypatch, oldest=started - 1)
+    assert ensure_port_available(port) is True and held.alive() == []
 
 
-def test_own_stops_only_what_was_started_from_this_project(port, hold, tmp_path, monkeypatch, said):
-    project, elsewhere = tmp_path / "api", tmp_path / "api-old"
-    (project / "src").mkdir(parents=True)
-    elsewhere.mkdir()
-    monkeypatch.chdir(project)
-    held = hold(("127.0.0.1", port), cwd=str(elsewhere))
-    assert ensure_port_available(port, policy="own") is False
-    assert f"it was not started from this project: it runs in {elsewhere}, and the policy 'own' wants {project}" in said()
-    monkeypatch.chdir(elsewhere)
-    assert ensure_port_available(port, policy="own") is True
-    assert held.alive() == []
-    monkeypatch.chdir(project)
-    inner = hold(("127.0.0.1", port), cwd=str(project / "src"))
+@pytest.fixture
+def projects(tmp_path):
+    """Two folders with a mark of a repository, a worktree below the first, and a folder without."""
+    for folder in ("api/src", "api/.worktrees/fix", "shop", "notes"):
+        (tmp_path / folder).mkdir(parents=True)
+    for mark in ("api/.git", "api/.worktrees/fix/.git", "shop/package.json"):
+        (tmp_path / mark).write_text("")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "why"),
+    [
+        ("api", "api", None),
+        ("api", "api/src", None),
+        ("api/src", "api", None),
+        ("notes", "notes", None),
+        ("api", "api/.worktrees/fix", "it is of another project, {}, and the policy 'own' stops only what is of {ours}"),
+        ("api/.worktrees/fix", "api", "it is of another project"),
+        ("api", "shop", "it is of another project"),
+        ("api", "notes", "it is of the folder {}, and"),
+        ("/", "api", "it is of another project, {}, and the policy 'own' stops only what is of a project, which this folder is not"),
+    ],
+)
+def test_own_stops_only_what_is_of_this_project(port, hold, projects, monkeypatch, said, ours, theirs, why):
+    monkeypatch.chdir(projects / ours)
     monkeypatch.setenv("PORT_MANAGER_POLICY", "own")
-    assert ensure_port_available(port) is True
-    assert inner.alive() == []
+    held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
+    assert ensure_port_available(port) is (why is None)
+    assert held.alive() == ([held.pid] if why else [])
+    assert why is None or why.format(seam.short_folder(str(projects / theirs)), ours=projects / ours) in said()
+
+
+@pytest.mark.parametrize(("ours", "theirs", "stays"), [("api", "shop", True), ("notes", "shop", True), ("api", "notes", False), ("api", "api", False)])
+def test_another_projects_server_is_stopped_by_name_alone(port, hold, projects, monkeypatch, said, ours, theirs, stays):
+    """An automatic start leaves it alone; who types the port means it; the policy kill is the old way."""
+    monkeypatch.chdir(projects / ours)
+    held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
+    assert ensure_port_available(port) is not stays
+    if stays:
+        where = seam.short_folder(str(projects / theirs))
+        assert f"it is of another project, {where}; take the next free port (--next), or stop it: port_manager.py free {port} " in said()
+        assert "PORT_MANAGER_POLICY=kill" in said() and held.alive() == [held.pid]
+        assert command_line("free", str(port)).returncode == 0 and held.alive() == []
+        held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
+        monkeypatch.setenv("PORT_MANAGER_POLICY", "kill")
+        assert ensure_port_available(port) is True
+    assert held.alive() == []
+
+
+def test_another_port_of_another_project_ends_with_its_server_only_when_it_is_named(ports, hold, projects, monkeypatch):
+    """A debugger's port of this project is named by the project; whatever else would close has to be named."""
+    first, second = sorted((ports(), ports()))
+    theirs = hold(("127.0.0.1", first), ("127.0.0.1", second), cwd=str(projects / "shop"))
+    monkeypatch.chdir(projects / "api")
+    done = command_line("free", str(first))
+    assert done.returncode == 1 and theirs.alive() == [theirs.pid]
+    assert f"stopping it would also close port {second} (" in done.stderr
+    assert f" {theirs.pid}); to stop all: port_manager.py free {first} {second}\n" in done.stderr
+    assert command_line("free", str(first), str(second)).returncode == 0 and theirs.alive() == []
+    ours = hold(("127.0.0.1", first), ("127.0.0.1", second), cwd=str(projects / "api" / "src"))
+    assert command_line("free", str(first)).returncode == 0 and ours.alive() == []
 
 
 def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypatch):
@@ -293,17 +341,17 @@ def test_a_socket_that_another_user_opened_is_left_to_that_user(port, hold):
     assert held.alive() == [held.pid, *held.children]
 
 
-LEAKING = """
+WITH_A_TERMINAL = """
 import os, pty, socket, sys, time
 listener = socket.socket()
 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.bind(("127.0.0.1", int(sys.argv[1])))
 listener.listen()
-listener.set_inheritable(True)
+listener.set_inheritable(sys.argv[2] == "leaking")
 pid, terminal = pty.fork()
 if pid == 0:
     os.write(1, b"here")
-    os.execvp(sys.argv[2], sys.argv[2:])
+    os.execvp(sys.argv[3], sys.argv[3:])
 os.read(terminal, 4)
 print(pid, flush=True)
 time.sleep(60)
@@ -313,9 +361,18 @@ time.sleep(60)
 @pytest.mark.parametrize("program", ["sh -i", "sleep 60"], ids=["shell", "program"])
 def test_what_runs_on_a_terminal_of_its_own_has_only_inherited_the_port(port, start, said, program):
     """A server that opens terminals: in one of them there may be a shell, or unsaved text."""
-    server = start(sys.executable, "-S", "-c", LEAKING, str(port), *program.split())
+    server = start(sys.executable, "-S", "-c", WITH_A_TERMINAL, str(port), "leaking", *program.split())
     inner = int(server.stdout.readline())
     refused(port, said, f"Process {inner} (", "it runs on a terminal of its own, and has only inherited the port; end it there")
+    assert server.poll() is None
+
+
+def test_a_server_whose_terminals_would_end_with_it_stays(port, start, said):
+    """The server of an editor, whatever that is called: killing it cut the user off from what was typed there."""
+    server = start(sys.executable, "-S", "-c", WITH_A_TERMINAL, str(port), "closed", "sh", "-i")
+    inner = int(server.stdout.readline())
+    assert eventually(lambda: seam.read(inner).name == "sh")
+    refused(port, said, f"Process {server.pid} (", f"is left alone: stopping it would also end a terminal (sh {inner})")
     assert server.poll() is None
 
 
@@ -414,7 +471,7 @@ def test_force_lifts_the_environment_and_no_guard(port, hold, monkeypatch):
     assert held.alive() == [held.pid]
     tunnel = hold(("127.0.0.2", port), name="ssh")
     refused_ = command_line("free", str(port), "--force", env=environ)
-    assert refused_.returncode == 1 and "SSH tunnel" in refused_.stderr
+    assert refused_.returncode == 1 and "it is a tunnel" in refused_.stderr
     assert held.alive() == [held.pid] and tunnel.alive() == [tunnel.pid]
     done = command_line("free", str(port), "--host", "127.0.0.1", "--force", env=environ)
     assert done.returncode == 0, done.stderr
