@@ -1416,7 +1416,7 @@ class _Linux(_System):
             return _published(holder, port)
         container = _container_of(holder.pid)
         if container and container != _container_of("self"):
-            return _container(f"id={container}") or _container_by_id(container, _cgroups(holder.pid))
+            return _container_by_identity(container, _cgroups(holder.pid))
         if len(_numbers(holder.pid, "NSpid")) > len(_numbers("self", "NSpid")):
             return Manager("a container or sandbox of its own (a PID namespace)", "")
         if holder.name == "systemd":
@@ -1605,18 +1605,20 @@ def _container(condition: str) -> Manager | None:
     return None
 
 
-def _container_by_id(container: str, paths: list[str]) -> Manager:
-    """A container whose engine does not answer here: the control group is named after it."""
-    name = container[:12] if len(container) == 64 else container
-    groups = "".join("/".join(path.partition(container)[0].split("/")[-2:]) for path in paths if container in path)
+def _container_by_identity(identity: str, paths: list[str]) -> Manager:
+    """The container as its engine tells it; where that does not answer, its control group is named after the engine."""
+    if len(identity) != 64:
+        return Manager(f"the container {identity}", "")
+    groups = "".join("/".join(path.partition(identity)[0].split("/")[-2:]) for path in paths if identity in path)
     engine = "docker" if "docker" in groups else "podman" if "libpod" in groups else ""
-    return Manager(f"the container {name}", f"{engine} stop {name}" if engine else "")
+    stop = f"{engine} stop {identity[:12]}" if engine else ""
+    return _container(f"id={identity}") or Manager(f"the container {identity[:12]}", stop)
 
 
 def _published(holder: Holder, port: int) -> Manager | None:
     """The container whose published port a process holds for it; of a hidden process nothing is guessed."""
-    ways = Manager("a container's engine", f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)")
-    return _container(f"publish={port}/tcp") or (ways if holder.pid else None)
+    ways = f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)"
+    return _container(f"publish={port}/tcp") or (Manager("a container's engine", ways) if holder.pid else None)
 
 
 _LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # they start what is not their own
