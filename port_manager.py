@@ -833,8 +833,10 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
 _TUNNEL = "it is a tunnel, which ends at another machine or device; end it where it runs"
 _MACHINE = "it forwards the port to a virtual machine; change that machine's settings, or shut it down"
 _FORWARDERS = {
-    **dict.fromkeys("ssh autossh sshd sshd-session dropbear kubectl ngrok cloudflared adb".split(), _TUNNEL),
-    **dict.fromkeys("VirtualBoxVM VBoxHeadless VBoxNetNAT vmware-vmx vmnet-natd".split(), _MACHINE),
+    **dict.fromkeys(
+        ("ssh", "autossh", "sshd", "sshd-session", "dropbear", "kubectl", "ngrok", "cloudflared", "adb"), _TUNNEL
+    ),
+    **dict.fromkeys(("VirtualBoxVM", "VBoxHeadless", "VBoxNetNAT", "vmware-vmx", "vmnet-natd"), _MACHINE),
 }
 
 # What holds the published ports of containers, outside of them.
@@ -1656,7 +1658,7 @@ class _BSD(_System):
     """The BSDs (which package lsof), and what macOS shares with them: one ps tells of every process."""
 
     # With SO_REUSEADDR, two sockets exclude each other only when their addresses are equal.
-    shadows = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
+    shadows: Mapping[str, str] = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
 
     def read(self, pid: int) -> dict[int, _Process]:
         keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
@@ -1708,7 +1710,7 @@ class _MacOS(_BSD):
     """macOS: launchctl tells who is a job of launchd."""
 
     sources = (_ask_macos,)
-    forwarders = {
+    forwarders: Mapping[str, str] = {
         **_FORWARDERS,
         "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off "
         "in System Settings, General, AirDrop & Handoff",
@@ -2065,7 +2067,7 @@ class _Look:
         self.port, self.host, self.system = port, host, system
         self.sockets, self.pins, self.holders = sockets, pins, holders
 
-    def __enter__(self) -> _Look:
+    def __enter__(self) -> _Look:  # noqa: PYI034 (typing.Self is of Python 3.11)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -2430,7 +2432,7 @@ def _in_time(question: Callable[[], Any], otherwise: Any) -> Any:
         try:
             answers.append(question())
         except OSError:
-            pass
+            return
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()

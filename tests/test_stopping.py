@@ -67,7 +67,7 @@ def test_a_zombie_is_not_taken_for_alive(port, start, pinning):
         "import os, socket, sys, time\n"
         "r, w = os.pipe()\n"
         "if os.fork() == 0:\n"
-        "    s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); os.write(w, b'x'); time.sleep(60)\n"
+        "    s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); os.write(w, b'x'); time.sleep(60)\n"
         "os.read(r, 1); print('ready', flush=True); time.sleep(60)"
     )
     assert start(sys.executable, "-c", code, str(port)).stdout.readline() == "ready\n"
@@ -160,8 +160,8 @@ def test_kill_process_reports_what_fails(port, hold, monkeypatch, said):
 @pytest.mark.parametrize("how", ["free", "run_backend"])
 def test_ctrl_c_while_waiting(port, hold, start, how):
     held = hold(("127.0.0.1", port), drain=True)
-    words = {"free": [PORT_MANAGER, "free", str(port), "--grace", "30"], "run_backend": [RUN_BACKEND, "--port", str(port), "--", "true"]}
-    caller = start(sys.executable, *words[how])
+    free, run = [PORT_MANAGER, "free", str(port), "--grace", "30"], [RUN_BACKEND, "--port", str(port), "--", "true"]
+    caller = start(sys.executable, *(free if how == "free" else run))
     lines = []
     for line in caller.stdout:
         lines.append(line)

@@ -80,7 +80,8 @@ def test_a_dual_stack_wildcard_goes(port, hold, tool, said):
     held = hold(("::", port), v6only=False)
     if tool != "ss":
         assert ensure_port_available(port) is False
-        assert f"it cannot be told whether its :: keeps 0.0.0.0 from being bound; if it does: port_manager.py free {port} --host ::" in said()
+        assert "it cannot be told whether its :: keeps 0.0.0.0 from being bound; if it does: " in said()
+        assert f"port_manager.py free {port} --host ::" in said()
         assert held.alive() == [held.pid]
     assert ensure_port_available(port, "0.0.0.0" if tool == "ss" else "::") is True
     assert held.alive() == []
@@ -121,8 +122,8 @@ def test_busybox_netstat(port, hold, planted, monkeypatch):
 
 def test_an_alpine_lsof_lists_everything_and_harms_nobody(port, hold, planted, monkeypatch, said):
     """busybox lsof ignores every option and lists every open file: xargs kill then kills the container."""
-    listing = "for p in /proc/[0-9]*; do for f in $p/fd/*; do printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f); done; done"
-    planted("lsof", listing)
+    row = "printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f)"
+    planted("lsof", f"for p in /proc/[0-9]*; do for f in $p/fd/*; do {row}; done; done")
     seam.only(monkeypatch, "lsof")
     held = hold(("127.0.0.1", port))
     assert seam.ask("lsof", port) is None

@@ -102,7 +102,8 @@ def mangled(text: str, rng: random.Random) -> str:
         elif harm == 6:
             text = text.replace("\n", rng.choice(["", " ", "\r\n", "\n\n"]), 3)
         elif harm == 7:
-            text = text.replace(rng.choice(["LISTEN", "8000", "127.0.0.1", "0.0.0.0:0", "TCP", "pid="]), rng.choice(["", "LISTEN", "8000", "-1", "*"]), 2)
+            word = rng.choice(["LISTEN", "8000", "127.0.0.1", "0.0.0.0:0", "TCP", "pid="])
+            text = text.replace(word, rng.choice(["", "LISTEN", "8000", "-1", "*"]), 2)
         else:
             digits = [i for i, c in enumerate(text) if c.isdigit()]
             if digits:
@@ -118,7 +119,7 @@ def test_unharmed_listings_are_read(name):
         rows = seam.on(PORT, seam.parse(name, text))
         assert rows and all(row.port == PORT and isinstance(row.listening, bool) for row in rows)
         assert all(told(row) is None or justified(row, text) for row in rows)
-        assert all(row.pid is None for row in rows) == (name in ("ss", "netstat"))  # on Linux, /proc tells whose they are
+        assert all(row.pid is None for row in rows) == (name in ("ss", "netstat"))  # on Linux, /proc tells it
         assert {row.port for row in seam.parse(name, text)} >= {PORT}
 
 
@@ -174,7 +175,7 @@ def test_torture_of_proc_net():
 
 def sock_diag(port: int) -> bytes:
     body = struct.pack("!BBxxHH", 2, 10, port, 0) + bytes([127, 0, 0, 1]) + bytes(52) + struct.pack("=II", 1000, 73)
-    body6 = struct.pack("!BBxxHH", 10, 10, port, 0) + bytes(56) + struct.pack("=II", 1000, 74) + struct.pack("=HHB3x", 5, 11, 1)
+    body6 = struct.pack("!BBxxHH", 10, 10, port, 0) + bytes(56) + struct.pack("=IIHHB3x", 1000, 74, 5, 11, 1)
     messages = [struct.pack("=IHHII", 16 + len(part), 18, 2, 0, 0) + part for part in (body, body6)]
     return b"".join(messages) + struct.pack("=IHHIII", 20, 3, 2, 0, 0, 0)
 
@@ -182,7 +183,8 @@ def sock_diag(port: int) -> bytes:
 def test_torture_of_sock_diag():
     rng = random.Random(SEED)
     rows, finished = seam.parse("sock_diag", sock_diag(PORT))
-    assert finished and [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
+    assert finished
+    assert [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
     for _ in range(ROUNDS):
         data = bytearray(sock_diag(PORT))
         for _ in range(rng.randrange(1, 8)):

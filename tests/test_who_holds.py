@@ -187,8 +187,8 @@ def test_nobody_and_cannot_tell_are_different(port, hold, monkeypatch):
 
 def test_nobody_is_an_answer_and_ends_the_search(port, monkeypatch):
     asked = []
-    ways = tuple(lambda port, n=n, answer=answer: asked.append(n) or answer for n, answer in ((1, None), (2, []), (3, [])))
-    seam.only(monkeypatch, *ways)
+    answers = {1: None, 2: [], 3: []}
+    seam.only(monkeypatch, *(lambda port, n=n: asked.append(n) or answers[n] for n in answers))
     assert find_listeners(port) == []
     assert asked == [1, 2]
 
@@ -210,7 +210,9 @@ def test_a_process_that_gave_up_its_rights_is_named_by_its_new_user(port, hold):
 
 
 @pytest.mark.parametrize(
-    "name", ["a b", ") S 1 (", 'x",pid=1,fd=1', "\x1b[31mred\x07", "名字"], ids=["blank", "bracket", "quote", "escape", "wide"]
+    "name",
+    ["a b", ") S 1 (", 'x",pid=1,fd=1', "\x1b[31mred\x07", "名字"],
+    ids=["blank", "bracket", "quote", "escape", "wide"],
 )
 def test_names_that_try_to_mislead(port, hold, name):
     held = hold(("127.0.0.1", port), name=name)
@@ -222,10 +224,12 @@ def test_names_that_try_to_mislead(port, hold, name):
 
 @pytest.mark.parametrize(
     ("loadavg", "order"),
-    [("0.1 0.2 0.3 1/80 300", [300, 70, 2, 900, 500]), ("0.1 0.2 0.3 1/80 901", [900, 500, 300, 70, 2]), (None, [900, 500, 300, 70, 2]),
-     ("", [900, 500, 300, 70, 2])],
+    [
+        ("0.1 0.2 0.3 1/80 300", [300, 70, 2, 900, 500]),
+        *((text, [900, 500, 300, 70, 2]) for text in ("0.1 0.2 0.3 1/80 901", None, "")),
+    ],
     ids=["wrapped", "upwards", "processes-only", "garbage"],
-)  # fmt: skip
+)
 def test_the_youngest_have_the_pids_up_to_the_one_given_last(monkeypatch, loadavg, order):
     def contents(path):
         if loadavg is None:
@@ -310,7 +314,8 @@ LISTEN = "s = socket.socket(); s.bind(('127.0.0.1', 8000)); s.listen(); "
 
 @boxes
 def test_without_proc():
-    said = in_a_box("mount -t tmpfs none /proc", LISTEN + "print(p.find_listeners(8000)[0][:3], p.ensure_port_available(8000))")
+    question = LISTEN + "print(p.find_listeners(8000)[0][:3], p.ensure_port_available(8000))"
+    said = in_a_box("mount -t tmpfs none /proc", question)
     assert "(None, None, 'root') False" in said
     assert "held by a process of user root that cannot be seen from here" in said
 
@@ -324,12 +329,13 @@ def test_with_a_hidden_proc():
 @boxes
 def test_with_ipv6_switched_off():
     question = "print(p.ensure_port_available(8000, 'localhost'), seam.probe(8000, '::1'), p.find_listeners(8000))"
-    said = in_a_box("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/lo/disable_ipv6", question)
+    off = "; ".join(f"echo 1 > /proc/sys/net/ipv6/conf/{name}/disable_ipv6" for name in ("all", "lo"))
+    said = in_a_box(off, question)
     assert said.endswith("True ::1 is not an address of this machine []")
 
 
 @boxes
 def test_without_netlink():
     """A sandbox (seccomp) that refuses the socket: /proc answers."""
-    question = REFUSE_NETLINK + LISTEN + "print(seam.ask('sock_diag', 8000), p.find_listeners(8000)[0].pid == os.getpid())"
-    assert in_a_box("true", question).endswith("None True")
+    question = LISTEN + "print(seam.ask('sock_diag', 8000), p.find_listeners(8000)[0].pid == os.getpid())"
+    assert in_a_box("true", REFUSE_NETLINK + question).endswith("None True")

@@ -41,7 +41,8 @@ def test_with_logging_imported_but_not_configured(port):
 @pytest.mark.parametrize(
     ("configure", "out", "err"),
     [
-        ("logging.basicConfig(level='INFO', format='%(name)s|%(message)s')", "", "port_manager|✅ Port {port} is available\n"),
+        ("logging.basicConfig(level='INFO', format='%(name)s|%(message)s')", "",
+         "port_manager|✅ Port {port} is available\n"),
         ("logging.basicConfig(level='INFO', stream=sys.stdout, format='%(levelname)s %(message)s')",
          "INFO ✅ Port {port} is available\n", ""),
         ("logging.basicConfig()", "", ""),  # its level is WARNING
@@ -49,8 +50,8 @@ def test_with_logging_imported_but_not_configured(port):
         ("logging.getLogger('port_manager').setLevel('ERROR')", "", ""),
         ("logging.disable(logging.CRITICAL)", "", ""),
         ("logging.getLogger('port_manager').disabled = True", "", ""),
-        ("log = logging.getLogger('port_manager'); log.setLevel('INFO'); log.addHandler(logging.StreamHandler(sys.stdout));" +
-         "logging.basicConfig(stream=sys.stdout, format='root %(message)s')",
+        ("log = logging.getLogger('port_manager'); log.setLevel('INFO');" +
+         "log.addHandler(logging.StreamHandler(sys.stdout)); logging.basicConfig(stream=sys.stdout, format='root %(message)s')",
          "✅ Port {port} is available\nroot ✅ Port {port} is available\n", ""),
         ("log = logging.getLogger('port_manager'); log.propagate = False; log.setLevel('INFO');" +
          "log.addHandler(logging.StreamHandler(sys.stdout)); logging.basicConfig(stream=sys.stdout)",
@@ -71,15 +72,16 @@ def test_a_console_that_cannot_show_symbols_gets_plain_text(encoding):
     name, raw = encoding, io.BytesIO()
     real = "ascii" if encoding == "no-such-codec" else encoding
     stream = Console(raw, encoding=real, errors="strict")
-    for line in ("✅ Port 80 is available", "⚠️  Port 80 is already in use", "💡 Development", "🚨 Port conflict", "❌ No…"):
+    for line in ("✅ Port 80 is available", "⚠️  Port 80 is already in use", "💡 Development", "🚨 Conflict", "❌ No…"):
         seam.write(stream, line)
     assert raw.getvalue().decode(real).splitlines() == [
-        "Port 80 is available", "Port 80 is already in use", "Development", "Port conflict", "No...",
+        "Port 80 is available", "Port 80 is already in use", "Development", "Conflict", "No...",
     ]  # fmt: skip
 
 
 def test_a_strict_ascii_console_of_a_real_process(port):
-    for code in (ASK, f"import logging, sys; logging.basicConfig(level=20, stream=sys.stdout, format='%(message)s'); {ASK}"):
+    configured = "import logging, sys; logging.basicConfig(level=20, stream=sys.stdout, format='%(message)s'); "
+    for code in (ASK, configured + ASK):
         out, err = program(code, port, PYTHONIOENCODING="ascii:strict", PYTHONUTF8="0")
         assert out + err == b"Port %d is available\n" % port
 
@@ -129,7 +131,8 @@ def test_spans(seconds, text):
 
 def test_titles_are_short_and_complete():
     holder = port_manager.Holder(7, 1, "alice", "node", "node " + "x" * 500, "/srv/api", None, ())
-    assert len(seam.title(holder)) < 90 and "x…x" in seam.title(holder) and seam.title(holder).endswith("x, in /srv/api)")
+    short = seam.title(holder)
+    assert len(short) < 90 and "x…x" in short and short.endswith("x, in /srv/api)")
     assert seam.title(holder, full=True).endswith("x, user alice, in /srv/api)")
     unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
     assert seam.title(unknown) == seam.title(unknown, full=True) == "? (unknown)"
