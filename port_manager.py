@@ -2476,7 +2476,7 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[list[_P
         names = _listed(asked.values()) or "nobody"
         raise KeyboardInterrupt(f"Interrupted; asked to stop, and maybe still stopping: {names}") from None
     except OSError as error:
-        del asked[pin.pid]
+        asked.pop(pin.pid if not firmly else 0, None)
         why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
         why += f"; asked to stop before that: {_listed(asked.values()) or 'nobody'}"
         return list(asked.values()), _wait_for_exit(system, pins, 0), why

@@ -6,7 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from .conftest import (
     NOBODY,
     PATIENCE,
     PORT_MANAGER,
+    ROOT,
     ROOT_USER,
     as_nobody,
     command_line,
@@ -429,44 +429,45 @@ def test_ask_without_a_terminal_refuses(port, hold):
     assert held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("YES\n", 0), ("n\n", 1), ("\n", 1), ("\x04", 1)])
-def test_ask_on_a_terminal(port, hold, answer, status):
-    pty = pytest.importorskip("pty")
-    held = hold(("127.0.0.1", port))
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--policy", "ask"])
-    shown = ""
-    while " [y/N]" not in shown:
-        shown += os.read(terminal, 4096).decode()
-    assert f"Process using port: {held.pid} (" in shown
-    question = shown.splitlines()[-1]  # it says all by itself: the lines above may have gone into a log
-    assert question.startswith(f"Stop process {held.pid} (") and question.endswith(f") to free port {port}? [y/N] ")
-    os.write(terminal, answer.encode())
-    end = time.monotonic() + PATIENCE
-    with contextlib.suppress(OSError):
-        while time.monotonic() < end and os.read(terminal, 4096):
-            pass
-    os.close(terminal)
-    assert os.waitpid(pid, 0)[1] >> 8 == status
-    assert held.alive() == ([] if status == 0 else [held.pid])
+FREE = (PORT_MANAGER, "free", "--policy", "ask")
+ENSURE = ("-c", "import port_manager, sys; sys.exit(not port_manager.ensure_port_available(int(sys.argv[1])))")
 
 
-def test_an_answer_that_is_no_text_is_no_yes(port, hold):
+def answered(answer, *words, **environ):
+    """What is shown before the answer and after it, and the status, of a program with a question on a terminal."""
     pty = pytest.importorskip("pty")
-    held = hold(("127.0.0.1", port))
     pid, terminal = pty.fork()
     if pid == 0:
-        environ = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-        os.execve(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--policy", "ask"], environ)
+        os.execve(sys.executable, [sys.executable, *words], {**os.environ, "PYTHONPATH": str(ROOT), **environ})
     shown = b""
     while b" [y/N]" not in shown:
         shown += os.read(terminal, 4096)
-    os.write(terminal, b"\xff\xfey\n")
-    shown = shown_until_closed(terminal)
-    assert os.waitpid(pid, 0)[1] >> 8 == 1
-    assert "The answer was no" in shown and "Traceback" not in shown
-    assert held.alive() == [held.pid]
+    os.write(terminal, answer)
+    after = shown_until_closed(terminal)
+    return shown.decode(), after, os.waitpid(pid, 0)[1] >> 8
+
+
+@pytest.mark.parametrize("answer", [b"y\n", b"YES\n", b"n\n", b"\n", b"\x04", b"\xff\xfey\n"])
+def test_ask_on_a_terminal(port, hold, answer):
+    """The last of the answers is no text, and so no yes."""
+    held = hold(("127.0.0.1", port))
+    shown, after, status = answered(answer, *FREE, str(port), PYTHONIOENCODING="utf-8:strict")
+    assert f"Process using port: {held.pid} (" in shown
+    question = shown.splitlines()[-1]  # it says all by itself: the lines above may have gone into a log
+    assert question.startswith(f"Stop process {held.pid} (") and question.endswith(f") to free port {port}? [y/N] ")
+    agreed = answer.strip().lower() in (b"y", b"yes")
+    assert (status, held.alive()) == ((0, []) if agreed else (1, [held.pid]))
+    assert ("The answer was no: nobody was stopped" in after) != agreed and "Traceback" not in after
+
+
+@pytest.mark.parametrize("answer", [b"y\n", b"n\n"])
+def test_an_automatic_start_asks_about_another_projects_server(port, hold, projects, monkeypatch, answer):
+    held = hold(("127.0.0.1", port), cwd=str(projects / "shop"))
+    monkeypatch.chdir(projects / "api")
+    shown, _, status = answered(answer, *ENSURE, str(port))
+    where = seam.short_folder(str(projects / "shop"))
+    assert f"Process {held.pid} is of another project, {where}. Stop process {held.pid} (" in shown.splitlines()[-1]
+    assert (status, held.alive()) == ((0, []) if answer == b"y\n" else (1, [held.pid]))
 
 
 def test_force_lifts_the_environment_and_no_guard(port, hold, monkeypatch):

@@ -94,14 +94,22 @@ def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatc
     assert f"❌ Process {held.pid} does not end even when forced" in said()
 
 
-def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, said):
-    def refused(*_):
-        raise PermissionError(1, "Operation not permitted")
+@pytest.mark.parametrize("when", ["at once", "when forced"])
+def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, said, when):
+    """Whoever was asked before is named."""
 
-    hold(("127.0.0.1", port))
+    def refused(pid, firmly, send):
+        if firmly or when == "at once":
+            raise PermissionError(1, "Operation not permitted")
+
+    held = hold(("127.0.0.1", port))
     seam.on_signal(monkeypatch, refused)
-    assert ensure_port_available(port) is False
-    assert "Operation not permitted" in said()
+    assert ensure_port_available(port, grace=0.1) is False
+    assert PortManager(port, grace=0.1).kill_process(held.pid) is False
+    asked = "nobody" if when == "at once" else held.pid
+    sentence = f"Process {held.pid} may not be stopped: Operation not permitted; asked to stop before that: {asked}"
+    assert said().count(f"❌ {sentence}\n") + said().endswith(sentence) == 2
+    assert held.alive() == [held.pid]
 
 
 def test_one_that_exits_just_before_the_signal(port, hold, monkeypatch, pinning):
@@ -144,17 +152,6 @@ def test_kill_process_minds_the_policy(port, hold, policy, tmp_path):
     held = hold(("127.0.0.1", port), cwd=str(tmp_path))
     assert PortManager(port, policy=policy).kill_process(held.pid) is False
     assert held.alive() == [held.pid]
-
-
-def test_kill_process_reports_what_fails(port, hold, monkeypatch, said):
-    held = hold(("127.0.0.1", port))
-
-    def refused(*_):
-        raise PermissionError(1, "Operation not permitted")
-
-    seam.on_signal(monkeypatch, refused)
-    assert PortManager(port).kill_process(held.pid) is False
-    assert "Operation not permitted" in said()
 
 
 @pytest.mark.parametrize("how", ["free", "run_backend"])
