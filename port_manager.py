@@ -1052,8 +1052,8 @@ class _System:
         """Why a program is protected by its name or PID: the sentence."""
         if holder.pid in self.first_pids:
             return f"PID {holder.pid} is the system itself"
-        names = {name[:15]: sentence for name, sentence in self.forwarders.items()}
-        return _MACHINE if holder.name.startswith("qemu-system") else names.get(holder.name[:15])
+        names = {name[:15].lower(): sentence for name, sentence in self.forwarders.items()}
+        return _MACHINE if holder.name.startswith("qemu-system") else names.get(holder.name[:15].lower())
 
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether somebody's terminal ends with a process."""
@@ -1618,8 +1618,9 @@ def _unit_of(pid: int, process: _Process | None) -> Manager | None:
     for path in _cgroups(pid):
         parts = path.split("/")
         users = any(part.startswith("user@") for part in parts)
-        unit = next((part for part in reversed(parts) if part.endswith((".service", ".scope"))), "")
-        if not unit.endswith(".service") or unit.startswith("user@") or any(unit in own.split("/") for own in ours):
+        services = [part for part in parts if part.endswith(".service") and not part.startswith("user@")]
+        unit = services[-1] if services else ""
+        if not unit or any(unit in own.split("/") for own in ours):
             continue
         if unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
             continue

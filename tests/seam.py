@@ -13,7 +13,9 @@ import port_manager as pm
 from port_manager import Holder
 
 ROUNDS = pm.ROUNDS
-SYSTEMS: dict[str, Any] = {"linux": pm._Linux, "macos": pm._MacOS, "freebsd": pm._FreeBSD, "windows": pm._Windows}
+SYSTEMS: dict[str, Any] = {
+    "linux": pm._Linux, "macos": pm._MacOS, "freebsd": pm._FreeBSD, "bsd": pm._BSD, "windows": pm._Windows,
+}  # fmt: skip
 SOURCES: dict[str, Callable[..., Any]] = {
     "sock_diag": pm._ask_sock_diag, "bound": lambda port: pm._ask_sock_diag(port, 1 << 13),
     "proc_net": pm._ask_proc_net, "ss": pm._ask_ss, "lsof": pm._ask_lsof, "netstat": pm._ask_netstat,
