@@ -3309,17 +3309,6 @@ def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
         raise SystemExit(130) from None
 
 
-def _is_command_of(key: str, command: Sequence[str]) -> bool:
-    """Whether a command line is this server's own, not that of a launcher which only waits for it.
-
-    >>> [_is_command_of("uvicorn", words.split()) for words in ("python3 -X dev -m uvicorn a:b", "uv run uvicorn a:b")]
-    [True, False]
-    """
-    program, at = find_server(command) or ("", 0)
-    between = [word for before, word in zip(command, command[1:at]) if word[:1] != "-" and before not in ("-X", "-W")]
-    return program == key != "" and not between and (at == 0 or "py" in _program(command[0]))
-
-
 def _is_a_child(key: str, host: str, port: int) -> bool:
     """Whether this is the child of a reloader or master, which has bound the port or is the same server."""
     system = _ThisSystem()
@@ -3328,8 +3317,7 @@ def _is_a_child(key: str, host: str, port: int) -> bool:
     if not system.native and _probe(port, host) is None:  # nothing to be had without starting a tool
         return False
     ancestors = system.ancestry().pids
-    parent = system.process(ancestors[1]) if len(ancestors) > 1 else None
-    if parent and not system.redirects and _is_command_of(key, system.describe(parent)[1].split()):
+    if key and not system.redirects and _master(system, os.getpid()):
         return True
     try:  # a master may bind, and leave it to its workers to listen
         return any(row.pid in ancestors for row in _search(system, port, host, True))

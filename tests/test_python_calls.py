@@ -24,13 +24,16 @@ from port_manager import (
     PortManager,
     PortTimeout,
     bind_port,
+    ensure_port_available,
     find_free_port,
+    find_listeners,
+    preview_port,
     wait_until_free,
     wait_until_listening,
 )
 
 from . import seam
-from .conftest import LINUX, PATIENCE, ROOT, eventually
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, command_line, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -176,9 +179,10 @@ def test_wait_until_listening(port, hold):
 
 
 def test_waits_check_their_port():
-    for call in (wait_until_free, wait_until_listening, bind_port, find_free_port, PortManager):
-        with pytest.raises(ValueError, match="1 to 65535"):
-            call(0)
+    for call in (wait_until_free, wait_until_listening, preview_port, find_free_port, PortManager, bind_port):
+        for number in (-1, 65536, *([] if call is bind_port else [0])):
+            with pytest.raises(ValueError, match="1 to 65535"):
+                call(number)
         with pytest.raises(TypeError, match="1 to 65535"):
             call("8000")
 
@@ -222,8 +226,8 @@ def test_a_check_of_a_free_port_starts_nothing_and_loads_nothing(port):
 def test_public_names_are_listed_documented_and_typed():
     for name in port_manager.__all__:
         public = getattr(port_manager, name)
-        assert public.__doc__ and public.__module__ == "port_manager", name
-    assert port_manager.__all__ == sorted(port_manager.__all__)
+        assert name == "SERVERS" or (public.__doc__ and public.__module__ == "port_manager"), name
+    assert len(set(port_manager.__all__)) == len(port_manager.__all__)
     assert port_manager.__version__.count(".") == 2
     with open(port_manager.__file__, encoding="utf-8") as file:
         assert file.readline() == "# SPDX-License-Identifier: MIT\n"
@@ -273,4 +277,36 @@ def test_two_hidden_holders_are_no_family():
 def test_parents_in_a_circle_come_to_an_end():
     """PIDs are used again, and on Windows a parent may be younger than its child."""
     known = {10: seam.process(10, 20), 20: seam.process(20, 10)}
-    assert seam.supervisors(Holder(10, 20, "alice", "a", "a", "", None, ()), known) == [20]
+    assert seam.parents(10, known) == [20]
+
+
+def test_bind_port_frees_no_more_than_it_binds(port, hold):
+    six = hold(("::1", port))
+    with bind_port(port, "localhost") as listener:
+        assert listener.getsockname() == ("127.0.0.1", port)
+    assert six.alive() == [six.pid]
+
+
+@pytest.mark.parametrize("grace", [float("inf"), float("nan"), -1, 1e9, "5", None])
+def test_a_grace_period_that_is_none_stops_nobody(port, hold, grace):
+    held = hold(("127.0.0.1", port))
+    with pytest.raises(ValueError, match="a grace period is a number of seconds"):
+        ensure_port_available(port, grace=grace)
+    assert held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".b", "x\0y"], ids=["unknown", "too-long", "nul"])
+def test_an_unknown_host_is_one_error_everywhere(host):
+    for call in (find_listeners, port_manager.wait_until_free, port_manager.wait_until_listening, bind_port):
+        with pytest.raises(PortError, match="is unknown"):
+            call(8000, host)
+    assert command_line("wait", "8000", "--host", host.replace("\0", "?"), "--timeout", "1").returncode == 1
+
+
+def test_waiting_for_what_cannot_come_ends():
+    with pytest.raises(PortError, match="is not an address of this machine"):
+        port_manager.wait_until_free(8000, "192.0.2.1")
+
+
+def test_the_command_line_file_is_the_one_that_is_tested():
+    assert os.path.samefile(port_manager.__file__, PORT_MANAGER)
