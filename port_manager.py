@@ -1056,8 +1056,8 @@ class _System:
         """Why a program is protected by its name or PID: the sentence."""
         if holder.pid in self.first_pids:
             return f"PID {holder.pid} is the system itself"
-        names = {name[:15]: sentence for name, sentence in self.forwarders.items()}
-        return _MACHINE if holder.name.startswith("qemu-system") else names.get(holder.name[:15])
+        names = {name[:15].lower(): sentence for name, sentence in self.forwarders.items()}
+        return _MACHINE if holder.name.startswith("qemu-system") else names.get(holder.name[:15].lower())
 
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether somebody's terminal ends with a process."""
@@ -1632,8 +1632,9 @@ def _unit_of(pid: int, process: _Process | None) -> Manager | None:
     for path in _cgroups(pid):
         parts = path.split("/")
         users = any(part.startswith("user@") for part in parts)
-        unit = next((part for part in reversed(parts) if part.endswith((".service", ".scope"))), "")
-        if not unit.endswith(".service") or unit.startswith("user@") or any(unit in own.split("/") for own in ours):
+        services = [part for part in parts if part.endswith(".service") and not part.startswith("user@")]
+        unit = services[-1] if services else ""
+        if not unit or any(unit in own.split("/") for own in ours):
             continue
         if unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
             continue
@@ -3322,17 +3323,6 @@ def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
         raise SystemExit(130) from None
 
 
-def _is_command_of(key: str, command: Sequence[str]) -> bool:
-    """Whether a command line is this server's own, not that of a launcher which only waits for it.
-
-    >>> [_is_command_of("uvicorn", words.split()) for words in ("python3 -X dev -m uvicorn a:b", "uv run uvicorn a:b")]
-    [True, False]
-    """
-    program, at = find_server(command) or ("", 0)
-    between = [word for before, word in zip(command, command[1:at]) if word[:1] != "-" and before not in ("-X", "-W")]
-    return program == key != "" and not between and (at == 0 or "py" in _program(command[0]))
-
-
 def _is_a_child(key: str, host: str, port: int) -> bool:
     """Whether this is the child of a reloader or master, which has bound the port or is the same server."""
     system = _ThisSystem()
@@ -3341,8 +3331,7 @@ def _is_a_child(key: str, host: str, port: int) -> bool:
     if not system.native and _probe(port, host) is None:  # nothing to be had without starting a tool
         return False
     ancestors = system.ancestry().pids
-    parent = system.process(ancestors[1]) if len(ancestors) > 1 else None
-    if parent and not system.redirects and _is_command_of(key, system.describe(parent)[1].split()):
+    if key and not system.redirects and _master(system, os.getpid()):
         return True
     try:  # a master may bind, and leave it to its workers to listen
         return any(row.pid in ancestors for row in _search(system, port, host, True))

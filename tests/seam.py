@@ -13,7 +13,9 @@ import port_manager as pm
 from port_manager import Holder
 
 ROUNDS = pm.ROUNDS
-SYSTEMS: dict[str, Any] = {"linux": pm._Linux, "macos": pm._MacOS, "freebsd": pm._FreeBSD, "windows": pm._Windows}
+SYSTEMS: dict[str, Any] = {
+    "linux": pm._Linux, "macos": pm._MacOS, "freebsd": pm._FreeBSD, "bsd": pm._BSD, "windows": pm._Windows,
+}  # fmt: skip
 SOURCES: dict[str, Callable[..., Any]] = {
     "sock_diag": pm._ask_sock_diag, "bound": lambda port: pm._ask_sock_diag(port, 1 << 13),
     "proc_net": pm._ask_proc_net, "ss": pm._ask_ss, "lsof": pm._ask_lsof, "netstat": pm._ask_netstat,
@@ -37,6 +39,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "run a tool": (pm, "_run"),  # (tool, *options) -> (status, output, complaint) or None
     "find a tool": (pm, "_found"),  # (tool) -> its path or None
     "sock_diag": (pm, "_ask_sock_diag"),  # (port) -> sockets or None
+    "terminal": (pm, "_can_ask"),  # whether there is one to ask on
     "question": (pm, "_agreed"),  # (question) -> whether the person says yes
     "stop": (pm, "_stop"),  # (system, pins, options) -> (who was asked, who lives on, why)
 }
@@ -154,6 +157,13 @@ def ancestry(system: str | None = None) -> list[int] | None:
     """This process and those above it; None where that cannot be told."""
     found = _system(system).ancestry()
     return found.pids if found.complete else None
+
+
+def parents(pid: int, known: dict[int, Any]) -> list[int]:
+    """The ancestors of a process among these."""
+    system = pm._Linux()
+    system.known.update(known)
+    return system.parents(pid)
 
 
 def youngest_first(patch: Any, contents: Callable[[str], bytes]) -> list[int]:

@@ -10,10 +10,21 @@ import sys
 import pytest
 
 import port_manager
-from port_manager import PortManager, ensure_port_available
+from port_manager import PortManager, ensure_port_available, find_listeners
 
 from . import seam
-from .conftest import LINUX, LISTENING, PATIENCE, as_nobody, can_bind, command_line, eventually
+from .conftest import (
+    LINUX,
+    LISTENING,
+    PATIENCE,
+    as_nobody,
+    birth,
+    boxes,
+    can_bind,
+    command_line,
+    eventually,
+    in_a_box,
+)
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -268,3 +279,132 @@ def test_the_folk_remedy_would_have_killed(port, hold):
     client = hold(("127.0.0.1", 0), connect=("127.0.0.1", port))
     listed = subprocess.run(["lsof", "-ti", f":{port}"], capture_output=True, text=True, check=False).stdout.split()
     assert {str(held.pid), str(client.pid)} <= set(listed)
+
+
+def test_a_socket_that_shares_its_address_is_no_holder(port, ports, hold, said):
+    """Bound with SO_REUSEADDR and not listening, it keeps nobody from the port; here, a client does."""
+    server = ports()
+    hold(("127.0.0.3", server))
+    idle = hold(("127.0.0.1", port), listen=False)
+    client = hold(("127.0.0.2", port), reuse=False, connect=("127.0.0.3", server))
+    assert ensure_port_available(port) is False
+    assert f"process {client.pid}" in said() and "a client is never stopped" in said()
+    assert idle.alive() == [idle.pid] and client.alive() == [client.pid]
+
+
+def test_an_ancestor_that_is_hidden_may_be_the_holder(monkeypatch):
+    """hidepid hides a parent of another user (sudo), and with it who is above: nobody can be ruled out."""
+    me = os.getpid()
+    ours = seam.read(me)._replace(parent=4_000_000)
+    seam.readings(monkeypatch, "linux", lambda pid: {me: ours} if pid == me else {})
+    assert seam.ancestry() is None
+
+
+@pytest.mark.parametrize("end", ["gone", "going"])
+def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, end):
+    """The new parent is an ancestor as well: it was above the old one, and may hold the port."""
+    me = os.getpid()
+    ours, init = (seam.read(pid) for pid in (me, 1))
+    end = {} if end == "gone" else {4_000_000: ours._replace(pid=4_000_000, parent=0, zombie=True)}
+    parents = iter([4_000_000, 1, 1])
+
+    def read(pid):
+        process = {me: ours, 1: init._replace(parent=0)}.get(pid)
+        return {pid: process._replace(parent=next(parents)) if pid == me else process} if process else end
+
+    seam.readings(monkeypatch, "linux", read)
+    assert seam.ancestry() == [me, 1]
+
+
+def test_a_stand_by_is_no_holder(port, ports, start, hold, said):
+    """It is older than the call and takes the port when that is free; whoever held nothing is not stopped."""
+    code = (
+        "import socket, sys, time\n"
+        "print('spins', flush=True)\n"
+        "while True:\n"
+        "    s = socket.socket(); s.setsockopt(1, 2, 1)\n"
+        "    try: s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); break\n"
+        "    except OSError: s.close(); time.sleep(0.0002)\n"
+        "print('took it', flush=True); time.sleep(60)\n"
+    )
+    held = hold(("127.0.0.1", port))
+    waiting = start(sys.executable, "-S", "-c", code, str(port))
+    assert waiting.stdout.readline() == "spins\n"
+    available = ensure_port_available(port)
+    assert held.alive() == []
+    assert waiting.poll() is None and birth(waiting.pid)
+    assert available or "was taken again" in said()
+
+
+def test_a_wildcard_of_ipv6_is_not_blamed_for_what_may_be_another(ports, hold, monkeypatch, said):
+    """Where netlink is refused, nothing tells a v6-only listener from a dual-stack one, and a client may be in the way."""
+    port, server = ports(), ports()
+    seam.stand_in(monkeypatch, "sock_diag", lambda *_: None)
+    seam.only(monkeypatch, "proc_net")
+    hold(("127.0.0.1", server))
+    bystander = hold(("::", port), v6only=True)
+    client = hold(("127.0.0.1", port), reuse=False, connect=("127.0.0.1", server))
+    assert ensure_port_available(port) is False
+    assert bystander.alive() == [bystander.pid] and client.alive() == [client.pid]
+    assert "it cannot be told whether its :: keeps 0.0.0.0 from being bound" in said()
+
+
+RESERVING = """
+import os, socket, subprocess, sys, time
+reserved = socket.socket()
+reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+reserved.bind(("0.0.0.0", int(sys.argv[1])))
+server = "import socket, sys, time; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(1, flush=True); time.sleep(60)"
+subprocess.Popen([sys.executable, "-S", "-c", server, sys.argv[1]]).wait()
+time.sleep(60)
+"""
+
+
+def test_one_who_reserved_the_number_for_a_server_is_no_holder(port, start, monkeypatch):
+    """A test runner binds a port, keeps it, and hands its number over: it blocks nobody, and is no master."""
+    seam.limits(monkeypatch, restart_watch=0.2)
+    runner = start(sys.executable, "-S", "-c", RESERVING, str(port))
+    runner.stdout.readline()
+    (server,) = find_listeners(port, "127.0.0.1")
+    assert server.pid != runner.pid
+    assert ensure_port_available(port, "127.0.0.1") is True
+    assert runner.poll() is None and birth(server.pid) is None
+
+
+@boxes
+def test_the_same_link_local_address_on_another_interface():
+    setup = "ip link add d0 type veth peer name d1; " + "; ".join(
+        f"ip link set d{n} up; ip -6 address add fe80::1/64 dev d{n} nodad" for n in (0, 1)
+    )
+    question = (
+        "import sys\n"
+        "def listen(zone):\n"
+        "    s = socket.socket(socket.AF_INET6); s.bind(('fe80::1', 8000, 0, socket.if_nametoindex(zone))); s.listen(); return s\n"
+        "both = listen('d0'), listen('d1')\n"
+        "print(p.ensure_port_available(8000, 'fe80::1%d0'), seam.conflict('fe80::1', 'fe80::1%2'))"
+    )
+    told = in_a_box(setup, question)
+    assert told.endswith("False None") and "is left alone: it is this very process" in told
+
+
+@pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0", "[::]"])
+def test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for(port, hold, said, host):
+    """uvicorn binds :: without IPv4, and starts beside it; a dual-stack server would not: nobody is stopped in doubt."""
+    four = hold(("127.0.0.1", port))
+    assert ensure_port_available(port, host) is False and four.alive() == [four.pid]
+    assert "it listens on IPv4 alone" in said() and "name the host 0.0.0.0" in said()
+    assert ensure_port_available(port, "0.0.0.0") is True and four.alive() == []
+
+
+def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatch, said, request):
+    """In a container with the host's /proc, its PIDs are those of other processes here."""
+    held = hold(("127.0.0.1", port))
+    real = os.readlink
+    seam.forget()
+    request.addfinalizer(seam.forget)
+    monkeypatch.setattr(
+        os, "readlink", lambda path, **where: "1" if path == "/proc/self" else real(path, **where)
+    )
+    assert ensure_port_available(port) is False and held.alive() == [held.pid]
+    assert PortManager().kill_process(held.pid) is False and held.alive() == [held.pid]
+    assert "cannot be seen from here" in said() or "that you may not see" in said()

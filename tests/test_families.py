@@ -11,7 +11,7 @@ import time
 import pytest
 
 import port_manager
-from port_manager import ensure_port_available, find_listeners
+from port_manager import Holder, ensure_port_available, find_listeners
 
 from . import seam
 from .conftest import HOLDER, LINUX, PATIENCE, PORT_MANAGER, TELLS_BOUND, can_bind, command_line, eventually
@@ -266,3 +266,19 @@ def test_a_holder_that_exits_by_itself_counts_as_success(port, hold, monkeypatch
     seam.at_the_last_check(monkeypatch, before=lambda: eventually(lambda: not held.alive()))
     assert ensure_port_available(port) is True
     assert held.alive() == []
+
+
+def test_a_parent_that_did_not_start_the_taker_is_not_accused(port, hold, monkeypatch):
+    taker = hold(("127.0.0.1", port))
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        why = seam.taken_again(port, "127.0.0.1", bystander.pid)
+    finally:
+        bystander.kill()
+        bystander.wait()
+    assert f"by process {taker.pid}" in why and "supervisor" not in why
+
+
+def test_a_long_line_of_parents_is_ordered():
+    holders = [Holder(pid, pid - 1, "", "", "", "", None, ()) for pid in range(3000, 1, -1)]
+    assert [holder.pid for holder in seam.roots_first(holders)] == list(range(2, 3001))

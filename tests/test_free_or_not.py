@@ -187,3 +187,18 @@ def test_a_port_that_shares_digits_is_another(ports, hold):
     mine = hold(("127.0.0.1", port))
     assert ensure_port_available(port)
     assert [held.alive() != [] for held in (*neighbours, mine)] == [True, True, False]
+
+
+def test_a_name_that_is_forgotten_meanwhile(port, hold, monkeypatch, said):
+    """The name server answered for the bind probe, and not for the look: an answer, not an exception."""
+    held = hold(("127.0.0.1", port))
+    answers = iter([socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)])
+
+    def resolved(*_, **__):
+        for answer in answers:
+            return answer
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    assert ensure_port_available(port, "flaky") is False and held.alive() == [held.pid]
+    assert "Host name 'flaky' is unknown" in said()

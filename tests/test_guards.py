@@ -23,6 +23,8 @@ from .conftest import (
     ROOT,
     ROOT_USER,
     as_nobody,
+    bound_is_told,
+    can_bind,
     command_line,
     eventually,
     shown_until_closed,
@@ -482,3 +484,107 @@ def test_force_lifts_the_environment_and_no_guard(port, hold, monkeypatch):
     done = command_line("free", str(port), "--host", "127.0.0.1", "--force", env=environ)
     assert done.returncode == 0, done.stderr
     assert held.alive() == []
+
+
+def test_one_who_must_stay_saves_all_who_share_his_socket(port, hold):
+    """All or none are stopped: the first look finds also those who are far from the youngest."""
+    held = hold(("127.0.0.1", port), children=2, strangers=8, orphans=True, first="ssh")
+    assert eventually(lambda: held.alive() == held.children)
+    oldest = held.children[0]
+    predicted = command_line("free", str(port), "--dry-run")
+    done = command_line("free", str(port))
+    assert predicted.returncode == done.returncode == 1
+    assert f"leave {oldest} alone: it is a tunnel" in predicted.stdout
+    assert f"Process {oldest} (" in done.stderr and "is left alone: it is a tunnel" in done.stderr
+    assert held.alive() == held.children
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
+@pytest.mark.parametrize("uids", [(65534, 0, 0), (0, 0, 65534), (65534, 65534, 65534)], ids=str)
+def test_the_same_user_is_the_same_in_every_respect(port, start, uids, said):
+    """A program that runs with another's rights is not ours to stop."""
+    code = (
+        "import os, socket, sys, time; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', int(sys.argv[1])));"
+        f"s.listen(); os.setresuid(*{uids}); print(1, flush=True); time.sleep(60)"
+    )
+    holder = start(sys.executable, "-S", "-c", code, str(port))
+    holder.stdout.readline()
+    assert ensure_port_available(port) is False
+    assert "it belongs to user" in said() and holder.poll() is None
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="needs root")
+@pytest.mark.parametrize("first", [True, False])
+def test_what_runs_in_a_namespace_of_its_own_is_left_alone(port, start, said, first):
+    """With its first process everything in there would end; and what any other is good for is not seen from here."""
+    code = "import socket, sys, time; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(1, flush=True); time.sleep(60)"
+    program = [sys.executable, "-S", "-c", code, str(port)]
+    inside = program if first else ["sh", "-c", '"$@" & wait', "sh", *program]
+    holder = start("unshare", "--pid", "--fork", "--kill-child", *inside)
+    holder.stdout.readline()
+    assert ensure_port_available(port) is False
+    assert "a container or sandbox of its own (a PID namespace) runs it; stop it there" in said() and not can_bind(port)
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/system.slice/engine.service/job-1.scope", "systemctl stop engine"),
+        ("/machine.slice/systemd-nspawn@web.service/payload/init.scope", "systemctl stop systemd-nspawn@web"),
+        ("/machine.slice/machine-web.scope/payload", "the container machine-web"),
+        (f"/machine.slice/libpod-conmon-{'ab' * 32}.scope", "the container abababababab"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/console-7.scope", None),
+        ("/user.slice/user-1000.slice/session-3.scope", None),
+        # what a desktop's menu has started, and what that has started: no service, and no container
+        (f"/user.slice/user-1000.slice/user@1000.service/app.slice/app-code-{'ab' * 16}.scope", None),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-org.kde.konsole@ab12.service", None),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/dbus-:1.2-org.gnome.Terminal.service", None),
+        ("/user.slice/user-1000.slice/user@1000.service/tmux-spawn-12.scope", None),
+        (f"/sandbox/{'ab' * 16}", None),
+        # to stop these would end other logins and jobs
+        ("/system.slice/app-api.service", "systemctl stop app-api"),
+        ("/system.slice/dbus-broker.service", "systemctl stop dbus-broker"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-api.service", "systemctl --user stop app-api"),
+        ("/system.slice/system-getty.slice/getty@tty1.service", None),
+        ("/system.slice/ssh.service", None),
+        ("/system.slice/cron.service", None),
+    ],
+)
+def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
+    why = seam.managed(monkeypatch, path)
+    assert why is sentence or sentence in why
+
+
+def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, said):
+    """While the person thinks, the holder may become one who must stay."""
+    held = hold(("127.0.0.1", port))
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", lambda *_: seam.precious(monkeypatch, held.pid) or True)
+    assert ensure_port_available(port, policy="ask") is False
+    assert "it is precious" in said() and held.alive() == [held.pid]
+
+
+def test_a_yes_is_for_the_holder_that_was_asked_about(port, hold, monkeypatch, said):
+    """While the person thinks, another may have taken the port."""
+    held = hold(("127.0.0.1", port))
+    others = []
+
+    def agree(*_):
+        held.end()
+        others.append(hold(("127.0.0.1", port)))
+        return True
+
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", agree)
+    assert ensure_port_available(port, policy="ask") is False
+    assert "somebody else holds the port now" in said().lower() and others[0].alive() == [others[0].pid]
+
+
+@bound_is_told
+def test_all_or_none_also_where_one_has_only_bound(port, hold, said):
+    """One listens, another has bound a different address: both keep the wildcard from being bound."""
+    listener, reserved = hold(("127.0.0.1", port)), hold(("127.0.0.2", port), reuse=False, listen=False, name="ssh")
+    assert {holder.pid for holder in find_listeners(port, "0.0.0.0", thorough=True)} == {listener.pid, reserved.pid}
+    assert ensure_port_available(port) is False and "it is a tunnel" in said()
+    assert listener.alive() and reserved.alive()
+    assert ensure_port_available(port, "127.0.0.1") is True and reserved.alive()

@@ -24,13 +24,16 @@ from port_manager import (
     PortManager,
     PortTimeout,
     bind_port,
+    ensure_port_available,
     find_free_port,
+    find_listeners,
+    preview_port,
     wait_until_free,
     wait_until_listening,
 )
 
 from . import seam
-from .conftest import LINUX, PATIENCE, ROOT, eventually
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, command_line, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -176,9 +179,10 @@ def test_wait_until_listening(port, hold):
 
 
 def test_waits_check_their_port():
-    for call in (wait_until_free, wait_until_listening, bind_port, find_free_port, PortManager):
-        with pytest.raises(ValueError, match="1 to 65535"):
-            call(0)
+    for call in (wait_until_free, wait_until_listening, preview_port, find_free_port, PortManager, bind_port):
+        for number in (-1, 65536, *([] if call is bind_port else [0])):
+            with pytest.raises(ValueError, match="1 to 65535"):
+                call(number)
         with pytest.raises(TypeError, match="1 to 65535"):
             call("8000")
 
@@ -222,8 +226,8 @@ def test_a_check_of_a_free_port_starts_nothing_and_loads_nothing(port):
 def test_public_names_are_listed_documented_and_typed():
     for name in port_manager.__all__:
         public = getattr(port_manager, name)
-        assert public.__doc__ and public.__module__ == "port_manager", name
-    assert port_manager.__all__ == sorted(port_manager.__all__)
+        assert name == "SERVERS" or (public.__doc__ and public.__module__ == "port_manager"), name
+    assert len(set(port_manager.__all__)) == len(port_manager.__all__)
     assert port_manager.__version__.count(".") == 2
     with open(port_manager.__file__, encoding="utf-8") as file:
         assert file.readline() == "# SPDX-License-Identifier: MIT\n"
@@ -273,4 +277,187 @@ def test_two_hidden_holders_are_no_family():
 def test_parents_in_a_circle_come_to_an_end():
     """PIDs are used again, and on Windows a parent may be younger than its child."""
     known = {10: seam.process(10, 20), 20: seam.process(20, 10)}
-    assert seam.supervisors(Holder(10, 20, "alice", "a", "a", "", None, ()), known) == [20]
+    assert seam.parents(10, known) == [20]
+
+
+def test_bind_port_frees_no_more_than_it_binds(port, hold):
+    six = hold(("::1", port))
+    with bind_port(port, "localhost") as listener:
+        assert listener.getsockname() == ("127.0.0.1", port)
+    assert six.alive() == [six.pid]
+
+
+@pytest.mark.parametrize("grace", [float("inf"), float("nan"), -1, 1e9, "5", None])
+def test_a_grace_period_that_is_none_stops_nobody(port, hold, grace):
+    held = hold(("127.0.0.1", port))
+    with pytest.raises(ValueError, match="a grace period is a number of seconds"):
+        ensure_port_available(port, grace=grace)
+    assert held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".b", "x\0y"], ids=["unknown", "too-long", "nul"])
+def test_an_unknown_host_is_one_error_everywhere(host):
+    for call in (find_listeners, port_manager.wait_until_free, port_manager.wait_until_listening, bind_port):
+        with pytest.raises(PortError, match="is unknown"):
+            call(8000, host)
+    assert command_line("wait", "8000", "--host", host.replace("\0", "?"), "--timeout", "1").returncode == 1
+
+
+def test_waiting_for_what_cannot_come_ends():
+    with pytest.raises(PortError, match="is not an address of this machine"):
+        port_manager.wait_until_free(8000, "192.0.2.1")
+
+
+def test_the_command_line_file_is_the_one_that_is_tested():
+    assert os.path.samefile(port_manager.__file__, PORT_MANAGER)
+
+
+# Waiting for this very server
+
+
+def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
+    port = ports()
+    held = hold(("127.0.0.1", port), children=1, silent_parent=True)
+    assert wait_until_listening(port, timeout=0, pid=held.pid) is True
+    assert wait_until_listening(port, None, timeout=0, pid=held.children[0]) is True
+    with pytest.raises(PortTimeout, match="nobody listens"):
+        wait_until_listening(ports(), timeout=0.1, pid=held.pid)
+
+
+def test_a_wait_for_a_process_ends_when_it_has_ended(port, start):
+    """At once, with the reason, and not after the time that was given."""
+    server = start(sys.executable, "-c", "import time; time.sleep(0.3)")
+    with pytest.raises(PortError, match=f"process {server.pid} has ended, and does not listen on port {port}") as caught:
+        wait_until_listening(port, timeout=PATIENCE, pid=server.pid)  # it is a zombie, until its parent waits for it
+    assert not isinstance(caught.value, PortTimeout)
+    server.wait()
+    with pytest.raises(PortError, match=f"process {server.pid} has ended"):
+        wait_until_listening(port, timeout=PATIENCE, pid=server.pid)
+
+
+def test_a_wait_for_a_process_ends_when_another_listens(port, hold, start):
+    other, server = hold(("127.0.0.1", port)), start("sleep", "60")
+    with pytest.raises(PortError, match=f"port {port} is held by process {other.pid} .*, and not by process {server.pid}"):
+        wait_until_listening(port, timeout=PATIENCE, pid=server.pid)
+    assert other.alive() == [other.pid]
+
+
+# What the calls answer
+
+
+def test_any_free_port_is_bound(hold):
+    with bind_port(0, "127.0.0.1") as first, bind_port(0, "localhost") as second, bind_port(0, inheritable=True) as third:
+        ports = {listener.getsockname()[1] for listener in (first, second, third)}
+        assert len(ports) == 3 and 0 not in ports and third.get_inheritable()
+        assert wait_until_listening(first.getsockname()[1], timeout=0, pid=os.getpid()) is True
+    with pytest.raises(PortError, match="not an address of this machine"):
+        bind_port(0, "192.0.2.1")
+
+
+def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said, monkeypatch, tmp_path):
+    assert preview_port(port)._asdict() == {
+        "port": port, "host": "0.0.0.0", "available": True, "holders": [], "stopped": [], "would_stop": [],
+        "reason": None, "plan": None, "managers": {},
+    }  # fmt: skip
+    held = hold(("127.0.0.1", port), children=1)
+    found = preview_port(port, grace=2)
+    family = [held.pid, *held.children]
+    assert ([holder.pid for holder in found.holders], found.would_stop, found.stopped) == (family, family, [])
+    assert found.plan == f"stop {held.pid} and its child {held.children[0]}: SIGTERM, then SIGKILL after 2 s"
+    assert not found.available and found.reason == f"port {port} is already in use"
+    refused = preview_port(port, policy="refuse")
+    assert (refused.would_stop, refused.plan) == ([], None) and "the policy 'refuse' stops nobody" in refused.reason
+    monkeypatch.setenv("ENVIRONMENT", "production")
+    assert "outside development nothing is stopped" in preview_port(port).reason and preview_port(port).plan is None
+    assert preview_port(8000, "192.0.2.1").reason == "192.0.2.1 is not an address of this machine"
+    assert held.alive() == family and said() == ""
+
+
+def test_an_address_elsewhere_is_no_port_to_wait_for():
+    for call in (wait_until_free, wait_until_listening, find_free_port):
+        with pytest.raises(PortError, match="192.0.2.1 is not an address of this machine"):
+            call(8000, "192.0.2.1")
+    for words in ((), ("--for", "free")):
+        done = command_line("wait", "8000", "--host", "192.0.2.1", *words)
+        assert done.returncode == 1 and "192.0.2.1 is not an address of this machine" in done.stderr
+
+
+# Where little works
+
+
+def asked(code, *words, **options):
+    """The answer of a process of its own, where ensure(port) is at hand."""
+    start = "import os, sys; from port_manager import ensure_port_available as ensure; port = int(sys.argv[1]); "
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", start + code, *map(str, words)],
+        env=environ, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=PATIENCE, **options,
+    )  # fmt: skip
+
+
+def test_a_working_directory_that_was_removed(ports, hold, tmp_path):
+    port, other, gone, theirs = ports(), ports(), tmp_path / "gone", tmp_path / "theirs"
+    gone.mkdir()
+    (theirs / ".git").mkdir(parents=True)
+    plain, project = hold(("127.0.0.1", port), cwd=str(tmp_path)), hold(("127.0.0.1", other), cwd=str(theirs))
+    done = asked("os.rmdir(os.getcwd()); print(ensure(port), ensure(int(sys.argv[2])))", port, other, cwd=gone)
+    assert (done.stdout, plain.alive(), project.alive()) == ("True False\n", [], [project.pid]), done.stderr
+    assert "it is of another project" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_out_of_descriptors_is_not_held(port, hold):
+    """Nobody is looked for, and nobody is stopped, because this process can open no socket."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); print(ensure(port)); "
+        "import port_manager as p; print(p.PortManager(port).is_port_in_use(port), p.preview_port(port).reason)"
+    )
+    held = hold(("127.0.0.1", port))
+    done = asked(code, port)
+    assert done.stdout == f"False\nFalse port {port} cannot be checked: too many files are open\n", done.stderr
+    assert "already in use" not in done.stderr and held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize("members", ["write", "write flush", "write isatty", "", "write encoding"])
+def test_a_stand_in_for_stderr_loses_no_answer(port, hold, members):
+    held = hold(("127.0.0.1", port), ignore_term=True)
+    code = (
+        f"sys.stderr = type('Stream', (), {{name: (lambda self, *_: None) for name in {members!r}.split()}})(); "
+        "print(ensure(port, grace=0.5))"
+    )
+    done = asked(code, port)
+    assert (done.stdout, held.alive()) == ("True\n", []), done
+
+
+# In the child of a reloader, the port is its parent's
+
+
+@pytest.mark.parametrize("mark", ["WERKZEUG_RUN_MAIN", "RUN_MAIN", None])
+@pytest.mark.parametrize("holder", ["parent", "sibling", "stranger"])
+def test_a_reloaders_child_finds_its_port_available(port, hold, mark, holder):
+    """As in a Flask script with app.run(debug=True): the parent has bound the port before its child asks for it."""
+    stranger = hold(("127.0.0.1", port)) if holder == "stranger" else None
+    code = (
+        "import socket, subprocess, time\n"
+        "def listen():\n"
+        "    s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', port)); s.listen(); return s\n"
+        "if sys.argv[2] == 'sibling':\n"
+        "    r, w = os.pipe()\n"
+        "    sibling = os.fork()\n"
+        "    if not sibling: s = listen(); os.write(w, b'1'); time.sleep(60)\n"
+        "    os.read(r, 1)\n"
+        "s = listen() if sys.argv[2] == 'parent' else None\n"
+        "child = 'import port_manager, sys; print(port_manager.ensure_port_available(int(sys.argv[1])))'\n"
+        "environ = {**os.environ, **({sys.argv[3]: 'true'} if sys.argv[3] else {})}\n"
+        "print(subprocess.run([sys.executable, '-c', child, str(port)], env=environ, stdout=-1, text=True).stdout, end='')\n"
+        "if sys.argv[2] == 'sibling':\n"
+        "    print(os.waitpid(sibling, os.WNOHANG)[0] == 0); os.kill(sibling, 9)"
+    )
+    done = asked(code, port, holder, mark or "")
+    if mark and holder != "stranger":
+        assert done.stdout.split() == ["True", *(["True"] if holder == "sibling" else [])] and done.stderr == "", done
+    elif holder == "parent":
+        assert done.stdout.split() == ["False"] and "it is an ancestor of this process" in done.stderr
+    elif holder == "sibling":
+        assert done.stdout.split() == ["True", "False"]
+    else:
+        assert done.stdout.split() == ["True"] and stranger.alive() == []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,7 +16,17 @@ import port_manager
 from port_manager import PortManager, ensure_port_available
 
 from . import seam
-from .conftest import LINUX, PATIENCE, PORT_MANAGER, RUN_BACKEND, can_bind, command_line, eventually, shown_until_closed
+from .conftest import (
+    LINUX,
+    PATIENCE,
+    PORT_MANAGER,
+    ROOT,
+    RUN_BACKEND,
+    can_bind,
+    command_line,
+    eventually,
+    shown_until_closed,
+)
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -215,3 +227,45 @@ def test_no_such_line_in_a_pipe(port, hold):
     hold(("127.0.0.1", port), ignore_term=True)
     done = command_line("free", str(port), "--grace", "0.7")
     assert done.returncode == 0 and "Waiting" not in done.stderr and "\r" not in done.stderr
+
+
+def test_a_thread_is_not_a_process_of_its_own(said):
+    """A signal to a thread's number ends its whole process: this one, or an ancestor."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        assert PortManager().kill_process(thread.native_id) is False
+        assert "it is a thread of another process, or may not be seen" in said()
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("pid", [2**22 + 5, 10**12])
+def test_a_pid_that_nobody_has(pid):
+    assert PortManager().kill_process(pid) is True
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2, 4])
+def test_without_a_descriptor_to_spare_nobody_is_gone(hold, ports, spare):
+    """What cannot be read because too many files are open has not ended."""
+    held = hold(("127.0.0.1", ports()), ignore_term=True)
+    question = (
+        "import os, port_manager as p, pwd, resource, select, signal, struct, sys\n"
+        "highest = max(map(int, os.listdir('/proc/self/fd')))\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, (highest + {spare}, highest + {spare}))\n"
+        f"print(p.PortManager(8000, grace=0.2).kill_process({held.pid}))"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", question], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "Traceback" not in done.stderr
+    assert done.stdout.strip() == str(held.alive() == [])
+
+
+def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
+    """The port is free, and the process that cannot be ended is not kept quiet about."""
+    held = hold(("127.0.0.1", port), drain=True)
+    seam.limits(monkeypatch, forced_wait=0.0)
+    seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
+    assert ensure_port_available(port, grace=0.3) is True
+    assert f"⚠️  Process {held.pid} does not end even when forced" in said()

@@ -6,17 +6,32 @@ import fcntl
 import io
 import os
 import pwd
+import shutil
 import socket
 import struct
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from port_manager import CannotTell, Endpoint, PortManager, find_listeners
+from port_manager import CannotTell, Endpoint, PortManager, ensure_port_available, find_listeners
 
 from . import seam
-from .conftest import LINUX, NOBODY, REFUSE_NETLINK, ROOT_USER, as_nobody, bound_is_told, boxes, eventually, in_a_box
+from .conftest import (
+    LINUX,
+    NOBODY,
+    REFUSE_NETLINK,
+    ROOT,
+    ROOT_USER,
+    as_nobody,
+    bound_is_told,
+    boxes,
+    can_bind,
+    eventually,
+    in_a_box,
+)
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="this is how Linux is asked")
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -339,3 +354,28 @@ def test_without_netlink():
     """A sandbox (seccomp) that refuses the socket: /proc answers."""
     question = LISTEN + "print(seam.ask('sock_diag', 8000), p.find_listeners(8000)[0].pid == os.getpid())"
     assert in_a_box("true", REFUSE_NETLINK + question).endswith("None True")
+
+
+def test_a_process_lives_as_long_as_one_of_its_threads(port, hold, pinning):
+    """Its first thread has ended: /proc shows a zombie without descriptors, which another thread still serves with."""
+    held = hold(("127.0.0.1", port), children=1, first_thread_ends=True)
+    child = held.children[0]
+    assert eventually(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    assert {holder.pid for holder in find_listeners(port, thorough=True)} == {held.pid, child}
+    assert not seam.has_exited(child)
+    assert ensure_port_available(port, "127.0.0.1", grace=1) is True
+    assert held.alive() == [] and can_bind(port)
+
+
+def test_a_proc_of_another_namespace_where_our_number_is_the_same_by_chance():
+    if not (ROOT_USER and shutil.which("unshare")):
+        pytest.skip("needs root and unshare")
+    question = (
+        "import os; from tests import seam; real = os.readlink\n"
+        "os.readlink = lambda path, **at: str(os.getpid()) if path == '/proc/self' else real(path, **at)\n"
+        "print(os.getpid(), seam.proc_is_ours(os.getpid()))"
+    )
+    inside = ["unshare", "--pid", "--fork", sys.executable, "-c", question]
+    for options, ours in ((["--mount-proc"], "True"), ([], "False")):
+        done = subprocess.run([*inside[:1], *options, *inside[1:]], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert done.stdout.split() == ["1", ours]
