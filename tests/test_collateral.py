@@ -16,7 +16,6 @@ import pytest
 from .conftest import can_bind, eventually
 from .scenes import SERVE, SERVER_JS, Witness, below, free, is_free, needs, wait_for
 
-
 # Terminals
 
 

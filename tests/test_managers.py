@@ -11,7 +11,6 @@ import pytest
 from .conftest import eventually
 from .scenes import SERVE, SERVER_JS, Witness, below, children, free, is_free, listening, needs, wait_for
 
-
 # PM2
 
 
