@@ -184,6 +184,33 @@ def test_a_toolbox_on_the_host_frees_its_own_and_not_another_container_s(contain
     assert there.missing() == []
 
 
+@pytest.mark.parametrize("options", [(), ("--cgroupns=private",)], ids=["", "private cgroups"])
+@pytest.mark.parametrize("sees", [False, True], ids=["network", "network and processes"])
+def test_another_container_of_the_same_pod(container, sees, options):
+    web = container(DEBIAN, command=["sh", "-c", "python3 -m http.server 8000 & sleep 999"])
+    assert eventually(lambda: listening_inside(web, 8000), 20)
+    pod = [f"--network=container:{web}", *([f"--pid=container:{web}"] if sees else [])]
+    beside = container(DEBIAN, *pod, *options)
+    free(8000, before=inside(beside)).refuses()
+    assert listening_inside(web, 8000)
+
+
+def test_a_container_that_may_ask_docker_has_ports_of_its_own(container, port):
+    """What another container publishes on the host is not what listens here."""
+    client, address = "/usr/bin/docker", os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if not address.startswith("unix://") or not os.access(client, os.X_OK):
+        pytest.skip("no docker client of this Debian")
+    published = container(BUSYBOX, "-p", f"{port}:80", command=[*PAGE, "80"])
+    reach = ["-v", f"{client}:{client}:ro", "-v", f"{address[7:]}:/var/run/docker.sock"]
+    name = container(DEBIAN, *reach)
+    docker("exec", "-d", "-u", "1000", name, "python3", "-m", "http.server", str(port))  # whom root there may not see
+    assert eventually(lambda: listening_inside(name, port), 20)
+    assert published in docker("exec", name, client, "ps", "--format", "{{.Names}}")
+    answer = free(port, before=inside(name))
+    answer.refuses()
+    assert published not in answer.words
+
+
 def test_run_backend_takes_over_inside(container):
     name = container(DEBIAN)
 

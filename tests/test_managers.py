@@ -68,6 +68,19 @@ def test_pm2_in_fork_mode_and_what_its_app_starts(pm2, home, away, ports):
     assert listening(port) and listening(below_it)
 
 
+@needs("pm2-runtime")
+def test_a_restart_by_pm2_without_a_daemon_is_prevented_or_reported(start, home, port, monkeypatch):
+    monkeypatch.setenv("PM2_HOME", str(home / "pm2"))
+    (home / "server.js").write_text(SERVER_JS)
+    runtime = start("pm2-runtime", "start", "server.js", "--", str(port), cwd=home, stdout=subprocess.DEVNULL)
+    wait_for(port)
+    there = Witness(runtime=runtime.pid)
+    answer = free(port, cwd=home)
+    assert answer.status == 1, answer.words
+    assert "pm2" in answer.reason.lower(), answer.words
+    assert there.missing() == []
+
+
 @pytest.mark.parametrize(
     "variables",
     [
@@ -140,6 +153,22 @@ def test_supervisord(start, home, away, ports):
     finally:
         daemon.terminate()
         daemon.wait(20)
+
+
+@needs("supervisord")
+def test_supervisord_s_own_page_is_not_taken_for_its_program(start, home, ports):
+    web, page = ports(), ports()
+    (home / "server.py").write_text(SERVE)
+    inet = f"[inet_http_server]\nport=127.0.0.1:{page}\n"
+    program = f"[program:web]\ncommand={sys.executable} server.py {web}\n"
+    (home / "supervisord.conf").write_text(SUPERVISORD.partition("[program:web]")[0].format(home=home) + inet + program)
+    daemon = start("supervisord", "-c", "supervisord.conf", cwd=home, stdout=subprocess.DEVNULL)
+    wait_for(web, page)
+    there = Witness(daemon=daemon.pid, program=children(daemon.pid)[0])
+    answer = free(page, cwd=home)
+    answer.refuses("supervisor")
+    assert "stop web" not in answer.words
+    assert there.missing() == []
 
 
 CIRCUS = """

@@ -144,3 +144,9 @@ def test_a_server_that_was_typed_beside_the_units_is_freed(machine):
     docker("exec", "-d", machine, "python3", "-m", "http.server", "8020")
     assert eventually(lambda: listening_inside(machine, 8020), 20)
     free_there(machine, 8020, "root").frees()
+
+
+def test_what_runs_in_the_same_unit_is_freed(machine):
+    job = "python3 -m http.server 8013 & sleep 1; python3 /tool/port_manager.py free 8013 && echo freed"
+    words = ["exec", machine, "systemd-run", "--quiet", "--wait", "--pipe", "--unit=job", "sh", "-c", job]
+    assert docker(*words, check=False).endswith("freed")
