@@ -130,5 +130,7 @@ def test_a_debugger_s_port_goes_with_the_server_of_this_project(start, home, awa
     wait_for(port, debugger)
     free(port, cwd=away).refuses(f"stopping it would also close port {debugger}")
     assert server.poll() is None
-    free(port, cwd=home).frees(server.pid)
+    answer = free(port, cwd=home)
+    answer.frees(server.pid)
+    assert answer.holders[0].get("project") == str(home)
     assert is_free(port) and is_free(debugger)
