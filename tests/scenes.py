@@ -117,14 +117,18 @@ def docker(*words: str, check: bool = True) -> str:
 
 
 @lru_cache(maxsize=None)
-def _docker_is_ready() -> bool:
+def _why_no_docker() -> str:
+    """Why there is no docker to test with; empty where there is one."""
     if not shutil.which("docker"):
-        return False
-    asked = subprocess.run(["docker", "image", "inspect", BUSYBOX, DEBIAN], capture_output=True, check=False)
-    return asked.returncode == 0
+        return "no docker"
+    for words in (["image", "inspect", DEBIAN], ["run", "--rm", BUSYBOX, "/bin/busybox", "true"]):
+        asked = subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
+        if asked.returncode:
+            return f"docker {words[0]}: {asked.stderr.strip().splitlines()[0]} (.ci/containers makes what is needed)"
+    return ""
 
 
-needs_docker = pytest.mark.skipif(not _docker_is_ready(), reason="no docker with the images of .ci/containers")
+needs_docker = pytest.mark.skipif(bool(_why_no_docker()), reason=_why_no_docker())
 
 
 def run_container(image: str, options: Sequence[str], command: Sequence[str]) -> str:

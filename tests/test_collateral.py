@@ -13,8 +13,10 @@ import time
 
 import pytest
 
-from .conftest import birth, can_bind, eventually
+from .conftest import LINUX, birth, can_bind, eventually
 from .scenes import SERVE, SERVER_JS, Witness, below, free, is_free, needs, wait_for
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="who lives is asked of /proc")
 
 # Terminals
 
@@ -79,7 +81,8 @@ TERMINAL = "import pty, sys; pty.spawn(['sh', '-c', 'sleep 999; true'])"
 SHAPES = {
     "node": "require('child_process').spawn({python}, ['-c', {terminal}], {{stdio: ['pipe', 'ignore', 'ignore']}});"
     + SERVER_JS,
-    "python": "import subprocess, sys; shell = subprocess.Popen([{python}, '-c', {terminal}], stdin=-1, stdout=-3); " + SERVE,
+    "python": "import subprocess, sys; shell = subprocess.Popen([{python}, '-c', {terminal}], stdin=-1, stdout=-3); "
+    + SERVE,
 }
 
 

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from .conftest import eventually
+from .conftest import LINUX, eventually
 from .scenes import SERVE, SERVER_JS, Witness, below, children, free, is_free, listening, needs, wait_for
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="who lives is asked of /proc")
 
 # PM2
 
