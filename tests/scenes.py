@@ -51,10 +51,10 @@ class Answer:
 
 
 def free(
-    *ports: int, cwd: Any = None, before: Sequence[str] = (sys.executable, PORT_MANAGER), **environ: str
+    *ports: int, cwd: Any = None, before: Sequence[str] = (sys.executable, PORT_MANAGER), host: str = "", **environ: str
 ) -> Answer:
     """Type ``free PORT…`` in a folder; before: the words that start the tool."""
-    words = [*before, "free", *map(str, ports), "--json", "--grace", "2"]
+    words = [*before, "free", *map(str, ports), "--json", "--grace", "2", *(["--host", host] if host else [])]
     environment = {**os.environ, **environ}
     done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
     return Answer(done)
@@ -105,43 +105,49 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(absent), reason=f"no {' and no '.join(absent)}; .ci/managers installs them")
 
 
-# Docker: whichever the client finds; .ci/containers starts one and makes the images.
+# Docker and podman: whichever the clients find; .ci/containers starts them and makes the images.
 
 BUSYBOX, DEBIAN = "port_manager:busybox", "port_manager:debian"
 
 
-def docker(*words: str, check: bool = True) -> str:
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=120, check=False)
+def docker(*words: str, check: bool = True, engine: str = "docker") -> str:
+    done = subprocess.run([engine, *words], capture_output=True, text=True, timeout=120, check=False)
     assert not check or done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 @lru_cache(maxsize=None)
-def _why_no_docker() -> str:
-    """Why there is no docker to test with; empty where there is one."""
-    if not shutil.which("docker"):
-        return "no docker"
-    for words in (["image", "inspect", DEBIAN], ["run", "--rm", BUSYBOX, "/bin/busybox", "true"]):
-        asked = subprocess.run(["docker", *words], capture_output=True, text=True, check=False)
+def _why_no(engine: str, *images: str) -> str:
+    """Why there is nothing to test with; empty where there is."""
+    if not shutil.which(engine):
+        return f"no {engine}"
+    for words in (["image", "inspect", *images], ["run", "--rm", BUSYBOX, "/bin/busybox", "true"]):
+        asked = subprocess.run([engine, *words], capture_output=True, text=True, check=False)
         if asked.returncode:
-            return f"docker {words[0]}: {asked.stderr.strip().splitlines()[0]} (.ci/containers makes what is needed)"
+            return f"{engine} {words[0]}: {asked.stderr.strip().splitlines()[0]} (.ci/containers makes what is needed)"
     return ""
 
 
-needs_docker = pytest.mark.skipif(bool(_why_no_docker()), reason=_why_no_docker())
+def _needs(engine: str, *images: str) -> pytest.MarkDecorator:
+    why = _why_no(engine, *images)
+    return pytest.mark.skipif(bool(why), reason=why)
 
 
-def run_container(image: str, options: Sequence[str], command: Sequence[str]) -> str:
+needs_docker = _needs("docker", BUSYBOX, DEBIAN)
+engines = pytest.mark.parametrize("engine", ["docker", pytest.param("podman", marks=_needs("podman", BUSYBOX))])
+
+
+def run_container(image: str, options: Sequence[str], command: Sequence[str], engine: str = "docker") -> str:
     """Start a container in which the repository is /tool; its name."""
     root = str(Path(PORT_MANAGER).parent)
     name = f"pm-{os.getpid()}-{os.urandom(3).hex()}"
-    docker("run", "-d", "--name", name, "-v", f"{root}:/tool:ro", *options, image, *command)
+    docker("run", "-d", "--name", name, "-v", f"{root}:/tool:ro", *options, image, *command, engine=engine)
     return name
 
 
-def main_process(name: str) -> int:
+def main_process(name: str, engine: str = "docker") -> int:
     """The PID of a container's main process, as the host sees it; 0 where the container has ended."""
-    return int(docker("inspect", "-f", "{{.State.Pid}}", name))
+    return int(docker("inspect", "-f", "{{.State.Pid}}", name, engine=engine))
 
 
 def inside(name: str, *options: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from .scenes import (
     DEBIAN,
     Witness,
     docker,
+    engines,
     free,
     inside,
     listening,
@@ -40,17 +42,18 @@ def container():
     """A maker of containers, which are gone when the test ends."""
     names = []
 
-    def run(image, *options, command=IDLE):
-        names.append(run_container(image, options, command))
-        return names[-1]
+    def run(image, *options, command=IDLE, engine="docker"):
+        names.append((engine, run_container(image, options, command, engine)))
+        return names[-1][1]
 
     yield run
-    for name in names:
-        docker("rm", "-fv", name)
+    for engine, name in names:
+        subprocess.run([engine, "kill", name], capture_output=True, check=False)  # podman rm would ask it first
+        docker("rm", "-fv", name, engine=engine)
 
 
 def proxies(port):
-    """The PIDs that publish a port, by address."""
+    """The PIDs of docker's that publish a port, by address."""
     found = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -70,12 +73,13 @@ def neighbours(ports):
             return port
 
 
+@engines
 @pytest.mark.parametrize("where", ["", "127.0.0.1:"], ids=["everywhere", "loopback"])
-def test_a_published_port_is_named_and_left_alone(container, port, tmp_path, where):
-    name = container(BUSYBOX, "-p", f"{where}{port}:80", command=[*PAGE, "80"])
+def test_a_published_port_is_named_and_left_alone(container, port, tmp_path, where, engine):
+    name = container(BUSYBOX, "-p", f"{where}{port}:80", command=[*PAGE, "80"], engine=engine)
     wait_for(port)
-    there = Witness(main=main_process(name), **{f"proxy of {at}": pid for at, pid in proxies(port).items()})
-    free(port, cwd=tmp_path).names(f"docker stop {name}")
+    there = Witness(main=main_process(name, engine), **{f"proxy of {at}": pid for at, pid in proxies(port).items()})
+    free(port, cwd=tmp_path).names(f"{engine} stop {name}")
     assert there.missing() == []
     assert listening(port)
 
@@ -89,23 +93,24 @@ def test_a_port_within_a_published_range(container, ports, tmp_path):
     assert there.missing() == []
 
 
-def test_the_right_one_of_two_containers_is_named(container, ports, tmp_path):
-    first, second = ports(), ports()
-    names = [container(BUSYBOX, "-p", f"{port}:80", command=[*PAGE, "80"]) for port in (first, second)]
-    wait_for(first, second)
-    answer = free(second, cwd=tmp_path)
+@pytest.mark.parametrize("same", ["port", "address"])
+def test_the_right_one_of_two_containers_is_named(container, ports, tmp_path, same):
+    first, second = ("127.0.0.2", ports()), ("127.0.0.3", ports())
+    second = ("127.0.0.3", first[1]) if same == "port" else ("127.0.0.2", second[1])
+    names = [container(BUSYBOX, "-p", f"{host}:{port}:80", command=[*PAGE, "80"]) for host, port in (first, second)]
+    assert all(eventually(lambda at=at: listening(at[1], at[0])) for at in (first, second))
+    answer = free(second[1], cwd=tmp_path, host=second[0])
     answer.names(f"docker stop {names[1]}")
     assert names[0] not in answer.words
 
 
+@engines
 @pytest.mark.parametrize("policy", ["", "kill"])
-@pytest.mark.parametrize("image", [BUSYBOX, DEBIAN], ids=["busybox", "python"])
-def test_a_container_on_the_host_s_network(container, port, tmp_path, image, policy):
-    command = [*PAGE, str(port)] if image == BUSYBOX else ["python3", "-m", "http.server", str(port)]
-    name = container(image, "--network", "host", command=command)
+def test_a_container_on_the_host_s_network(container, port, tmp_path, engine, policy):
+    name = container(BUSYBOX, "--network", "host", command=[*PAGE, str(port)], engine=engine)
     wait_for(port)
-    there = Witness(main=main_process(name))
-    free(port, cwd=tmp_path, PORT_MANAGER_POLICY=policy).names(f"docker stop {name}")
+    there = Witness(main=main_process(name, engine))
+    free(port, cwd=tmp_path, PORT_MANAGER_POLICY=policy).names(f"{engine} stop {name}")
     assert there.missing() == []
 
 
