@@ -16,14 +16,17 @@ import pytest
 
 from .conftest import PORT_MANAGER, birth, can_bind, eventually
 
-SERVE = "import http.server as h, sys; h.HTTPServer(('127.0.0.1', int(sys.argv[1])), h.SimpleHTTPRequestHandler).serve_forever()"
+SERVE = (
+    "import http.server as h, sys; at = ('127.0.0.1', int(sys.argv[1]));"
+    "h.HTTPServer(at, h.SimpleHTTPRequestHandler).serve_forever()"
+)
 SERVER_JS = (
     "require('http').createServer((q, a) => a.end('x')).listen(+process.env.PORT || +process.argv[2], '127.0.0.1')\n"
 )
 
 
 class Answer:
-    """What ``port_manager.py free PORT… --json`` said about the first port: the status, the fields, all of its words."""
+    """What ``port_manager.py free PORT… --json`` said about the first port: status, fields, all of its words."""
 
     def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
         self.status, self.words = done.returncode, done.stdout + done.stderr

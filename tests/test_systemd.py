@@ -9,7 +9,8 @@ from .scenes import DEBIAN, docker, free, inside, listening_inside, needs_docker
 
 pytestmark = needs_docker
 
-SYSTEM = "--cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined --cgroupns=private --tmpfs /run --tmpfs /tmp"
+SYSTEM = "--cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined --cgroupns=private"
+PLACES = "--tmpfs /run --tmpfs /tmp -e container=docker"
 
 # Ports: 8001 a service, 8002 one that is restarted, 8003 a socket unit whose service is not running, 8004 one whose
 # service is, 8005 a template, 8006 and 8007 a user's service and socket, 8008 and 8009 scopes of root and of a user,
@@ -60,7 +61,7 @@ runuser -u dev -- env XDG_RUNTIME_DIR=/run/user/$(id -u dev) sh -c '
 
 @pytest.fixture(scope="module")
 def machine():
-    name = run_container(DEBIAN, [*SYSTEM.split(), "-e", "container=docker"], ["/sbin/init"])
+    name = run_container(DEBIAN, [*SYSTEM.split(), *PLACES.split()], ["/sbin/init"])
     try:
         states = ("running", "degraded")
         if not eventually(lambda: docker("exec", name, "systemctl", "is-system-running", check=False) in states, 30):
