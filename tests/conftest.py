@@ -174,6 +174,24 @@ def hold() -> Iterator[Callable[..., Held]]:
         held.end()
 
 
+def project(folder: Path) -> Path:
+    """The folder, with the mark of a repository."""
+    (folder / ".git").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Where holders run: a project of their own."""
+    return project(tmp_path / "home")
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Path:
+    """Where the tool is called: a project that is none of the holders'."""
+    return project(tmp_path / "away")
+
+
 @pytest.fixture(params=["pidfd", "birth"])
 def pinning(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With a pidfd (Linux 5.3, Python 3.9), and without."""

@@ -6,9 +6,11 @@ import os
 
 # What is taken over from whoever starts the tests; all else would change what the tools and servers under test do.
 KEPT = ("HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "SYSTEMROOT", "TEMP", "TMP")
+# TESTS_NAME is NAME for them: .ci/containers says so where its docker is.
 KEPT_PREFIXES = ("COVERAGE_", "PYTEST_")
 
 
 def made() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
-    return {**kept, "LC_ALL": "C.UTF-8"}
+    given = {name[len("TESTS_") :]: value for name, value in os.environ.items() if name.startswith("TESTS_")}
+    return {**kept, **given, "LC_ALL": "C.UTF-8"}

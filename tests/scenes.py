@@ -1,0 +1,166 @@
+"""Shared by the tests with real containers, services and managers: a call of the tool, and what it left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Sequence
+
+import pytest
+
+from .conftest import PORT_MANAGER, birth, can_bind, eventually
+
+SERVE = (
+    "import http.server as h, sys; at = ('127.0.0.1', int(sys.argv[1]));"
+    "h.HTTPServer(at, h.SimpleHTTPRequestHandler).serve_forever()"
+)
+SERVER_JS = (
+    "require('http').createServer((q, a) => a.end('x')).listen(+process.env.PORT || +process.argv[2], '127.0.0.1')\n"
+)
+
+
+class Answer:
+    """What ``port_manager.py free PORT… --json`` said about the first port: status, fields, all of its words."""
+
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.status, self.words = done.returncode, done.stdout + done.stderr
+        assert done.stdout.startswith("{"), self.words
+        ports = json.loads(done.stdout)["ports"]
+        self.port: dict[str, Any] = ports[0]
+        self.holders: list[dict[str, Any]] = self.port["holders"]
+        self.reason = str(self.port["reason"])
+        self.stopped = [pid for port in ports for pid in port["stopped"]]
+
+    def names(self, command: str) -> None:
+        """Nobody was stopped, and the command is told that stops it where it is managed, to people and in JSON."""
+        self.refuses(command)
+        told = [holder["manager"] for holder in self.holders if holder.get("manager")]
+        assert any(command in manager["stop"] for manager in told), self.words
+
+    def refuses(self, *texts: str) -> None:
+        assert (self.status, self.stopped) == (1, []), self.words
+        for text in texts:
+            assert text in self.reason, self.words
+
+    def frees(self, *pids: int) -> None:
+        assert self.status == 0, self.words
+        assert self.stopped and set(pids) <= set(self.stopped), self.words
+
+
+def free(
+    *ports: int, cwd: Any = None, before: Sequence[str] = (sys.executable, PORT_MANAGER), host: str = "", **environ: str
+) -> Answer:
+    """Type ``free PORT…`` in a folder; before: the words that start the tool."""
+    words = [*before, "free", *map(str, ports), "--json", "--grace", "2", *(["--host", host] if host else [])]
+    environment = {**os.environ, **environ}
+    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return Answer(done)
+
+
+def listening(port: int, host: str = "127.0.0.1") -> bool:
+    try:
+        socket.create_connection((host, port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def wait_for(*ports: int) -> None:
+    assert all(eventually(lambda port=port: listening(port), 20) for port in ports), "the scene did not come up"
+
+
+def is_free(port: int) -> bool:
+    return can_bind(port, "0.0.0.0")
+
+
+class Witness:
+    """Processes, by name, that must be the same ones later."""
+
+    def __init__(self, **pids: int) -> None:
+        self.pids = pids
+        self.births = {name: birth(pid) for name, pid in pids.items()}
+        assert all(self.births.values()), self.births
+
+    def missing(self) -> list[str]:
+        return [name for name, born in self.births.items() if birth(self.pids[name]) != born]
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def below(pid: int) -> list[int]:
+    """All descendants of a process."""
+    return [found for child in children(pid) for found in (child, *below(child))]
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    absent = [program for program in programs if not shutil.which(program)]
+    return pytest.mark.skipif(bool(absent), reason=f"no {' and no '.join(absent)}; .ci/managers installs them")
+
+
+# Docker and podman: whichever the clients find; .ci/containers starts them and makes the images.
+
+BUSYBOX, DEBIAN = "port_manager:busybox", "port_manager:debian"
+
+
+def docker(*words: str, check: bool = True, engine: str = "docker") -> str:
+    done = subprocess.run([engine, *words], capture_output=True, text=True, timeout=120, check=False)
+    assert not check or done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@lru_cache(maxsize=None)
+def _why_no(engine: str, *images: str) -> str:
+    """Why there is nothing to test with; empty where there is."""
+    if not shutil.which(engine):
+        return f"no {engine}"
+    for words in (["image", "inspect", *images], ["run", "--rm", BUSYBOX, "/bin/busybox", "true"]):
+        asked = subprocess.run([engine, *words], capture_output=True, text=True, check=False)
+        if asked.returncode:
+            return f"{engine} {words[0]}: {asked.stderr.strip().splitlines()[0]} (.ci/containers makes what is needed)"
+    return ""
+
+
+def _needs(engine: str, *images: str) -> pytest.MarkDecorator:
+    why = _why_no(engine, *images)
+    return pytest.mark.skipif(bool(why), reason=why)
+
+
+needs_docker = _needs("docker", BUSYBOX, DEBIAN)
+engines = pytest.mark.parametrize("engine", ["docker", pytest.param("podman", marks=_needs("podman", BUSYBOX))])
+
+
+def run_container(image: str, options: Sequence[str], command: Sequence[str], engine: str = "docker") -> str:
+    """Start a container in which the repository is /tool; its name."""
+    root = str(Path(PORT_MANAGER).parent)
+    name = f"pm-{os.getpid()}-{os.urandom(3).hex()}"
+    docker("run", "-d", "--name", name, "-v", f"{root}:/tool:ro", *options, image, *command, engine=engine)
+    return name
+
+
+def main_process(name: str, engine: str = "docker") -> int:
+    """The PID of a container's main process, as the host sees it; 0 where the container has ended."""
+    return int(docker("inspect", "-f", "{{.State.Pid}}", name, engine=engine))
+
+
+def inside(name: str, *options: str) -> tuple[str, ...]:
+    """The words that start the tool in a container."""
+    return ("docker", "exec", *options, name, "python3", "/tool/port_manager.py")
+
+
+def listening_inside(name: str, port: int) -> bool:
+    code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"
+    return (
+        subprocess.run(["docker", "exec", name, "python3", "-c", code], capture_output=True, check=False).returncode
+        == 0
+    )

@@ -1,0 +1,243 @@
+"""Real docker: what a container runs is stopped by docker alone; inside a container the tool does its work."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import NOBODY, PORT_MANAGER, ROOT_USER, eventually
+from .scenes import (
+    BUSYBOX,
+    DEBIAN,
+    Witness,
+    docker,
+    engines,
+    free,
+    inside,
+    listening,
+    listening_inside,
+    main_process,
+    needs_docker,
+    run_container,
+    wait_for,
+)
+
+pytestmark = needs_docker
+
+PAGE = ("/bin/busybox", "httpd", "-f", "-h", "/www", "-p")
+SERVER = ("python3", "-m", "http.server", "8000")
+IDLE = ("sleep", "infinity")
+BARE = ("-u", "1000:1000", "--cap-drop=ALL", "--read-only", "-e", "PYTHONDONTWRITEBYTECODE=1")
+
+
+@pytest.fixture
+def container():
+    """A maker of containers, which are gone when the test ends."""
+    names = []
+
+    def run(image, *options, command=IDLE, engine="docker"):
+        names.append((engine, run_container(image, options, command, engine)))
+        return names[-1][1]
+
+    yield run
+    for engine, name in names:
+        subprocess.run([engine, "kill", name], capture_output=True, check=False)  # podman rm would ask it first
+        docker("rm", "-fv", name, engine=engine)
+
+
+def proxies(port):
+    """The PIDs of docker's that publish a port, by address."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+        except OSError:
+            continue
+        if words[0].endswith("docker-proxy") and str(port) in words:
+            found[words[words.index("-host-ip") + 1]] = int(pid)
+    return found
+
+
+def neighbours(ports):
+    """The first of three ports in a row that are free."""
+    while True:
+        port = ports()
+        if not (listening(port + 1) or listening(port + 2)):
+            return port
+
+
+@engines
+@pytest.mark.parametrize("where", ["", "127.0.0.1:"], ids=["everywhere", "loopback"])
+def test_a_published_port_is_named_and_left_alone(container, port, tmp_path, where, engine):
+    name = container(BUSYBOX, "-p", f"{where}{port}:80", command=[*PAGE, "80"], engine=engine)
+    wait_for(port)
+    there = Witness(main=main_process(name, engine), **{f"proxy of {at}": pid for at, pid in proxies(port).items()})
+    free(port, cwd=tmp_path).names(f"{engine} stop {name}")
+    assert there.missing() == []
+    assert listening(port)
+
+
+def test_a_port_within_a_published_range(container, ports, tmp_path):
+    port = neighbours(ports)
+    name = container(BUSYBOX, "-p", f"{port}-{port + 2}:80-82", command=[*PAGE, "81"])
+    wait_for(port + 1)
+    there = Witness(main=main_process(name), proxy=proxies(port + 1)["0.0.0.0"], beside=proxies(port)["0.0.0.0"])
+    free(port + 1, cwd=tmp_path).names(f"docker stop {name}")
+    assert there.missing() == []
+
+
+@pytest.mark.parametrize("same", ["port", "address"])
+def test_the_right_one_of_two_containers_is_named(container, ports, tmp_path, same):
+    first, second = ("127.0.0.2", ports()), ("127.0.0.3", ports())
+    second = ("127.0.0.3", first[1]) if same == "port" else ("127.0.0.2", second[1])
+    names = [container(BUSYBOX, "-p", f"{host}:{port}:80", command=[*PAGE, "80"]) for host, port in (first, second)]
+    assert all(eventually(lambda at=at: listening(at[1], at[0])) for at in (first, second))
+    answer = free(second[1], cwd=tmp_path, host=second[0])
+    answer.names(f"docker stop {names[1]}")
+    assert names[0] not in answer.words
+
+
+@engines
+@pytest.mark.parametrize("policy", ["", "kill"])
+def test_a_container_on_the_host_s_network(container, port, tmp_path, engine, policy):
+    name = container(BUSYBOX, "--network", "host", command=[*PAGE, str(port)], engine=engine)
+    wait_for(port)
+    there = Witness(main=main_process(name, engine))
+    free(port, cwd=tmp_path, PORT_MANAGER_POLICY=policy).names(f"{engine} stop {name}")
+    assert there.missing() == []
+
+
+def test_what_docker_exec_started_on_the_host_s_network(container, port, tmp_path):
+    name = container(DEBIAN, "--network", "host")
+    docker("exec", "-d", name, "python3", "-m", "http.server", str(port))
+    wait_for(port)
+    free(port, cwd=tmp_path).names(f"docker stop {name}")
+    assert listening(port)
+
+
+@pytest.mark.skipif(not ROOT_USER, reason="takes root, to be a user without docker")
+@pytest.mark.parametrize("holder", ["docker-proxy", "another program of root"])
+def test_a_hidden_holder_of_root_is_not_guessed_to_be_a_proxy(container, start, port, holder):
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if not python:
+        pytest.skip("no python3 that a normal user may start")
+    if holder == "docker-proxy":
+        container(BUSYBOX, "-p", f"{port}:80", command=[*PAGE, "80"])
+    else:
+        start(python, "-m", "http.server", str(port))
+    wait_for(port)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        copy = shutil.copy(PORT_MANAGER, folder)
+        user = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", python, copy)
+        answer = free(port, cwd=folder, before=user, HOME=folder)
+    answer.refuses("may not see")
+    assert "docker" not in answer.words.lower()
+    assert "proxy" not in answer.words.lower()
+    assert listening(port)
+
+
+# Inside
+
+
+@pytest.mark.parametrize("started", ["by docker exec", "by the main process"])
+@pytest.mark.parametrize(
+    "options",
+    [(), BARE, ("--cgroupns=private",), ("--cgroupns=host",), ("--init",)],
+    ids=["root", "bare user", "private cgroups", "cgroups of the host", "docker-init"],
+)
+def test_what_runs_in_the_same_container_is_freed(container, options, started):
+    by_exec = started == "by docker exec"
+    name = container(
+        DEBIAN, *options, command=IDLE if by_exec else ["sh", "-c", "python3 -m http.server 8000 & sleep 999"]
+    )
+    if by_exec:
+        docker("exec", "-d", name, *SERVER)
+    assert eventually(lambda: listening_inside(name, 8000), 20)
+    main = Witness(main=main_process(name))
+    free(8000, before=inside(name)).frees()
+    assert main.missing() == []
+    assert not listening_inside(name, 8000)
+
+
+@pytest.mark.parametrize("options", [(), BARE, ("--cgroupns=private",)], ids=["root", "bare user", "private cgroups"])
+def test_the_main_process_of_the_container(container, options):
+    name = container(DEBIAN, *options, command=SERVER)
+    assert eventually(lambda: listening_inside(name, 8000), 20)
+    main = Witness(main=main_process(name))
+    free(8000, before=inside(name)).refuses("it is this container's main process: restart the container")
+    assert main.missing() == []
+
+
+def test_a_toolbox_on_the_host_frees_its_own_and_not_another_container_s(container, ports):
+    mine, theirs = ports(), ports()
+    toolbox = container(DEBIAN, "--network", "host", "--pid", "host")
+    other = container(DEBIAN, "--network", "host", command=["python3", "-m", "http.server", str(theirs)])
+    docker("exec", "-d", toolbox, "python3", "-m", "http.server", str(mine))
+    wait_for(mine, theirs)
+    there = Witness(other=main_process(other), toolbox=main_process(toolbox))
+    free(theirs, before=inside(toolbox)).refuses()
+    assert listening(theirs)
+    free(mine, before=inside(toolbox)).frees()
+    assert there.missing() == []
+
+
+@pytest.mark.parametrize("options", [(), ("--cgroupns=private",)], ids=["", "private cgroups"])
+@pytest.mark.parametrize("sees", [False, True], ids=["network", "network and processes"])
+def test_another_container_of_the_same_pod(container, sees, options):
+    web = container(DEBIAN, command=["sh", "-c", "python3 -m http.server 8000 & sleep 999"])
+    assert eventually(lambda: listening_inside(web, 8000), 20)
+    pod = [f"--network=container:{web}", *([f"--pid=container:{web}"] if sees else [])]
+    beside = container(DEBIAN, *pod, *options)
+    free(8000, before=inside(beside)).refuses()
+    assert listening_inside(web, 8000)
+
+
+def test_a_container_that_may_ask_docker_has_ports_of_its_own(container, port):
+    """What another container publishes on the host is not what listens here."""
+    client, address = "/usr/bin/docker", os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if not address.startswith("unix://") or not os.access(client, os.X_OK):
+        pytest.skip("no docker client of this Debian")
+    published = container(BUSYBOX, "-p", f"{port}:80", command=[*PAGE, "80"])
+    reach = ["-v", f"{client}:{client}:ro", "-v", f"{address[7:]}:/var/run/docker.sock"]
+    name = container(DEBIAN, *reach)
+    docker("exec", "-d", "-u", "1000", name, "python3", "-m", "http.server", str(port))  # whom root there may not see
+    assert eventually(lambda: listening_inside(name, port), 20)
+    assert published in docker("exec", name, client, "ps", "--format", "{{.Names}}")
+    answer = free(port, before=inside(name))
+    answer.refuses()
+    assert published not in answer.words
+
+
+def test_run_backend_takes_over_inside(container):
+    name = container(DEBIAN)
+
+    def holder():
+        told = docker("exec", name, "python3", "/tool/port_manager.py", "check", "8000", "--json", check=False)
+        return next((one["pid"] for port in json.loads(told or "{}").get("ports", []) for one in port["holders"]), None)
+
+    def take_over():
+        docker("exec", "-d", name, "python3", "/tool/run_backend.py", "--port", "8000", "--", *SERVER)
+
+    take_over()
+    assert eventually(holder, 20)
+    first = holder()
+    take_over()
+    assert eventually(lambda: holder() not in (None, first), 20)
+    assert not eventually(lambda: docker("exec", name, "sh", "-c", f"kill -0 {first} && echo alive", check=False), 0.2)
+
+
+def test_the_small_page_ends_at_docker_stop(container):
+    name = container(DEBIAN, "-w", "/srv", command=["python3", "/tool/run_backend.py", "--port", "8000"])
+    assert eventually(lambda: listening_inside(name, 8000), 20), docker("logs", name)
+    began = time.monotonic()
+    docker("stop", name)
+    assert time.monotonic() - began < 3  # after 10 s it would have been killed
+    assert docker("inspect", "-f", "{{.State.ExitCode}}", name) in ("0", "143")
