@@ -3,10 +3,12 @@
 It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport,
 v6only, listen, udp, connect ([host, port], from the first bound address), ignore_term, drain (close the
 listener on SIGTERM, and live on), children (how many share the listener), own_sockets (each child binds for
-itself with SO_REUSEPORT), orphans (the parent dies once its children run), strangers (how many processes
+itself with SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies once its children run), strangers (how many processes
 without the socket are started after each child), silent_parent (the parent closes
 the listener and waits), name (of the process), first (the name of the first child),
-uid (to change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on).
+uid (to change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on),
+generations (on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), respawn (a
+worker that ends is followed by another), outlives_kill (seconds for which a child stops in the middle of its end).
 """
 
 import json
@@ -40,6 +42,9 @@ def listeners(spec):
 def behave(spec, socks):
     if spec.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if spec.get("generations"):
+        left = list(range(spec["generations"]))
+        signal.signal(signal.SIGTERM, lambda *_: (left.pop(), (not left or os.fork()) and os._exit(0)))
     if spec.get("drain"):
         signal.signal(signal.SIGTERM, lambda *_: [sock.close() for sock in socks])
     if spec.get("name"):
@@ -59,7 +64,21 @@ def live_without_the_first_thread(spec):
     ctypes.CDLL(None).syscall(exit_thread, 0)
 
 
+def stop_in_the_middle_of_its_end(child):
+    """Trace a process, which then stops at PTRACE_EVENT_EXIT, even for SIGKILL, until this one lets it go."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    return libc.ptrace(0x4206, child, 0, ctypes.c_void_p(0x40)) == 0  # PTRACE_SEIZE, PTRACE_O_TRACEEXIT
+
+
 def live(spec):
+    while spec.get("forks"):
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        if os.fork() == 0:
+            time.sleep(0.001)
+            os._exit(0)
+        time.sleep(0.0005)
     end = time.monotonic() + spec.get("exit_after", 120)
     while time.monotonic() < end:  # nothing outlives a test run that was cut short
         time.sleep(min(1, max(0, end - time.monotonic())))
@@ -67,7 +86,8 @@ def live(spec):
 
 def main():
     spec = json.loads(sys.argv[1])
-    socks = [] if spec.get("own_sockets") else listeners(spec)
+    bound = listeners({**spec, "listen": False}) if spec.get("master_binds") else []
+    socks = bound if spec.get("own_sockets") else listeners(spec)
     told = {"pid": os.getpid(), "children": [], "strangers": []}
     for number in range(spec.get("children", 0)):
         read, write = os.pipe()
@@ -105,7 +125,18 @@ def main():
     if spec.get("children"):
         spec.pop("uid", None)  # the parent keeps its rights
     behave(spec, socks)
+    if spec.get("outlives_kill") and not stop_in_the_middle_of_its_end(told["children"][0]):
+        told["children"] = []
     print(json.dumps(told), flush=True)
+    while spec.get("outlives_kill"):
+        if os.wait()[1] >> 16 == 6:  # PTRACE_EVENT_EXIT
+            time.sleep(spec["outlives_kill"])
+            return
+    while spec.get("respawn"):
+        os.wait()
+        if os.fork() == 0:
+            socks = listeners(spec)
+            live({})
     if spec.get("orphans"):
         os._exit(0)
     live(spec)

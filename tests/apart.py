@@ -1,0 +1,166 @@
+"""Tests that run in a process of their own, as they change what that may do or see; and what they need there."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import functools
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from .conftest import NOBODY, boxes
+
+KILL = os.kill  # what a test itself ends does not count as sent
+
+
+def apart(test: Callable[..., None], *, box: bool = False) -> Callable[..., None]:
+    """Run a test in a fork of this process, in a session of its own; its failure or skip is this one's."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **named: Any) -> None:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            told = ["", ""]
+            try:
+                os.setsid()
+                signal.alarm(100)  # nothing outlives a test run that was cut short
+                ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans end with the test, too
+                if box:
+                    _enter_a_box()
+                test(*args, **named)
+            except BaseException as error:  # noqa: BLE001 (a forked test run must not go on)
+                skipped = type(error).__name__ == "Skipped"
+                told = [type(error).__name__, str(error) if skipped else traceback.format_exc()]
+            with contextlib.suppress(OSError):
+                _end_children()
+            os.write(write, json.dumps(told).encode() + b"\n")
+            os._exit(0)
+        os.close(write)
+        with open(read, "rb") as pipe:
+            line = pipe.readline()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kind, text = json.loads(line or '["killed", "the test was killed, or ended without a word"]')
+        if kind:
+            (pytest.skip if kind == "Skipped" else pytest.fail)(text)
+
+    return run
+
+
+def boxed(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test apart, in new namespaces of PIDs, mounts and networks: every port is free, and all ends with the test."""
+    return boxes(apart(test, box=True))  # type: ignore[no-any-return]
+
+
+def _enter_a_box() -> None:
+    if ctypes.CDLL(None).unshare(0x00020000 | 0x20000000 | 0x40000000):  # CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET
+        pytest.skip("no namespaces can be made here")
+    init = os.fork()
+    if init:
+        os.waitpid(init, 0)
+        os._exit(0)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    test = os.fork()  # the test itself is not PID 1, whose end is the end of all the others
+    if test:
+        while os.wait()[0] != test:
+            pass
+        os._exit(0)
+    script = "mount --make-rprivate /; mount -t proc proc /proc; ip link set lo up"
+    subprocess.run(["sh", "-ec", script], check=True)
+
+
+def _end_children() -> None:
+    while True:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        if not children:
+            return
+        for pid in map(int, children):
+            KILL(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def refuse_call(error: int, number: int, first: int | None = None) -> None:
+    """From here on the kernel refuses a system call (with that first argument) to this process: a seccomp filter."""
+    only = [] if first is None else [(0x20, 0, 0, 16), (0x15, 0, 1, first)]
+    steps = [(0x20, 0, 0, 0), (0x15, 0, len(only) + 1, number), *only, (0x06, 0, 0, 0x00050000 | error), (0x06, 0, 0, 0x7FFF0000)]
+    code = b"".join(struct.pack("HBBI", *step) for step in steps)
+    program = ctypes.create_string_buffer(code, len(code))
+    rules = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(program)))
+    libc = ctypes.CDLL(None)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, rules, 0, 0):  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
+        pytest.skip("this kernel has no seccomp filters")
+
+
+def forked(act: Callable[[], Any], pid: int | None = None) -> int:
+    """A child of this process, with this PID if one is given (in a box), which does something and then waits."""
+    if pid is not None:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            act()
+            os.write(write, b"1")
+            time.sleep(60)
+        finally:
+            os._exit(0)
+    os.close(write)
+    assert os.read(read, 1) == b"1"
+    os.close(read)
+    assert pid in (None, child)
+    return child
+
+
+def give_up_rights() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: its user may look at it, as after an exec
+
+
+class InFlight:
+    """A listener that no process holds: it lies in a Unix socket until it is taken out, or that is closed."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self.ends = socket.socketpair()
+        self.listener = socket.create_server((host, port))
+
+    def send_off(self) -> None:
+        self.ends[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [self.listener.fileno()]))])
+        self.listener.close()
+
+    def take_out(self) -> int:
+        data = self.ends[1].recvmsg(1, socket.CMSG_SPACE(4))[1][0][2]
+        return array.array("i", data)[0]
+
+    def close(self) -> None:
+        for end in (self.listener, *self.ends):
+            end.close()
+
+
+def when_it_says(text: str, act: Callable[[], None]) -> None:
+    """Do something as soon as port_manager logs a line that contains a text, once."""
+
+    class Once(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if text in record.getMessage():
+                logging.getLogger("port_manager").removeHandler(self)
+                act()
+
+    logging.getLogger("port_manager").addHandler(Once())
+    logging.getLogger("port_manager").setLevel(10)
