@@ -20,8 +20,10 @@ from typing import Any, Callable
 
 import pytest
 
-from .conftest import NOBODY, boxes
+from .conftest import NOBODY, boxes, command_line, eventually
 
+SOCKET = {"x86_64": 41, "aarch64": 198}.get(os.uname().machine if hasattr(os, "uname") else "", -1)  # the number of the call
+NETLINK = (SOCKET, 16)  # its first argument: AF_NETLINK
 KILL = os.kill  # what a test itself ends does not count as sent
 
 
@@ -164,3 +166,121 @@ def when_it_says(text: str, act: Callable[[], None]) -> None:
 
     logging.getLogger("port_manager").addHandler(Once())
     logging.getLogger("port_manager").setLevel(10)
+
+
+def called(name: str) -> None:
+    Path("/proc/self/comm").write_text(name)
+
+
+def swapped(port: int) -> tuple[int, Callable[[], None]]:
+    """A holder, and a call that ends it and gives its PID and its very socket to a tunnel."""
+
+    flight = InFlight(port)
+    pid = forked(lambda: None)
+    flight.send_off()
+    time.sleep(0.05)  # start times are told in hundredths of a second
+
+    def swap() -> None:
+        KILL(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        descriptor = flight.take_out()
+        forked(lambda: called("ssh"), pid)
+        os.close(descriptor)
+
+    return pid, swap
+
+
+def family(port: int, start: Callable[..., Any], script: str) -> list[int]:
+    """Processes that a shell starts, with a listener of root's as descriptor 9; NOBODY in the script changes the user."""
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        inode = os.fstat(listener.fileno()).st_ino
+        script = script.replace("NOBODY", f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups")
+        start("bash", "-c", f"exec 9<&{listener.fileno()} {listener.fileno()}<&-; {script}", pass_fds=[listener.fileno()])
+
+    def sleeping() -> list[int]:
+        """The PIDs that hold it, once the shells among them have become what they start."""
+        found = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{entry}/fd/9") == f"socket:[{inode}]":
+                    found.append((int(entry), Path(f"/proc/{entry}/comm").read_text()))
+        return [pid for pid, _ in found] if all(name == "sleep\n" for _, name in found) else []
+
+    assert eventually(lambda: len(sleeping()) == script.count("sleep 60"))
+    return sleeping()
+
+
+def mounted(folder: Path) -> int:
+    """Mount a FUSE file system in which there is nothing (see linux/fuse.h), and tell the PID of its server."""
+    try:
+        handle = os.open("/dev/fuse", os.O_RDWR)
+    except OSError:
+        pytest.skip("there is no FUSE here")
+    options = f"fd={handle},rootmode=40000,user_id=0,group_id=0".encode()
+    if ctypes.CDLL(None).mount(b"dead", str(folder).encode(), b"fuse", 0, options):
+        pytest.skip("nothing can be mounted here")
+    server = os.fork()
+    while server == 0:
+        _, kind, unique = struct.unpack_from("=IIQ", os.read(handle, 1 << 17))
+        body = {
+            26: struct.pack("=IIIIHHIIHH8I", 7, 31, 65536, 0, 16, 16, 65536, 1, 0, 0, *[0] * 8),  # INIT
+            3: struct.pack("=QII6Q10I", *[0] * 3, 1, *[0] * 5, *[0] * 3, 0o40755, 2, 0, 0, 0, 4096, 0),  # GETATTR
+        }.get(kind, b"")
+        os.write(handle, struct.pack("=IiQ", 16 + len(body), 0 if body else -38, unique) + body)
+    os.close(handle)
+    return server
+
+
+def plant(folder: Path, **scripts: str) -> None:
+    """Tools that come first on PATH, in this process and what it starts; those that are not given fail."""
+    for name in ("ss", "lsof", "netstat", "sockstat", "ps", "launchctl"):
+        (folder / name).write_text(f"#!/bin/sh\n{scripts.get(name, 'exit 3')}\n")
+        (folder / name).chmod(0o755)
+    if not os.environ["PATH"].startswith(f"{folder}{os.pathsep}"):
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def nothing_native() -> None:
+    """In a box: neither netlink nor /proc/net tells of sockets, so that tools are asked."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", f"/proc/{os.getpid()}/net"], check=True)
+    refuse_call(1, *NETLINK)
+
+
+def held_by(port: int, *options: str) -> list[int]:
+    """The PIDs that check --json tells, in its order."""
+    told = json.loads(command_line("check", str(port), "--json", *options).stdout)["ports"][0]
+    return [holder["pid"] for holder in told["holders"]]
+
+
+def free(port: int, *options: str) -> tuple[int, list[int], str]:
+    """What free --json tells: (status, the PIDs that were stopped, the reason why not)."""
+    done = command_line("free", str(port), "--json", *options)
+    told = json.loads(done.stdout)["ports"][0]
+    return done.returncode, told["stopped"], told["reason"]
+
+
+# A server of which each worker binds for itself; each loads the module main, which calls guard().
+WORKERS = """
+import os, socket, subprocess, sys
+def bound():
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+    return sock
+if sys.argv[-1] == "worker":
+    import main
+    sock = bound()
+    sock.listen()
+    print("serves", flush=True)
+    sys.stdin.read()
+else:
+    sock = bound() if sys.argv[1] == "binds" else None
+    words = [sys.executable, "-m", "uvicorn", "main:app", *sys.argv[-2:], "worker"]
+    workers = []
+    for _ in range(2):
+        workers.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        print(workers[-1].stdout.readline(), [worker.poll() for worker in workers])
+    for worker in workers:
+        worker.stdin.close()
+"""

@@ -8,7 +8,7 @@ without the socket are started after each child), silent_parent (the parent clos
 the listener and waits), name (of the process), first (the name of the first child),
 uid (to change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on),
 generations (on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), respawn (a
-worker that ends is followed by another), outlives_kill (seconds for which a child stops in the middle of its end).
+worker that ends is followed by another), spawns (a worker by multiprocessing, which alone listens), outlives_kill (seconds for which a child stops in the middle of its end).
 """
 
 import json
@@ -84,11 +84,32 @@ def live(spec):
         time.sleep(min(1, max(0, end - time.monotonic())))
 
 
+def spawn(spec, told):
+    """A worker in an interpreter of its own; what this process has bound does not listen."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    worker = context.Process(target=work, args=(spec, ready), daemon=True)
+    worker.start()
+    ready.wait()
+    told["children"].append(worker.pid)
+
+
+def work(spec, ready):
+    socks = listeners(spec)
+    ready.set()
+    live(spec)
+    return socks
+
+
 def main():
     spec = json.loads(sys.argv[1])
-    bound = listeners({**spec, "listen": False}) if spec.get("master_binds") else []
-    socks = bound if spec.get("own_sockets") else listeners(spec)
+    bound = listeners({**spec, "listen": False}) if spec.get("master_binds") or spec.get("spawns") else []
+    socks = bound if spec.get("own_sockets") or spec.get("spawns") else listeners(spec)
     told = {"pid": os.getpid(), "children": [], "strangers": []}
+    if spec.get("spawns"):
+        spawn(spec, told)
     for number in range(spec.get("children", 0)):
         read, write = os.pipe()
         child = os.fork()
