@@ -21,6 +21,7 @@ from typing import Any, Callable
 import pytest
 
 from .conftest import NOBODY, boxes, command_line, eventually
+from .holder import change_command
 
 SOCKET = {"x86_64": 41, "aarch64": 198}.get(os.uname().machine if hasattr(os, "uname") else "", -1)  # the number of the call
 NETLINK = (SOCKET, 16)  # its first argument: AF_NETLINK
@@ -115,6 +116,7 @@ def forked(act: Callable[[], Any], pid: int | None = None) -> int:
     child = os.fork()
     if child == 0:
         try:
+            change_command()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             act()
             os.write(write, b"1")
