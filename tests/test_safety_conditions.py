@@ -4,7 +4,7 @@ Real processes and public calls only, so that a redesign changes nothing here. A
 namespaces of its own, ``apart`` in a process of its own (see apart.py).
 """
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001
 
 import contextlib
 import json
