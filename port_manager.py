@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# Copyright (c) the port_manager authors
 """End "Address already in use": free a TCP port, and never stop the wrong process.
 
 One file for any repository; it needs Python 3.8 or newer and nothing else.
@@ -9,14 +10,14 @@ One file for any repository; it needs Python 3.8 or newer and nothing else.
         raise SystemExit(1)
 
 In development (ENVIRONMENT is unset, or one of dev, development, local, test, testing, debug) whoever
-holds the port is asked to stop, made to stop after a grace period, and the release is verified. Anywhere
-else nothing is touched: the holder is named, and the answer is False. From a shell:
+holds the port is asked to stop, forced after a grace period, and the release is verified. Anywhere else
+nothing is touched: the holder is named, and the answer is False. From a shell:
 
     python port_manager.py check 8000
     python port_manager.py free 8000
 
-The file reads in the order in which things happen: values; words; is the port free?; who holds it?; who is
-that?; may we stop it?; stop it; the calls people use; the command line.
+The file reads in the order in which things happen: values; messages; is the port free?; tools; systems;
+one look; who must stay; stop and verify; the calls people use; servers; the command line.
 """
 
 from __future__ import annotations
@@ -31,17 +32,19 @@ from operator import itemgetter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections import namedtuple
-    from typing import Any, Callable, Iterable, Iterator, Mapping, NoReturn, Sequence, TextIO
+    from typing import Any, Callable, Collection, Iterable, Iterator, Mapping, NamedTuple, Sequence, TextIO
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 __all__ = [
+    "SERVERS",
     "CannotTell",
     "Endpoint",
     "Holder",
+    "Manager",
     "PortError",
     "PortManager",
+    "PortResult",
     "PortTimeout",
     "bind_port",
     "ensure_port_available",
@@ -50,19 +53,21 @@ __all__ = [
     "guard",
     "is_development",
     "main",
+    "preview_port",
     "server_endpoints",
     "wait_until_free",
     "wait_until_listening",
 ]
 
 DEVELOPMENT_NAMES = ("", "dev", "development", "local", "test", "testing", "debug")
-POLICIES = ("kill", "own", "ask", "refuse")  # from the freest to the strictest
+POLICIES = ("kill", "own", "ask", "refuse")  # from the least strict to the strictest
 
-GRACE = 5.0  # seconds between the polite request and the firm one
-FIRM_WAIT = 2.0  # seconds in which the system must have carried out the firm one
+GRACE = 5.0  # seconds between the request to stop and the forced stop
+FORCED_WAIT = 2.0  # seconds in which the system must have carried out a forced stop
 RESTART_WATCH = 2.0  # seconds in which a supervisor would have started its server again
 TOOL_TIMEOUT = 2.0  # seconds after which a tool counts as one that cannot tell
-ROUNDS = 8  # looks at the port in one call; each stops what it finds, or gives up
+FILE_TIMEOUT = 0.5  # seconds after which a file system counts as one that does not answer
+ROUNDS = 8  # looks at the port in one call; each stops whom it finds, or gives up
 
 DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # logging's numbers, without its import
 
@@ -74,9 +79,16 @@ DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # logging's numbers, without its i
 
 if not TYPE_CHECKING:
 
-    class _Named(tuple):
-        __slots__ = ()
-        _fields = ()
+    class _Annotated(type):
+        """Makes a property of each annotated field."""
+
+        def __new__(cls, name, bases, members):
+            fields = tuple(members.get("__annotations__", ()))
+            places = {field: property(itemgetter(place)) for place, field in enumerate(fields)}
+            return super().__new__(cls, name, bases, {**members, **places, "__slots__": (), "_fields": fields})
+
+    class NamedTuple(tuple, metaclass=_Annotated):
+        """What is used here of typing.NamedTuple, whose import takes as long as all of this file's others."""
 
         def __new__(cls, *values, **named):
             if named:
@@ -97,50 +109,67 @@ if not TYPE_CHECKING:
         def _replace(self, **changes):
             return type(self)(**{**self._asdict(), **changes})
 
-    def namedtuple(name, fields):
-        """What is used here of collections.namedtuple, which compiles code: 0.1 ms for each, at every start."""
-        names = fields.split()
-        members = {field: property(itemgetter(place)) for place, field in enumerate(names)}
-        return type(name, (_Named,), {**members, "__slots__": (), "_fields": tuple(names)})
 
-
-class Endpoint(namedtuple("Endpoint", "host port")):
+class Endpoint(NamedTuple):
     """A numeric address and a port, printed the way servers print them.
 
     >>> str(Endpoint("127.0.0.1", 8000)), str(Endpoint("::1", 8000))
     ('127.0.0.1:8000', '[::1]:8000')
     """
 
-    __slots__ = ()
-    if TYPE_CHECKING:
-        host: str
-        port: int
+    host: str
+    port: int
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class Holder(namedtuple("Holder", "pid parent user name command cwd started addresses")):
+class Holder(NamedTuple):
     """A process that holds a port; what the system does not tell is None (a text: empty).
 
     ``pid`` is None for a process that may not be seen; its ``user`` is known on Linux even then.
     ``started`` counts seconds since 1970. ``addresses`` are the endpoints that it listens on. Texts come
     from another process: unprintable characters in them have been replaced by ``?``.
-
-    >>> Holder(38146, 900, "alice", "python", "python app.py", "/srv", 0.0, ()).pid
-    38146
     """
 
-    __slots__ = ()
-    if TYPE_CHECKING:
-        pid: int | None
-        parent: int | None
-        user: str
-        name: str
-        command: str
-        cwd: str
-        started: float | None
-        addresses: tuple[Endpoint, ...]
+    pid: int | None
+    parent: int | None
+    user: str
+    name: str
+    command: str
+    cwd: str
+    started: float | None
+    addresses: tuple[Endpoint, ...]
+
+
+class Manager(NamedTuple):
+    """What runs a process and is to stop it: ``the docker container web`` and ``docker stop web``.
+
+    ``stop`` is empty where no command is known.
+    """
+
+    name: str
+    stop: str
+
+
+class PortResult(NamedTuple):
+    """How it stands with a port, or how freeing it went.
+
+    ``available``: a server may bind it now. ``holders`` keep it from that. ``stopped`` and ``would_stop``
+    are the PIDs that were, or would be, stopped. ``reason`` says why the port is not available and, where
+    freeing it would be refused, why. ``plan`` says what freeing it would do; None: nothing, or a refusal.
+    ``managers`` are, by PID (None: of a process that may not be seen), what runs the holders.
+    """
+
+    port: int
+    host: str
+    available: bool
+    holders: list[Holder]
+    stopped: list[int]
+    would_stop: list[int]
+    reason: str | None
+    plan: str | None
+    managers: dict[int | None, Manager]
 
 
 class PortError(OSError):
@@ -160,44 +189,89 @@ class PortTimeout(PortError, TimeoutError):
 
 
 class CannotTell(PortError):
-    """Nobody on this system could say who holds the port, which is not the same as "nobody holds it"."""
+    """Nothing on this system could say who holds the port, which is not the same as "nobody holds it"."""
 
 
-# A TCP socket of this machine, as one way of asking describes it. peer: None where it is not connected;
-# v6only: None where it was not told; inode: 0 where it was not told.
-_Socket = namedtuple("_Socket", "address port listening peer pid uid inode v6only")
+class _Socket(NamedTuple):
+    """A TCP socket of this machine, as one source describes it."""
 
-# What can be learned of any process. birth: a value that no later process with this PID will share;
-# parent: None where it was not told; group and tty: None where the system has no such thing; leader: of a
-# session that has a terminal.
-_Process = namedtuple("_Process", "pid parent group tty birth started user name command zombie kernel leader")
+    address: str
+    port: int
+    listening: bool
+    peer: Endpoint | None  # None: not connected
+    pid: int | None  # None: not told
+    uid: int | None  # None: not told
+    inode: int  # 0: not told
+    v6only: bool | None  # None: not told
 
-# How one call went. stopped: the PIDs; reason: None when the port is available.
-_Outcome = namedtuple("_Outcome", "port host available holders stopped reason")
+
+class _Process(NamedTuple):
+    """What can be learned of any process."""
+
+    pid: int
+    parent: int | None  # None: not told
+    group: int | None  # None: the system has none
+    tty: object  # of a process without a terminal: 0, None or ""
+    start: object  # the system's own start time, which no later process with this PID shares
+    started: float | None  # the same in seconds since 1970
+    user: str
+    name: str
+    command: str
+    zombie: bool
+    kernel: bool  # a thread of the kernel
+    leader: bool  # of a session that has a terminal
+
+
+class _Pin(NamedTuple):
+    """A process held fast, so that a signal reaches the one that was looked at."""
+
+    pid: int
+    start: object
+    handle: int | None  # a pidfd or a Windows handle; None: the start time tells it from a later one
+
+
+class _Options(NamedTuple):
+    """How to go about freeing a port."""
+
+    grace: float  # seconds
+    polite: str  # the name of the first signal
+    policy: str  # one of POLICIES, or "" for an automatic start's own: kill, but ask about another project's
+    force: bool  # also outside development
+    starting: bool  # a server is to be started then
+    ports: tuple[int, ...]  # those that the call names
+
+
+class _Obstacle(NamedTuple):
+    """What keeps a server from binding."""
+
+    held: bool  # somebody has the port; else waiting or stopping somebody would not help
+    reason: str
+
+
+class _Answer(NamedTuple):
+    """What a tool said."""
+
+    status: int
+    output: str
+    complaint: str
+
+
+class _Ancestry(NamedTuple):
+    """This process and its ancestors, nearest first."""
+
+    pids: list[int]
+    complete: bool  # up to the first process of the system
+    oldest: float  # when the last of them started, in seconds since 1970
+
 
 if TYPE_CHECKING:
-    _Rows = list[_Socket]
-    _Known = dict[int, _Process]  # by PID, as far as they have been read
-    _Addresses = list[tuple[int, tuple[Any, ...]]]  # (family, address), as bind() takes them
-
-
-class _Pin(namedtuple("_Pin", "pid birth handle")):
-    """A process held fast, so that a signal reaches the one that was looked at.
-
-    Every signal goes to a pin, and there is no pin for a PID below 2: kill() takes 0 and -1 for whole
-    groups of processes, and 1 is the system itself.
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, pid: int, birth: object, handle: int | None) -> _Pin:  # noqa: PYI034
-        if pid <= 1:
-            raise ValueError(f"PID {pid} is never signalled")
-        return super().__new__(cls, pid, birth, handle)
+    _Address = tuple[int, tuple[Any, ...]]  # (family, address), as bind() takes them
+    _Sockets = list[_Socket]
+    _Told = list[_Socket] | None  # None: cannot tell, which is not "nobody"
 
 
 # ----------------------------------------------------------------------------------------------------
-# Words: what is said, and to whom
+# Messages: what is said, and to whom
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +285,7 @@ def _say(level: int, text: str) -> None:
     logger = logging.getLogger("port_manager")
     if logger.hasHandlers():
         if logger.isEnabledFor(level):
-            logger.log(level, _fitting(text, _streams(logger)))
+            logger.log(level, _encodable(text, _streams(logger)))
     elif not logger.disabled and level >= (logger.level or INFO) and level > logger.manager.disable:
         _write(sys.stderr, text)
 
@@ -222,35 +296,54 @@ def _streams(logger: Any) -> Iterator[TextIO]:
         logger = logger.parent if logger.propagate else None
 
 
-def _fitting(text: str, streams: Iterable[TextIO]) -> str:
-    """The text, or its plain form where one of the streams could not encode it."""
+_PLAIN = (("️", ""), ("✅ ", ""), ("⚠  ", ""), ("💡 ", ""), ("🚨 ", ""), ("❌ ", ""), ("⏳ ", ""),
+          ("→", "->"), ("…", "..."))  # fmt: skip
+
+
+def _encodable(text: str, streams: Iterable[TextIO]) -> str:
+    """The text, with what one of the streams cannot encode in a plain form."""
     for stream in streams:
         encoding = getattr(stream, "encoding", None) or "utf-8"
         try:
             text.encode(encoding)
-        except (UnicodeError, LookupError):
-            for symbol, plain in (("️", ""), ("✅ ", ""), ("⚠  ", ""), ("💡 ", ""), ("🚨 ", ""), ("❌ ", ""),
-                                  ("⏳ ", ""), ("←", "<-"), ("…", "...")):  # fmt: skip
-                text = text.replace(symbol, plain)
+        except LookupError:
             text = text.encode("ascii", "backslashreplace").decode()
+        except UnicodeError:
+            for symbol, plain in _PLAIN:
+                text = text.replace(symbol, plain)
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
     return text
 
 
-def _write(stream: TextIO | None, text: str, end: str = "\n") -> None:
-    if stream is None:  # pythonw.exe has none
-        return
+def _write(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
+    """Write a line, and say why that failed; a closed stream and a reader that has gone are no failure.
+
+    Python's own streams are written past their buffer: what fails there stays in it, fails again at exit,
+    and makes the status 120.
+    """
+    if stream is None:  # its descriptor was closed at the start, and pythonw.exe has none
+        return None
     try:
-        stream.write(_fitting(text, [stream]) + end)
+        text = _encodable(text, [stream]) + end
         stream.flush()
-    except (OSError, ValueError):
-        pass  # a stream that is closed or broken must not keep a server from starting
+        if any(stream is own for own in (sys.__stdout__, sys.__stderr__)):
+            with open(stream.fileno(), "w", encoding=stream.encoding, closefd=False) as unbuffered:
+                unbuffered.write(text)
+        else:
+            stream.write(text)
+            stream.flush()
+    except (ValueError, AttributeError):  # closed; a stand-in for a stream
+        return None
+    except OSError as error:
+        return None if error.errno in (errno.EPIPE, errno.EINVAL) else error.strerror or str(error)  # the latter on Windows
+    return None
 
 
 def _status(text: str) -> None:
     """Show one passing line on a terminal; an empty text removes it."""
     try:
         width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         width = 60
     _write(sys.stderr, "\r" + text[:width].ljust(width) + ("" if text else "\r"), end="")
 
@@ -258,7 +351,7 @@ def _status(text: str) -> None:
 def _on_terminal(stream: TextIO | None) -> bool:
     try:
         return stream is not None and stream.isatty()
-    except ValueError:  # closed
+    except (ValueError, AttributeError):  # closed; a stand-in for a stream
         return False
 
 
@@ -275,33 +368,93 @@ def _complain(reason: str) -> None:
     _say(ERROR, f"❌ {_sentence(reason)}")
 
 
-def _shortened(text: str, width: int = 160) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _short_command(command: str, width: int = 60) -> str:
+    """A command line for people: program and script by base name, a long one cut in its middle."""
+    quoted = command.startswith('"')  # Windows: a path with spaces
+    program, _, rest = command[quoted:].partition('"' if quoted else " ")
+    words = [program, *rest.split()]
+    for at, word in enumerate(words):
+        words[at] = word.replace("\\", "/").rpartition("/")[2] or word
+        if at and word[0] != "-":  # the script; what follows is its own
+            break
+    return _cut(" ".join(words), width)
 
 
-def _span(seconds: float) -> str:
-    """
-    >>> _span(8), _span(7300), _span(200000)
-    ('8 s', '2 h', '2 d')
-    """
+def _short_folder(folder: str, width: int = 30) -> str:
+    """A folder for people: ``~`` for the home folder, and of a long path its tail."""
+    home = os.path.expanduser("~")
+    if len(home) > 1 and (folder + os.sep).startswith(home + os.sep):
+        folder = "~" + folder[len(home) :]
+    tail = folder.split(os.sep)
+    while _columns(folder) > width and len(tail) > 1:
+        del tail[0]
+        folder = os.sep.join(["…", *tail])
+    return folder if _columns(folder) <= width else _cut(tail[0], width)
+
+
+def _branch(folder: str) -> str:
+    """The git branch that a folder is on, of a detached head the commit; empty where no file tells it."""
+    try:
+        while not os.path.exists(git := os.path.join(folder, ".git")):
+            folder, below = os.path.dirname(folder), folder
+            if folder == below:
+                return ""
+        if os.path.isfile(git):  # of a worktree or a submodule: it says where HEAD is
+            with open(git, encoding="utf-8") as file:
+                git = os.path.join(folder, file.read(4096).partition("gitdir:")[2].strip())
+        with open(os.path.join(git, "HEAD"), encoding="utf-8") as file:
+            head = file.read(4096).strip()
+    except (OSError, ValueError):
+        return ""
+    return _clean(head[16:] if head.startswith("ref: refs/heads/") else head[:7])
+
+
+def _duration(seconds: float) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{max(0, int(seconds))} s"
 
 
-def _title(holder: Holder, children: Sequence[Holder] = (), more: str = "") -> str:
-    """Whom a sentence is about: ``38146 (python app.py) and its child 38147``."""
-    command = _shortened(holder.command or holder.name or "unknown")
-    return f"{holder.pid or '?'} ({command}{more}){_and_children(children)}"
+def _title(holder: Holder, children: Sequence[Holder] = (), full: bool = False) -> str:
+    """Whom a sentence is about: ``38146 (python server.py, in ~/shop) and its child 38147``."""
+    user = f", user {holder.user}" if holder.user and (full or not holder.command) else ""
+    started = f", started {_duration(time.time() - holder.started)} ago" if holder.started and full else ""
+    folder = f", in {_short_folder(holder.cwd)}" if holder.cwd else ""
+    return f"{holder.pid or '?'} ({_short_command(holder.command) or 'unknown'}{user}{started}{folder}){_and_children(children)}"
 
 
-def _full_title(holder: Holder, children: Sequence[Holder] = ()) -> str:
-    """The same with all that helps a person to recognise it."""
-    user = f", user {holder.user}" if holder.user else ""
-    started = f", started {_span(time.time() - holder.started)} ago" if holder.started else ""
-    folder = f", in {holder.cwd}" if holder.cwd else ""
-    return _title(holder, children, user + started + folder)
+def _and_children(children: Sequence[Holder]) -> str:
+    if not children:
+        return ""
+    return f" and its {'child' if len(children) == 1 else f'{len(children)} children'} {_listed(children)}"
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes: a wide character takes two."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _cut(text: str, width: int) -> str:
+    """The text in so many columns at most. Its middle gives way: at the end of a command stands its port."""
+    if _columns(text) <= width:
+        return text
+    head, tail = text[:width], text[-width:]
+    while head + tail and _columns(head) + _columns(tail) >= width:
+        head, tail = (head[:-1], tail) if _columns(head) > _columns(tail) else (head, tail[1:])
+    return f"{head}…{tail}"
+
+
+def _painted(text: str, stream: TextIO | None) -> str:
+    """A verdict in the colour of its sign, where a terminal shows colours."""
+    colour = {"✅": 32, "⚠": 33, "❌": 31, "🚨": 31}.get(text[:1])
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not _on_terminal(stream)
+    windows = os.name == "nt" and "WT_SESSION" not in os.environ
+    return text if colour is None or plain or windows else f"\033[{colour}m{text}\033[0m"
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -318,8 +471,8 @@ def _checked(port: int, host: str) -> None:
         raise TypeError(f"a host is a text such as '127.0.0.1', not {host!r}")
 
 
-def _addresses(host: str, port: int) -> _Addresses:
-    """Every (family, address) that a server binds when it is given this host.
+def _addresses(host: str, port: int) -> list[_Address]:
+    """Every (family, address) that a server binds when it is given this host; PortError for an unknown name.
 
     >>> _addresses("", 80) == _addresses("0.0.0.0", 80) == [(socket.AF_INET, ("0.0.0.0", 80))]
     True
@@ -331,35 +484,17 @@ def _addresses(host: str, port: int) -> _Addresses:
         host = host[1:-1]
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
-            numeric = socket.inet_ntop(family, socket.inet_pton(family, host))
+            return [(family, (socket.inet_ntop(family, socket.inet_pton(family, host)), port))]
         except (OSError, ValueError):
             continue
-        return [(family, (numeric, port))]
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError, ValueError):  # the last two: what no host name may contain
+        raise PortError(f"host name {_clean(host)!r} is unknown", port, host) from None
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
-def _resolved(host: str, port: int) -> _Addresses:
-    try:
-        return _addresses(host, port)
-    except (OSError, UnicodeError, ValueError):  # the last two: what no host name may contain
-        raise PortError(f"host name {_clean(host)!r} is unknown", port, host) from None
-
-
-def _is_bsd() -> bool:
-    """macOS, the BSDs and the like: with SO_REUSEADDR, two sockets exclude each other only when their addresses are equal."""
-    return sys.platform not in ("win32", "linux", "android")
-
-
-_SHADOWS = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
 _FAMILY_IS_OFF = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
-
-
-def _shadowed(addresses: _Addresses) -> _Addresses:
-    """What must be free too: with SO_REUSEADDR, macOS and the BSDs let loopback and wildcard hide each other."""
-    if not _is_bsd():
-        return []
-    return [(family, (_SHADOWS[address[0]], address[1])) for family, address in addresses if address[0] in _SHADOWS]
 
 
 def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = None) -> OSError | None:
@@ -376,12 +511,12 @@ def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = Non
     return None
 
 
-def _obstacle(port: int, host: str) -> tuple[bool, str] | None:
-    """What keeps a server from binding here: (is it somebody?, the sentence); None when nothing does."""
+def _probe(port: int, host: str) -> _Obstacle | None:
+    """What keeps a server from binding here; None when nothing does."""
     try:
-        addresses = _resolved(host, port)
+        addresses = _addresses(host, port)
     except PortError as unknown:
-        return False, unknown.reason
+        return _Obstacle(False, unknown.reason)
     absent = 0
     for family, address in addresses:
         error = _bind_error(family, address)
@@ -392,321 +527,116 @@ def _obstacle(port: int, host: str) -> tuple[bool, str] | None:
             if absent < len(addresses):
                 continue
         return _explained(error, address[0], port)
-    for family, address in _shadowed(addresses):
-        error = _bind_error(family, address)
+    shadows = _ThisSystem.shadows
+    for family, address in addresses if shadows else ():
+        error = _bind_error(family, (shadows[address[0]], port)) if address[0] in shadows else None
         if error is not None and error.errno == errno.EADDRINUSE:
             return _explained(error, address[0], port)
     return None
 
 
-def _explained(error: OSError, address: str, port: int) -> tuple[bool, str]:
+def _explained(error: OSError, address: str, port: int) -> _Obstacle:
     if error.errno == errno.EADDRINUSE:
-        return True, f"port {port} is already in use"
+        return _Obstacle(True, f"port {port} is already in use")
     if getattr(error, "winerror", None) == 10013:
-        return True, (
+        return _Obstacle(True, (
             f"Windows forbids port {port} (error 10013): another program owns it exclusively, or it lies in a "
             "reserved range, which this command shows: netsh int ipv4 show excludedportrange protocol=tcp"
-        )
+        ))  # fmt: skip
     if error.errno in (errno.EACCES, errno.EPERM):
         why = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
-        return False, f"no permission to bind port {port}: {why}"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return False, f"{address} is not an address of this machine"
-    if error.errno in _FAMILY_IS_OFF:
-        return False, f"{address} cannot be used: its address family is switched off on this machine"
-    return False, f"{address} port {port} cannot be bound: {error.strerror or error}"
+        return _Obstacle(False, f"no permission to bind port {port}: {why}")
+    reasons = {
+        errno.EADDRNOTAVAIL: f"{address} is not an address of this machine",
+        **dict.fromkeys(_FAMILY_IS_OFF, f"{address} cannot be used: its address family is switched off on this machine"),
+        **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"port {port} cannot be checked: too many files are open"),
+    }
+    return _Obstacle(False, reasons.get(error.errno or 0, f"{address} port {port} cannot be bound: {error.strerror or error}"))
 
 
-# ----------------------------------------------------------------------------------------------------
-# Who holds it? Each way of asking is one small function: the sockets on a port (on every port for None), or
-# more, as _ask leaves out the others; None for "cannot tell". Each text parser is pure, and answers None to
-# what is not its tool's output.
-# ----------------------------------------------------------------------------------------------------
+def _conflict(held: _Socket, wanted: str) -> bool | None:
+    """Whether a socket and a bind to the wanted address exclude each other; None for "cannot tell".
 
-_LISTEN = 10  # the states of a TCP socket have numbers, and a question has a bit for each
-_LISTENING, _BOUND, _EVERY_STATE = 1 << _LISTEN, 1 << 13, 0xFFFF
-_GETSOCK = 18  # TCPDIAG_GETSOCK
-
-
-def _ask_sock_diag(port: int | None, states: int = _LISTENING) -> _Rows | None:
-    """Linux: the kernel's own table, over netlink (see linux/inet_diag.h and sock_diag(7)).
-
-    Its older request is sent, which is answered for both families at once: each walk through the table costs time.
+    >>> rows = [_Socket(a, 80, True, None, 2, 0, 1, v) for a, v in (("127.0.0.1", None), ("::", True))]
+    >>> [[_conflict(row, wanted) for wanted in ("0.0.0.0", "127.0.0.1", "127.0.0.2", "::1")] for row in rows]
+    [[True, True, False, False], [False, False, False, True]]
     """
-    import struct
+    address, wanted = _unmapped(held.address), _unmapped(wanted)
+    if (":" in address) == (":" in wanted):
+        if address == wanted and address.startswith("fe80:"):
+            return None  # the same address, on which interface?
+        if address == wanted or _ThisSystem.shadows:
+            return address == wanted or _ThisSystem.shadows.get(wanted) == address
+        return address in ("0.0.0.0", "::") or wanted in ("0.0.0.0", "::")
+    if address == "::":
+        return None if held.v6only is None else not held.v6only
+    return wanted == "::" and _wildcard_is_dual()
 
-    # nlmsghdr: length, TCPDIAG_GETSOCK, REQUEST|DUMP; inet_diag_req: nothing of interest but the port and the states
-    request = struct.pack("=IHHII4x", 76, _GETSOCK, 0x301, 0, 0) + struct.pack("!H46x", port or 0)
-    rows: _Rows = []
-    finished = False
+
+def _unmapped(address: str) -> str:
+    """Without a zone, and the IPv4 address of an IPv4-mapped IPv6 one (::ffff:127.0.0.1)."""
+    address = address.partition("%")[0]
+    return address[7:] if address.startswith("::ffff:") and "." in address else address
+
+
+def _wildcard_is_dual() -> bool:
+    """Whether a server that binds ``::`` takes the IPv4 port too, which is a setting of the system."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as kernel:  # 4: NETLINK_SOCK_DIAG
-            kernel.send(request + struct.pack("=I4x", states))
-            while not finished:
-                part, finished = _parse_sock_diag(kernel.recv(65536, socket.MSG_DONTWAIT))  # it is there already
-                rows += part
-    except (OSError, ValueError, AttributeError):  # refused, garbled, or no netlink at all
+        with socket.socket(socket.AF_INET6) as probe:
+            return not probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    except OSError:
+        return False
+
+
+# ----------------------------------------------------------------------------------------------------
+# Tools: started by full path, with a time limit. Each parser is pure, and answers None to what is not its
+# tool's output: "cannot tell" is not "nobody".
+# ----------------------------------------------------------------------------------------------------
+
+
+def _run(tool: str, *options: str, timeout: float = TOOL_TIMEOUT) -> _Answer | None:
+    """Start a tool and wait for it; None when it is missing, hangs, or cannot be started."""
+    import subprocess
+
+    program = _found(tool)
+    if program is None:
         return None
-    return sorted(rows, key=lambda row: ":" in row.address)  # the kernel has them in the order of a hash
-
-
-def _parse_sock_diag(data: bytes) -> tuple[_Rows, bool]:
-    """(rows, whether this was the last part); ValueError for an error message or for garbage."""
-    import struct
-
-    rows: _Rows = []
-    at = 0
-    while at + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
-        if kind == 3:  # NLMSG_DONE, with an error number where the table could not be read
-            if int.from_bytes(data[at + 16 : at + 20], sys.byteorder, signed=True) < 0:
-                raise ValueError("sock_diag failed")
-            return rows, True
-        if kind != _GETSOCK or not 88 <= length <= len(data) - at:
-            raise ValueError("not an answer of sock_diag")
-        family, state, local, remote = struct.unpack_from("!BBxxHH", data, at + 16)
-        uid, inode = struct.unpack_from("=II", data, at + 80)
-        if family in (2, 10):
-            size, kind_of = (4, socket.AF_INET) if family == 2 else (16, socket.AF_INET6)
-            address, peer = (socket.inet_ntop(kind_of, data[at + n : at + n + size]) for n in (24, 40))
-            if _is_link_local(address):  # the same on each interface
-                address += f"%{int.from_bytes(data[at + 56 : at + 60], sys.byteorder)}"
-            other_end = Endpoint(peer, remote) if remote else None
-            v6only = _v6only_attribute(data[at + 88 : at + length]) if family == 10 else None
-            rows.append(
-                _Socket(address, local, state == _LISTEN, other_end, None, uid, inode, v6only)
-            )
-        at += (length + 3) & ~3
-    return rows, False
-
-
-def _is_link_local(address: str) -> bool:
-    """fe80::/10.
-
-    >>> [_is_link_local(address) for address in ("fe80::1%2", "febf::1", "fec0::1", "fe8::1")]
-    [True, True, False, False]
-    """
-    first = address.partition(":")[0]
-    return len(first) == 4 and first[:3] in ("fe8", "fe9", "fea", "feb")
-
-
-def _v6only_attribute(attributes: bytes) -> bool | None:
-    while len(attributes) >= 5:
-        size = int.from_bytes(attributes[:2], sys.byteorder)
-        if int.from_bytes(attributes[2:4], sys.byteorder) == 11:  # INET_DIAG_SKV6ONLY
-            return bool(attributes[4])
-        attributes = attributes[max(4, (size + 3) & ~3) :]
-    return None
-
-
-def _ask_proc_net(port: int | None, states: int = _LISTENING) -> _Rows | None:
-    """Linux: /proc/net/tcp and tcp6, where netlink is refused."""
-    rows: _Rows = []
-    for name in ("tcp", "tcp6"):
-        try:
-            with open(f"/proc/net/{name}", encoding="ascii", errors="replace") as table:
-                if "local_address" not in table.readline():  # WSL 1 has an empty one
-                    return None
-                rows += _parse_proc_net(table, states)
-        except FileNotFoundError:
-            if name == "tcp":  # without tcp6, IPv6 is switched off; without tcp, nothing is known
-                return None
-        except OSError:
-            return None
-    return rows
-
-
-def _parse_proc_net(lines: Iterable[str], states: int = _LISTENING) -> _Rows:
-    """Rows of /proc/net/tcp{,6}; listeners come first there, so that the kernel need not show the rest."""
-    rows = []
-    for line in lines:
-        fields = line.split()
-        try:
-            local, remote = _hex_endpoint(fields[1]), _hex_endpoint(fields[2])
-            state, uid, inode = int(fields[3], 16), int(fields[7]), int(fields[9])
-        except (IndexError, ValueError, OverflowError):  # the header, or not a row
-            continue
-        if not line.isascii():  # int() takes other digits for digits, too
-            continue
-        if states == _LISTENING and state != _LISTEN:
-            break
-        if states >> state & 1:
-            peer = remote if remote.port else None
-            rows.append(
-                _Socket(local.host, local.port, state == _LISTEN, peer, None, uid, inode, None)
-            )
-    return rows
-
-
-def _hex_endpoint(text: str) -> Endpoint:
-    """
-    >>> str(_hex_endpoint("0100007F:1F40" if sys.byteorder == "little" else "7F000001:1F40"))
-    '127.0.0.1:8000'
-    """
-    digits, _, port = text.partition(":")
-    if len(digits) not in (8, 32) or len(port) != 4:
-        raise ValueError(text)
-    words = (int(digits[i : i + 8], 16) for i in range(0, len(digits), 8))
-    raw = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
-    return Endpoint(socket.inet_ntop(family, raw), int(port, 16))
-
-
-def _ask_ss(port: int | None) -> _Rows | None:
-    """Linux: ss, from iproute2."""
-    answer = _run("ss", "-ltnpeH", *(() if port is None else ("sport", "=", f":{port}")))
-    return _parse_ss(answer[1]) if answer and answer[0] == 0 else None
-
-
-def _parse_ss(text: str) -> _Rows | None:
-    rows, known = [], not text.strip()
-    for line in text.splitlines():
-        fields = line.split()
-        local = _endpoint(fields[3]) if len(fields) >= 5 and fields[0] == "LISTEN" else None
-        if local is None:
-            continue
-        known = True
-        details = dict(field.split(":", 1) for field in fields[5:] if ":" in field)
-        only = {"0": False, "1": True}.get(details.get("v6only", ""))
-        if fields[3].startswith("*:"):  # ss writes a dual-stack wildcard in this way
-            local, only = Endpoint("::", local.port), False
-        inode = _number(details.get("ino", "")) or 0
-        # A process may name itself 'a",pid=1,fd=1': every PID in the row is a claim, to be checked.
-        pids = [_pid(claim.split(",", 1)[0]) for claim in line.split("pid=")[1:]]
-        claims = dict.fromkeys(pid for pid in pids if pid) or [None]
-        rows += [_Socket(*local, True, None, pid, None, inode, only) for pid in claims]
-    return rows if known else None
-
-
-def _ask_lsof(port: int | None) -> _Rows | None:
-    """macOS, the BSDs, Linux: lsof. It exits with 1 and prints nothing when nobody holds the port."""
-    answer = _run("lsof", "-nP", "-iTCP" if port is None else f"-iTCP:{port}", "-F", "pftdPnT")
-    if answer is None or answer[0] not in (0, 1):
+    try:
+        done = subprocess.run(
+            [program, *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        _say(DEBUG, f"{tool} cannot tell: {error}")
         return None
-    complaints = [line for line in answer[2].splitlines() if line[:1].strip() and "WARNING" not in line]
-    return None if complaints and not answer[1].strip() else _parse_lsof(answer[1])
+    return _Answer(done.returncode, _decoded(done.stdout), _decoded(done.stderr))
 
 
-def _ask_macos(port: int | None) -> _Rows | None:
-    """macOS: lsof, and netstat for whether a ``::`` takes IPv4, too."""
-    rows = _ask_lsof(port)
-    if not rows or all(row.address != "::" for row in rows):
-        return rows
-    kinds = _parse_netstat_bsd(_output("netstat", "-an", "-p", "tcp"))
-    return [row._replace(v6only=kinds.get(row.port)) if row.address == "::" else row for row in rows]
+def _output(tool: str, *options: str) -> str:
+    """What a tool prints; empty where it fails."""
+    answer = _run(tool, *options)
+    return answer.output if answer and answer.status == 0 else ""
 
 
-def _parse_netstat_bsd(text: str) -> dict[int, bool]:
-    """For each port on which ``::`` listens, whether on IPv6 alone; ports that have both kinds are left out."""
-    kinds: dict[int, set[bool]] = {}
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) >= 6 and fields[0] in ("tcp6", "tcp46") and fields[3][:2] == "*." and fields[5] == "LISTEN":
-            port = _number(fields[3][2:])
-            if port is not None:
-                kinds.setdefault(port, set()).add(fields[0] == "tcp6")
-    return {port: True in found for port, found in kinds.items() if len(found) == 1}
+def _found(tool: str) -> str | None:
+    """The full path of a tool; shutil.which would look in the current folder first, on Windows."""
+    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
+    folders += ["/usr/sbin", "/sbin", "/usr/local/sbin"] if os.sep == "/" else []
+    paths = [tool] if os.path.isabs(tool) else [os.path.join(folder, name) for folder in folders for name in (tool, f"{tool}.exe")]
+    return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
-def _parse_lsof(text: str) -> _Rows | None:
-    """Field output: a letter and its value on each line; p begins a process, f a file of it.
-
-    Without a single p line the text is not lsof's field output: busybox has a lsof of its own, which
-    ignores every option and lists every open file of the system.
-    """
-    rows: _Rows = []
-    file: dict[str, str] = {}
-    pid, known = None, not text.strip()
-    for line in [*text.splitlines(), "f"]:
-        key, value = line[:1], line[1:]
-        if key in ("p", "f"):
-            rows += _lsof_socket(file, pid)
-            file = {}
-        if key == "p":
-            pid = _pid(value)
-            known = known or pid is not None
-        elif key == "T" and value.startswith("ST="):
-            file["state"] = value[3:]
-        elif key:
-            file[key] = value
-    return rows if known else None
-
-
-def _lsof_socket(file: dict[str, str], pid: int | None) -> _Rows:
-    listening = {"LISTEN": True, "CLOSED": False}.get(file.get("state", ""))  # closed: bound alone
-    local = _endpoint(file.get("n", ""), v6=file.get("t") == "IPv6")
-    if not (pid and local and file.get("P") == "TCP" and file.get("t") in ("IPv4", "IPv6")) or listening is None:
-        return []
-    return [_Socket(*local, listening, None, pid, None, _number(file.get("d", "")) or 0, None)]
-
-
-def _ask_netstat(port: int | None) -> _Rows | None:
-    """Linux: netstat, from net-tools or busybox (which may have been built without -p)."""
-    return _parse_netstat(_output("netstat", "-ltnpe") or _output("netstat", "-ltn"))
-
-
-def _parse_netstat(text: str) -> _Rows | None:
-    rows, known = [], "Proto" in text
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) < 6 or fields[0] not in ("tcp", "tcp6") or fields[5] != "LISTEN":
+def _decoded(output: bytes) -> str:
+    for encoding in ("utf-8", "oem"):  # the second is Windows's, and what its older tools speak
+        try:
+            return output.decode(encoding)
+        except (UnicodeError, LookupError):
             continue
-        local = _endpoint(fields[3])
-        if local is None:
-            continue
-        uid = inode = None
-        if len(fields) > 8 and fields[6].isdigit() and fields[7].isdigit():  # net-tools: User, Inode, PID/Program
-            uid, inode = _number(fields[6]), _number(fields[7])
-        owner = fields[8] if inode is not None else (fields[6] if len(fields) > 6 else "-")
-        pid = _pid(owner.split("/", 1)[0]) if "/" in owner else None
-        rows.append(_Socket(*local, True, None, pid, uid, inode or 0, None))
-    return rows if known else None
-
-
-def _ask_sockstat(port: int | None) -> _Rows | None:
-    """FreeBSD: sockstat."""
-    return _parse_sockstat(_output("sockstat", "-46l", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
-
-
-def _parse_sockstat(text: str) -> _Rows | None:
-    """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks."""
-    rows, known = [], "PROTO" in text
-    for line in text.splitlines():
-        fields = line.split()
-        protocols = [i for i, field in enumerate(fields) if field in ("tcp4", "tcp6", "tcp46") and i >= 4]
-        if not protocols or len(fields) < protocols[-1] + 3:
-            continue
-        at = protocols[-1]
-        local = _endpoint(fields[at + 1], v6=fields[at] != "tcp4")
-        pid = _pid(fields[at - 2])
-        if pid and local and fields[at + 2] == "*:*":
-            only = {"tcp6": True, "tcp46": False}.get(fields[at])
-            rows.append(_Socket(*local, True, None, pid, None, 0, only))
-    return rows if known else None
-
-
-def _ask_netstat_ano(port: int | None) -> _Rows | None:
-    """Windows, and WSL for the Windows around it: netstat -ano, by its full path."""
-    return _parse_netstat_ano(_output(_windows_tool("NETSTAT.EXE"), "-ano"))
-
-
-def _parse_netstat_ano(text: str) -> _Rows | None:
-    """Judged by shape: a TCP row whose foreign address is all zero listens, whatever its state is called.
-
-    A dual-stack socket has a row for each family, so that a row of IPv6 speaks for IPv6 alone.
-    """
-    rows, known = [], False
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) < 4 or fields[0] != "TCP":
-            continue
-        local, number = _endpoint(fields[1]), _number(fields[-1])
-        known = known or (local is not None and number is not None)
-        if local is None or fields[2] not in ("0.0.0.0:0", "[::]:0"):
-            continue
-        if number is not None and number >= 2:
-            rows.append(_Socket(*local, True, None, number, None, 0, ":" in local.host))
-    return rows if known else None
+    return output.decode("utf-8", "backslashreplace")
 
 
 def _endpoint(text: str, v6: bool = False) -> Endpoint | None:
@@ -738,78 +668,790 @@ def _number(text: str) -> int | None:
 
 
 def _pid(text: str) -> int | None:
+    """The PID of a process that could be a holder."""
     number = _number(text)
     return number if number is not None and number >= 2 else None
 
 
-def _run(tool: str, *options: str, timeout: float | None = None) -> tuple[int, str, str] | None:
-    """Start a tool: (exit status, output, complaints); None when it is missing, hangs, or cannot be started."""
-    import subprocess
-
-    program = _found(tool)
-    if program is None:
-        return None
-    try:
-        done = subprocess.run(
-            [program, *options],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout or TOOL_TIMEOUT,
-            env={**os.environ, "LC_ALL": "C"},
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        _say(DEBUG, f"{tool} cannot tell: {error}")
-        return None
-    return done.returncode, _decoded(done.stdout), _decoded(done.stderr)
+def _ask_ss(port: int | None) -> _Told:
+    """Linux: ss, from iproute2."""
+    answer = _run("ss", "-ltneH", *(() if port is None else ("sport", "=", f":{port}")))
+    return _parse_listeners(answer.output) if answer and answer.status == 0 else None
 
 
-def _output(tool: str, *options: str, timeout: float | None = None) -> str:
-    """What a tool prints; empty where it fails."""
-    answer = _run(tool, *options, timeout=timeout)
-    return answer[1] if answer and answer[0] == 0 else ""
+def _ask_netstat(port: int | None) -> _Told:
+    """Linux: netstat, from net-tools or busybox (which may have been built without -e)."""
+    text = _output("netstat", "-ltne") or _output("netstat", "-ltn")
+    return _parse_listeners(text) if text else None
 
 
-def _complaint(answer: tuple[int, str, str] | None) -> str:
-    """What a tool has to say about its failure, in one line."""
-    return _clean(" ".join((answer[2] or answer[1]).split())) if answer else ""
+def _parse_listeners(text: str) -> _Told:
+    """Linux: ss -ltneH, and netstat -ltne of net-tools and busybox.
 
-
-def _found(tool: str) -> str | None:
-    """The full path of a tool; shutil.which would look in the current folder first, on Windows."""
-    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
-    if sys.platform == "win32":
-        tool += "" if tool.lower().endswith(".exe") else ".exe"
-    else:
-        folders += ["/usr/sbin", "/sbin", "/usr/local/sbin"]
-    paths = [tool] if os.path.isabs(tool) else [os.path.join(folder, tool) for folder in folders]
-    return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
-
-
-def _decoded(output: bytes) -> str:
-    for encoding in ("utf-8", "oem"):  # the second is Windows's, and what its older tools speak
-        try:
-            return output.decode(encoding)
-        except (UnicodeError, LookupError):
+    In both the fourth column is the local address. The PIDs that they can print are not asked for: whoever
+    holds a socket, /proc shows it.
+    """
+    rows, known = [], not text.strip()
+    for line in text.splitlines():
+        fields = line.split()
+        known = known or fields[:1] == ["Proto"]
+        if len(fields) < 5 or "LISTEN" not in (fields[0], *fields[5:6]):
             continue
-    return output.decode("utf-8", "backslashreplace")
+        local = _endpoint(fields[3])
+        if local is None:
+            continue
+        known = True
+        details = dict(field.split(":", 1) for field in fields[5:] if ":" in field)
+        uid, inode = fields[6:8] if fields[0] != "LISTEN" and len(fields) > 7 else ("", details.get("ino", ""))
+        only = {"0": False, "1": True}.get(details.get("v6only", ""))
+        if fields[3].startswith("*:"):  # ss writes a dual-stack wildcard in this way
+            local, only = Endpoint("::", local.port), False
+        rows.append(_Socket(*local, True, None, None, _number(uid), _number(inode) or 0, only))
+    return rows if known else None
 
 
-# On Linux a tool may tell which sockets there are, and /proc alone tells whose they are: whatever PID a tool
-# prints, nobody is believed to hold a socket whose descriptor does not show it.
+def _ask_lsof(port: int | None) -> _Told:
+    """macOS, the BSDs, Linux: lsof. It exits with 1 and prints nothing when nobody holds the port."""
+    answer = _run("lsof", "-nP", "-iTCP" if port is None else f"-iTCP:{port}", "-F", "pftdPnT")
+    if answer is None or answer.status not in (0, 1):
+        return None
+    complaints = [line for line in answer.complaint.splitlines() if line[:1].strip() and "WARNING" not in line]
+    return None if complaints and not answer.output.strip() else _parse_lsof(answer.output)
 
-SIBLINGS = 4  # looked at to either side of a find: workers whose master holds nothing were started together
+
+def _parse_lsof(text: str) -> _Told:
+    """Field output: a letter and its value on each line; p begins a process, f a file of it.
+
+    Without a single p line the text is not lsof's field output: busybox has a lsof of its own, which
+    ignores every option and lists every open file of the system.
+    """
+    rows: _Sockets = []
+    file: dict[str, str] = {}
+    pid, known = None, not text.strip()
+    for line in [*text.splitlines(), "f"]:
+        key, value = line[:1], line[1:]
+        if key in ("p", "f"):
+            rows += _lsof_socket(file, pid)
+            file = {}
+        if key == "p":
+            pid = _pid(value)
+            known = known or pid is not None
+        elif key == "T" and value.startswith("ST="):
+            file["state"] = value[3:]
+        elif key:
+            file[key] = value
+    return rows if known else None
 
 
-def _owners_by_proc(rows: _Rows, known: _Known, thorough: bool) -> _Rows:
-    """The rows again, one for each process that holds them; pid stays None where none may be seen."""
-    links = {f"socket:[{row.inode}]": row.inode for row in rows if row.inode}
-    found = _walk_proc(links, known, thorough) if links and _proc_is_ours(os.getpid()) else {}
-    owned = []
-    for row in rows:
-        pids: list[int | None] = [pid for pid, inodes in found.items() if row.inode in inodes]
-        owned += [row._replace(pid=pid) for pid in pids or [None]]
-    return owned
+def _lsof_socket(file: dict[str, str], pid: int | None) -> _Sockets:
+    listening = {"LISTEN": True, "CLOSED": False}.get(file.get("state", ""))  # closed: bound alone
+    local = _endpoint(file.get("n", ""), v6=file.get("t") == "IPv6")
+    if not (pid and local and file.get("P") == "TCP" and file.get("t") in ("IPv4", "IPv6")) or listening is None:
+        return []
+    return [_Socket(*local, listening, None, pid, None, _number(file.get("d", "")) or 0, None)]
+
+
+def _ask_macos(port: int | None) -> _Told:
+    """macOS: lsof, and netstat for whether a ``::`` takes IPv4, too."""
+    rows = _ask_lsof(port)
+    if not rows or all(row.address != "::" for row in rows):
+        return rows
+    kinds = _parse_netstat_bsd(_output("netstat", "-an", "-p", "tcp"))
+    return [row._replace(v6only=kinds.get(row.port)) if row.address == "::" else row for row in rows]
+
+
+def _parse_netstat_bsd(text: str) -> dict[int, bool]:
+    """For each port on which ``::`` listens, whether on IPv6 alone; ports that have both kinds are left out."""
+    kinds: dict[int, set[bool]] = {}
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 6 and fields[0] in ("tcp6", "tcp46") and fields[3][:2] == "*." and fields[5] == "LISTEN":
+            port = _number(fields[3][2:])
+            if port is not None:
+                kinds.setdefault(port, set()).add(fields[0] == "tcp6")
+    return {port: True in found for port, found in kinds.items() if len(found) == 1}
+
+
+def _ask_sockstat(port: int | None) -> _Told:
+    """FreeBSD: sockstat."""
+    return _parse_sockstat(_output("sockstat", "-46l", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
+
+
+def _parse_sockstat(text: str) -> _Told:
+    """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks."""
+    rows, known = [], "PROTO" in text
+    for line in text.splitlines():
+        fields = line.split()
+        protocols = [i for i, field in enumerate(fields) if field in ("tcp4", "tcp6", "tcp46") and i >= 4]
+        if not protocols or len(fields) < protocols[-1] + 3:
+            continue
+        at = protocols[-1]
+        local = _endpoint(fields[at + 1], v6=fields[at] != "tcp4")
+        pid = _pid(fields[at - 2])
+        if pid and local and fields[at + 2] == "*:*":
+            only = {"tcp6": True, "tcp46": False}.get(fields[at])
+            rows.append(_Socket(*local, True, None, pid, None, 0, only))
+    return rows if known else None
+
+
+def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
+    """pid, ppid, pgid, stat, tty, user, lstart and command of every process; names: its pid and program."""
+    programs = dict(line.split(None, 1) for line in names.splitlines() if len(line.split(None, 1)) == 2)
+    processes = {}
+    for line in text.splitlines():
+        fields = line.split(None, 11)
+        pid, parent, group = map(_number, fields[:3]) if len(fields) >= 11 else (None, None, None)
+        if pid is None or parent is None or group is None:
+            continue
+        start = " ".join(fields[6:11])  # lstart: Mon Nov 23 10:15:00 2026
+        try:
+            started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y"))
+        except (ValueError, OverflowError):
+            continue
+        command = _clean("".join(fields[11:]).strip())
+        program = programs.get(fields[0]) or command.split(" ", 1)[0]
+        name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
+        tty = fields[4].strip("?-")
+        zombie, leader = fields[3][0] == "Z", "s" in fields[3] and tty != ""
+        processes[pid] = _Process(
+            pid, parent, group, tty, start, started, _clean(fields[5]), name, command, zombie, False, leader
+        )
+    return processes
+
+
+# ----------------------------------------------------------------------------------------------------
+# Systems. _System is the contract and what is the same for all; each class below it serves one; at the end
+# the one of this machine is chosen. To add a system: write its class, and name it there.
+# ----------------------------------------------------------------------------------------------------
+
+# Programs that hold ports for others and show in no structure, and what a person can do about each. Names are
+# compared whole; Linux cuts them to 15 characters.
+_TUNNEL = "it is a tunnel, which ends at another machine or device; end it where it runs"
+_MACHINE = "it forwards the port to a virtual machine; change that machine's settings, or shut it down"
+_FORWARDERS = {
+    **dict.fromkeys(("ssh", "autossh", "sshd", "sshd-session", "dropbear", "kubectl", "ngrok", "cloudflared", "adb"), _TUNNEL),
+    **dict.fromkeys(("VirtualBoxVM", "VBoxHeadless", "VBoxNetNAT", "vmware-vmx", "vmnet-natd"), _MACHINE),
+}
+
+# What holds the published ports of containers, outside of them.
+_PROXIES = (
+    "docker-proxy", "dockerd", "rootlesskit", "rootlessport", "pasta", "pasta.avx2", "passt", "slirp4netns", "conmon",
+    "com.docker.backend", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
+)  # fmt: skip
+
+# Managers of processes that are programs like others: how the name of theirs begins, the command that stops what they
+# run, and the one that lists it.
+_MANAGERS = {"PM2 v": ("PM2", "pm2 stop", "pm2 list"), "supervisord": ("supervisord", "supervisorctl stop", "supervisorctl status")}
+
+
+class _System:
+    """One conversation with an operating system, which remembers what it was told of processes.
+
+    Invariants: "cannot tell" (None) is not "nobody" (an empty list). A process is read after it is held, and
+    recognised before it is signalled. What a tool says of PIDs is checked where the system allows it.
+    """
+
+    sources: tuple[Callable[[int | None], _Told], ...] = (_ask_lsof,)  # the quickest first
+    shadows: Mapping[str, str] = {}  # addresses that hide each other: sockets may share a port unless the addresses are equal
+    forwarders: Mapping[str, str] = _FORWARDERS  # names of protected programs, and what to do about each
+    first_pids: tuple[int, ...] = (0, 1)  # those of the system itself
+    redirects = False  # the python of a virtual environment starts the real one, with the same command line
+    native = False  # asking costs no start of a tool, so that a wait may ask again and again
+
+    def __init__(self) -> None:
+        self.known: dict[int, _Process] = {}
+
+    def sockets(self, port: int | None) -> _Told:
+        """The listeners on a port (None: on every port), or more; None: cannot tell."""
+        return next((rows for rows in (ask(port) for ask in self.sources) if rows is not None), None)
+
+    def every_socket(self, port: int | None) -> _Sockets:
+        """The sockets on a port in whatever state, as far as they are told."""
+        return []
+
+    def owners(self, sockets: _Sockets, thorough: bool) -> _Sockets:
+        """The sockets again, one for each process that holds one; ``pid`` is None where none may be seen.
+
+        The search may end with each socket's first family; a thorough one leaves nobody out.
+        """
+        return sockets
+
+    def listeners_of(self, pids: Collection[int]) -> _Told:
+        """The listening sockets of these processes, on every port."""
+        rows = self.sockets(None)
+        return None if rows is None else [row for row in rows if row.listening and row.pid in pids]
+
+    def read(self, pid: int) -> dict[int, _Process]:
+        """Ask anew: about this process, or about every one where that costs the same; empty: cannot tell."""
+        raise NotImplementedError
+
+    def exists(self, pid: int) -> bool | None:
+        """Whether there is a process with this PID; None: it may not be seen, or is a thread of another one."""
+        known = self.read(pid)
+        return pid in known if known else None
+
+    def process(self, pid: int | None) -> _Process | None:
+        """What was told of a process, asked once."""
+        if pid is not None and not self.known:
+            self.known.update(self.read(pid))
+        return self.known.get(pid) if pid is not None else None
+
+    def describe(self, process: _Process) -> tuple[str, str, str]:
+        """(user, command line, working directory); a text is empty where it is not told."""
+        raise NotImplementedError
+
+    def variable(self, pid: int, name: str) -> str:
+        """A variable in the environment of a process, as far as that is told."""
+        return ""
+
+    def folder(self, holder: Holder) -> str:
+        """The working directory of a process, when its path leads to the same folder from here; else empty."""
+        return os.path.realpath(holder.cwd) if holder.cwd else ""
+
+    def parents(self, pid: int | None) -> list[int]:
+        """The ancestors of a process, nearest first; the last one is where the line ends, or may not be seen."""
+        line: list[int] = []
+        process = self.process(pid)
+        while process and process.parent and process.parent not in (pid, *line):
+            line.append(process.parent)
+            process = self.process(process.parent)
+        return line
+
+    def children(self, pid: int) -> list[int]:
+        return [process.pid for process in self.known.values() if process.parent == pid != process.pid]
+
+    def descendants(self, pids: Iterable[int]) -> list[int]:
+        """These processes and all below them."""
+        found = list(dict.fromkeys(pids))
+        for pid in found:  # grows while it is read
+            found += [child for child in self.children(pid) if child not in found]
+        return found
+
+    def ancestry(self) -> _Ancestry:
+        """This process and its ancestors; it is not complete where one may not be seen."""
+        line = [os.getpid(), *self.parents(os.getpid())]
+        seen = [process for process in map(self.process, line) if process]
+        complete = len(seen) == len(line) and seen[-1].parent is not None
+        return _Ancestry(line, complete, min((process.started or 0.0 for process in seen), default=0.0))
+
+    def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
+        """Hold the processes, all of them first; what is read then is true of the held ones. Who cannot be read is let go."""
+        handles: dict[int, int | None] = {}
+        for pid in pids:
+            try:
+                handles[pid] = self.open(pid)
+            except ProcessLookupError:
+                continue
+            except OSError:  # refused by a sandbox or an old kernel
+                handles[pid] = None
+        self.forget(handles)
+        processes = {pid: self.process(pid) for pid in handles}
+        pins = {pid: _Pin(pid, process.start if process else None, handles[pid]) for pid, process in processes.items()}
+        self.release(pin for pid, pin in pins.items() if not processes[pid])
+        return {pid: pin for pid, pin in pins.items() if processes[pid]}
+
+    def forget(self, pids: Iterable[int]) -> None:
+        """What is asked about these processes is asked anew."""
+        self.known.clear()
+
+    def open(self, pid: int) -> int | None:
+        """A handle that stands for this process alone; None where the system has none."""
+        return None
+
+    def release(self, pins: Iterable[_Pin]) -> None:
+        for pin in pins:
+            if pin.handle is not None:
+                os.close(pin.handle)
+
+    def has_exited(self, pin: _Pin) -> bool | None:
+        """Whether a held process has ended (a zombie has, although kill() still succeeds on it); None: cannot tell."""
+        processes = self.read(pin.pid)
+        now = processes.get(pin.pid)
+        return (now is None or now.zombie or now.start != pin.start) if processes else None
+
+    def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
+        """Sleep until one of the processes exits, at most so many seconds."""
+        raise NotImplementedError
+
+    def stop(self, pin: _Pin, options: _Options, firmly: bool) -> None:
+        """Ask a held process to stop, or force it: whatever stops a process comes through here.
+
+        ProcessLookupError: it has ended already. OSError: it may not be stopped, or might be another process.
+        """
+        if pin.pid <= 1:  # kill() takes 0 and -1 for whole groups of processes, and 1 is the system itself
+            raise OSError(0, f"PID {pin.pid} is never signalled")
+        exited = self.has_exited(pin)
+        if exited is None:
+            raise OSError(0, "it could not be verified that it is still the same process")
+        if exited:
+            raise ProcessLookupError
+        self.signal(pin, options, firmly)
+
+    def way(self, options: _Options) -> str:
+        """How a process is stopped, in words."""
+        return f"{options.polite}, then SIGKILL after {options.grace:g} s"
+
+    def signal(self, pin: _Pin, options: _Options, firmly: bool) -> None:
+        """Send the signals; stop() has recognised the process."""
+        import signal
+
+        polite = getattr(signal, options.polite, signal.SIGTERM)
+        # Stopped by Ctrl+Z, a process could not obey before SIGCONT.
+        for number in (signal.SIGKILL,) if firmly else (polite, signal.SIGCONT):
+            self.send(pin, number)
+
+    def send(self, pin: _Pin, number: int) -> None:
+        os.kill(pin.pid, number)
+
+    def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
+        """Whether a process holds, now, one of the sockets for which it was looked at."""
+        return any(row.pid == pin.pid for row in self.owners(self.sockets(port) or [], False))
+
+    def is_superuser(self) -> bool:
+        return os.geteuid() == 0
+
+    def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
+        """The user whose process this is, when that is another one; empty when it is ours, None: cannot tell."""
+        return (holder.user if holder.user != _user_name(os.geteuid()) else "") if holder.user else None
+
+    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
+        """What runs a process and is to stop it (``pids``: all who hold the port); here, programs like others."""
+        for pid in [holder.pid, *self.parents(holder.pid)]:
+            process = self.process(pid)
+            words = [process.name, *map(os.path.basename, process.command.split()[:2])] if process else []
+            for mark, (name, stop, listing) in _MANAGERS.items():
+                if process and any(word.startswith(mark) for word in words):
+                    told = [pid for pid in pids if pid != process.pid] or self.children(process.pid)
+                    programs = {program for program in (self.program(each, port) for each in told) if program}
+                    one = programs.pop() if len(programs) == 1 else ""
+                    return Manager(name, f"{stop} {one}" if one else f"{stop} NAME ({listing} tells the name)")
+        return None
+
+    def program(self, pid: int, port: int) -> str:
+        """The name that a process has for its manager, ready for a shell; empty where it is not told, or of another port."""
+        import json
+        import shlex
+
+        name, group = self.variable(pid, "SUPERVISOR_PROCESS_NAME"), self.variable(pid, "SUPERVISOR_GROUP_NAME")
+        name = name if group in ("", name) else f"{group}:{name}"
+        name = name or (self.variable(pid, "pm_id") and self.variable(pid, "name"))
+        try:  # PM2's cluster mode
+            facts = json.loads(self.variable(pid, "pm2_env") or "{}")
+        except ValueError:
+            facts = {}
+        if not name and str(facts.get("PORT", port)) == str(port):
+            name = str(facts.get("name", ""))
+        return shlex.quote(_clean(name)) if name else ""
+
+    def protects(self, holder: Holder) -> str | None:
+        """Why a program is protected by its name or PID: the sentence."""
+        if holder.pid in self.first_pids:
+            return f"PID {holder.pid} is the system itself"
+        names = {name[:15]: sentence for name, sentence in self.forwarders.items()}
+        return _MACHINE if holder.name.startswith("qemu-system") else names.get(holder.name[:15])
+
+    def ends_a_terminal(self, process: _Process) -> bool:
+        """Whether somebody's terminal ends with a process."""
+        return process.leader
+
+    def state(self, pid: int) -> str:
+        """"suspended", "deleted" (its program was deleted or replaced), or empty."""
+        return ""
+
+    def beside(self, port: int) -> list[str]:
+        """What else has the number, and is not in the way: a sentence each."""
+        return []
+
+    def hint(self, port: int, host: str) -> str:
+        """What to say where somebody holds the port and nobody was found."""
+        return f"port {port} is held by a process that cannot be named from here; run with more rights to find out"
+
+
+@lru_cache(maxsize=None)
+def _user_name(uid: int) -> str:
+    """Asked once for each user: it may take a look at the whole of /etc/passwd, or a directory server."""
+    import pwd
+
+    try:
+        return _clean(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return str(uid)
+
+
+# Linux: the kernel's own table over netlink, or what else tells of sockets; /proc alone tells whose they are:
+# nobody is believed to hold a socket whose descriptor does not show it.
+
+_LISTEN = 10  # the states of a TCP socket have numbers, and a question has a bit for each
+_LISTENING, _EVERY_STATE = 1 << _LISTEN, 0xFFFF
+_GETSOCK = 18  # TCPDIAG_GETSOCK
+_SIBLINGS = 4  # looked at to either side of a find: workers whose master holds nothing were started together
+_HOST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's proc_ns.h: not that of a container
+
+
+def _ask_sock_diag(port: int | None, states: int = _LISTENING) -> _Told:
+    """The kernel's table, over netlink (see linux/inet_diag.h and sock_diag(7)).
+
+    Its older request is sent, which is answered for both families at once: each walk through the table costs time.
+    """
+    import struct
+
+    # nlmsghdr: length, TCPDIAG_GETSOCK, REQUEST|DUMP; inet_diag_req: nothing of interest but the port and the states
+    request = struct.pack("=IHHII4x", 76, _GETSOCK, 0x301, 0, 0) + struct.pack("!H46x", port or 0)
+    rows: _Sockets = []
+    finished = False
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as kernel:  # 4: NETLINK_SOCK_DIAG
+            kernel.send(request + struct.pack("=I4x", states))
+            while not finished:
+                part, finished = _parse_sock_diag(kernel.recv(65536, socket.MSG_DONTWAIT))  # it is there already
+                rows += part
+    except (OSError, ValueError, AttributeError):  # refused, garbled, or no netlink at all
+        return None
+    return sorted(rows, key=lambda row: ":" in row.address)  # the kernel has them in the order of a hash
+
+
+def _parse_sock_diag(data: bytes) -> tuple[_Sockets, bool]:
+    """(rows, whether this was the last part); ValueError for an error message or for garbage."""
+    import struct
+
+    rows: _Sockets = []
+    at = 0
+    while at + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, at)
+        if kind == 3:  # NLMSG_DONE, with an error number where the table could not be read
+            if int.from_bytes(data[at + 16 : at + 20], sys.byteorder, signed=True) < 0:
+                raise ValueError("sock_diag failed")
+            return rows, True
+        if kind != _GETSOCK or not 88 <= length <= len(data) - at:
+            raise ValueError("not an answer of sock_diag")
+        family, state, local, remote = struct.unpack_from("!BBxxHH", data, at + 16)
+        uid, inode = struct.unpack_from("=II", data, at + 80)
+        if family in (2, 10):
+            size, kind_of = (4, socket.AF_INET) if family == 2 else (16, socket.AF_INET6)
+            address, peer = (socket.inet_ntop(kind_of, data[at + n : at + n + size]) for n in (24, 40))
+            other_end = Endpoint(peer, remote) if remote else None
+            v6only = _v6only_attribute(data[at + 88 : at + length]) if family == 10 else None
+            rows.append(_Socket(address, local, state == _LISTEN, other_end, None, uid, inode, v6only))
+        at += (length + 3) & ~3
+    return rows, False
+
+
+def _v6only_attribute(attributes: bytes) -> bool | None:
+    while len(attributes) >= 5:
+        size = int.from_bytes(attributes[:2], sys.byteorder)
+        if int.from_bytes(attributes[2:4], sys.byteorder) == 11:  # INET_DIAG_SKV6ONLY
+            return bool(attributes[4])
+        attributes = attributes[max(4, (size + 3) & ~3) :]
+    return None
+
+
+def _ask_proc_net(port: int | None, states: int = _LISTENING) -> _Told:
+    """/proc/net/tcp and tcp6, where netlink is refused."""
+    rows: _Sockets = []
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}", encoding="ascii", errors="replace") as table:
+                if "local_address" not in table.readline():  # WSL 1 has an empty one
+                    return None
+                rows += _parse_proc_net(table, states)
+        except FileNotFoundError:
+            if name == "tcp":  # without tcp6, IPv6 is switched off; without tcp, nothing is known
+                return None
+        except OSError:
+            return None
+    return rows
+
+
+def _parse_proc_net(lines: Iterable[str], states: int = _LISTENING) -> _Sockets:
+    """Rows of /proc/net/tcp{,6}; listeners come first there, so that the kernel need not show the rest."""
+    rows = []
+    for line in lines:
+        fields = line.split()
+        try:
+            local, remote = _hex_endpoint(fields[1]), _hex_endpoint(fields[2])
+            state, uid, inode = int(fields[3], 16), int(fields[7]), int(fields[9])
+        except (IndexError, ValueError, OverflowError):  # the header, or not a row
+            continue
+        if not line.isascii():  # int() takes other digits for digits, too
+            continue
+        if states == _LISTENING and state != _LISTEN:
+            break
+        if states >> state & 1:
+            rows.append(_Socket(*local, state == _LISTEN, remote if remote.port else None, None, uid, inode, None))
+    return rows
+
+
+def _hex_endpoint(text: str) -> Endpoint:
+    """
+    >>> str(_hex_endpoint("0100007F:1F40" if sys.byteorder == "little" else "7F000001:1F40"))
+    '127.0.0.1:8000'
+    """
+    digits, _, port = text.partition(":")
+    if len(digits) not in (8, 32) or len(port) != 4:
+        raise ValueError(text)
+    words = (int(digits[i : i + 8], 16) for i in range(0, len(digits), 8))
+    raw = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
+    return Endpoint(socket.inet_ntop(family, raw), int(port, 16))
+
+
+def _contents(path: str) -> bytes:
+    """All of a file, in half the time that open() takes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        contents = part = os.read(descriptor, 65536)
+        while part:
+            part = os.read(descriptor, 65536)
+            contents += part
+        return contents
+    finally:
+        os.close(descriptor)
+
+
+def _numbers(pid: int | str | None, field: str) -> list[int]:
+    """The numbers in a field of /proc/PID/status (Uid: real, effective, saved, of the file system)."""
+    try:
+        line = _contents(f"/proc/{pid}/status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
+        return [int(number) for number in line.split()]
+    except (OSError, ValueError):
+        return []
+
+
+class _Linux(_System):
+    """Linux and Android."""
+
+    native = True
+    sources = (_ask_sock_diag, _ask_proc_net, _ask_ss, _ask_lsof, _ask_netstat)
+
+    def every_socket(self, port: int | None) -> _Sockets:
+        rows = _ask_sock_diag(port, _EVERY_STATE)
+        rows = _ask_proc_net(port, _EVERY_STATE) if rows is None else rows
+        return [row for row in rows or [] if port in (None, row.port)]
+
+    def owners(self, sockets: _Sockets, thorough: bool) -> _Sockets:
+        links = {f"socket:[{row.inode}]": row.inode for row in sockets if row.inode}
+        found = self.walk(links, thorough) if links and _proc_is_ours(os.getpid()) else {}
+        owned = []
+        for row in sockets:
+            pids: list[int | None] = [pid for pid, inodes in found.items() if row.inode in inodes]
+            owned += [row._replace(pid=pid) for pid in pids or [None]]
+        return owned
+
+    def listeners_of(self, pids: Collection[int]) -> _Told:
+        rows = self.sockets(None)
+        if rows is None:
+            return None
+        links = {f"socket:[{row.inode}]": row.inode for row in rows if row.inode}
+        held = {pid: _sockets_of(pid, links) for pid in pids}
+        return [row._replace(pid=pid) for pid, inodes in held.items() for row in rows if row.inode in inodes]
+
+    def walk(self, links: dict[str, int], thorough: bool) -> dict[int, set[int]]:
+        """Which process holds which of these sockets: the known ones first, then from the youngest down.
+
+        A development server is young, and its family hangs together: once every socket has an owner, the walk
+        goes on along parents, children and siblings. A stranger who shares the socket comes to light when the
+        caller looks again after stopping; a thorough walk leaves nobody out.
+        """
+        found: dict[int, set[int]] = {}
+        seen: set[int] = set()
+
+        def look_at(pid: int) -> bool:
+            seen.add(pid)
+            held = _sockets_of(pid, links)
+            if held:
+                found[pid] = held
+            return bool(held)
+
+        missing = set(links.values())
+        for pid in [*self.known, *_pids_from_the_youngest()]:
+            if pid not in seen and look_at(pid):
+                missing -= found[pid]
+            if not missing and not thorough:
+                break
+        family = list(found)
+        for pid in family:  # grows while it is read
+            family += [relative for relative in self.relatives(pid) - seen if look_at(relative)]
+        return found
+
+    def relatives(self, pid: int) -> set[int]:
+        """The parent, the children and the nearest siblings, without looking at every process of the machine."""
+        process = self.process(pid)
+        if process is None or process.parent is None:  # gone
+            return set()
+        siblings = sorted(self.children(process.parent))
+        at = siblings.index(pid) if pid in siblings else 0
+        return {process.parent, *siblings[max(0, at - _SIBLINGS) : at + _SIBLINGS + 1], *self.children(pid)}
+
+    def children(self, pid: int) -> list[int]:
+        if not _proc_has_children():
+            return [other for other in _pids_from_the_youngest() for process in [self.process(other)] if process and process.parent == pid]
+        children: list[int] = []
+        try:
+            for thread in _threads_of(pid):
+                children += map(int, _contents(f"/proc/{pid}/task/{thread}/children").split())
+        except OSError:  # gone
+            pass
+        return children
+
+    def read(self, pid: int) -> dict[int, _Process]:
+        """From /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
+        try:
+            head, _, tail = _contents(f"/proc/{pid}/stat").rpartition(b")")
+            field = tail.split()
+            name = _clean(os.fsdecode(head.partition(b"(")[2]))
+            state, (parent, group, session, tty), flags = field[0], map(int, field[1:5]), int(field[6])
+            threads, start = int(field[17]), int(field[19])
+            up = start / os.sysconf("SC_CLK_TCK")
+            started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + up
+        except (OSError, IndexError, ValueError, AttributeError):
+            return {}
+        gone, kernel = state in (b"Z", b"X", b"x") and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
+        leader = session == pid and tty != 0
+        return {pid: _Process(pid, parent, group, tty, start, started, "", name, "", gone, kernel, leader)}
+
+    def process(self, pid: int | None) -> _Process | None:
+        if pid is not None and pid not in self.known:
+            self.known.update(self.read(pid))
+        return self.known.get(pid) if pid is not None else None
+
+    def exists(self, pid: int) -> bool | None:
+        if _proc_is_ours(os.getpid()) and _numbers(pid, "Tgid") == [pid]:
+            return True
+        try:
+            os.getpgid(pid)
+        except (ProcessLookupError, OverflowError):
+            return False
+        return None
+
+    def describe(self, process: _Process) -> tuple[str, str, str]:
+        user = command = cwd = ""
+        try:
+            user = _user_name(_numbers(process.pid, "Uid")[1])  # the folder's owner is root where it gave up rights
+            command = os.fsdecode(_contents(f"/proc/{process.pid}/cmdline").rstrip(b"\0")).replace("\0", " ")
+            cwd = os.readlink(f"/proc/{process.pid}/cwd")
+        except (OSError, IndexError):  # gone, or another user's
+            pass
+        return user, _clean(command), _clean(cwd)
+
+    def variable(self, pid: int, name: str) -> str:
+        try:
+            texts = os.fsdecode(_contents(f"/proc/{pid}/environ")).split("\0")
+        except OSError:
+            return ""
+        return next((text[len(name) + 1 :] for text in texts if text.startswith(f"{name}=")), "")
+
+    def folder(self, holder: Holder) -> str:
+        link = f"/proc/{holder.pid}/cwd"
+        path = os.readlink(link)
+        return path if os.path.exists(path) and os.path.samefile(link, path) else ""
+
+    def ancestry(self) -> _Ancestry:
+        """A parent that ended while the line was read has left its child to one of the others above."""
+        for _ in range(ROUNDS):
+            found = super().ancestry()
+            above, below = found.pids[-1], found.pids[-2:-1]
+            top = self.process(above)
+            if top and (top.parent or not top.zombie):
+                break
+            child = self.read(below[0]).get(below[0]) if below else None
+            if child and child.parent == above and not top:  # it is there, and may not be seen
+                break
+            self.forget(found.pids)
+        return found
+
+    def forget(self, pids: Iterable[int]) -> None:
+        for pid in pids:
+            self.known.pop(pid, None)
+
+    def open(self, pid: int) -> int | None:
+        return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+
+    def has_exited(self, pin: _Pin) -> bool | None:
+        if pin.handle is not None:
+            return bool(_poll([pin], 0))
+        process = self.read(pin.pid).get(pin.pid)
+        return process is None or process.zombie or process.start != pin.start
+
+    def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
+        if all(pin.handle is not None for pin in pins):
+            _poll(pins, seconds)
+        else:
+            time.sleep(min(seconds, 0.002))
+
+    def send(self, pin: _Pin, number: int) -> None:
+        import signal
+
+        if pin.handle is not None:
+            try:
+                return signal.pidfd_send_signal(pin.handle, number)
+            except ProcessLookupError:
+                raise
+            except OSError:  # another user's, or a sandbox that refuses this one call
+                if self.has_exited(pin):
+                    raise ProcessLookupError from None
+        os.kill(pin.pid, number)
+
+    def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
+        return bool(_sockets_of(pin.pid, {f"socket:[{row.inode}]": row.inode for row in sockets if row.pid == pin.pid}))
+
+    def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
+        uids, mine = set(_numbers(holder.pid, "Uid")), os.geteuid()
+        if not uids:
+            return None
+        openers = {row.uid for row in sockets if row.pid == holder.pid and row.uid != mine} - {None}
+        if uids == {mine} and openers and not self.is_superuser():
+            return " and ".join(f"{_user_name(uid or 0)}, who opened its socket" for uid in openers)
+        return holder.user if uids != {mine} else ""
+
+    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
+        if holder.pid is None or holder.name in _PROXIES:
+            return _published(holder, port)
+        container = _container_of(holder.pid)
+        if container and container != _container_of("self"):
+            return _container(f"id={container}") or Manager(f"the container {container[:12]}", "")
+        if len(_numbers(holder.pid, "NSpid")) > len(_numbers("self", "NSpid")):
+            return Manager("a container or sandbox of its own (a PID namespace)", "")
+        if holder.name == "systemd":
+            return _socket_unit(port, "" if holder.pid == 1 else "--user ")
+        return super().managed_by(holder, port, pids) or _unit_of(holder.pid, self.process(holder.pid))
+
+    def protects(self, holder: Holder) -> str | None:
+        if holder.pid == 1 and _pid_namespace() not in ("", _HOST_NAMESPACE):
+            return "it is this container's main process: restart the container"
+        return super().protects(holder)
+
+    def state(self, pid: int) -> str:
+        try:
+            stopped = _contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] == b"T"
+            deleted = os.readlink(f"/proc/{pid}/exe").endswith(" (deleted)")
+        except (OSError, IndexError):
+            return ""
+        return "suspended" if stopped else "deleted" if deleted else ""
+
+    def beside(self, port: int) -> list[str]:
+        """Listeners at other addresses, where a server that binds localhost or :: would meet them; and UDP."""
+        rows = [row for row in self.sockets(port) or [] if row.port == port]
+        holders = _holders(self, self.owners(rows, False))
+        found = [f"{', '.join(map(str, holder.addresses))} is held by process {_title(holder)}" for holder in holders]
+        return found + (["a UDP program has the same number, and is not in the way"] if _udp_is_held(port) else [])
+
+    def hint(self, port: int, host: str) -> str:
+        wanted = _addresses(host, port)
+        rows = _blocking([row for row in self.every_socket(port) if row.peer], port, wanted)
+        for row in self.owners([row for row in rows if row.inode], True):
+            holder = next(iter(_holders(self, [row])), None)
+            whom = f"process {_title(holder)}" if holder and holder.pid else "a process that you may not see"
+            return (
+                f"port {port} is the local end of a connection from {whom} to {row.peer}; a client is never stopped: "
+                "close that connection, or choose another port"
+            )
+        if rows:
+            return f"the system is still closing connections of a former server on port {port}; try again in a minute"
+        windows = "microsoft" in os.uname().release.lower()
+        why = "on a kernel before 6.8, a socket that is bound and not listening cannot be named either"
+        if windows:
+            why = f"a program of Windows may hold it, too; in a terminal of Windows, netstat -ano | findstr :{port} tells"
+        return f"nobody who may be seen holds port {port}; another user, container or namespace may ({why})"
 
 
 @lru_cache(maxsize=1)
@@ -819,38 +1461,15 @@ def _proc_is_ours(me: int) -> bool:
     There this process may have the same number by chance, and beside it the one that it has here.
     """
     try:
-        return os.readlink("/proc/self") == str(me) and _status_of("self", "NSpid") in ([], [me])  # []: before Linux 4.1
+        return os.readlink("/proc/self") == str(me) and _numbers("self", "NSpid") in ([], [me])  # []: before Linux 4.1
     except OSError:
         return False
 
 
-def _walk_proc(links: dict[str, int], known: _Known, thorough: bool) -> dict[int, set[int]]:
-    """Which process holds which of these sockets: the known ones first, then from the youngest down.
-
-    A development server is young, and its family hangs together: once every socket has an owner, the walk
-    goes on along parents, children and siblings. A stranger who shares the socket comes to light when the
-    caller looks again after stopping; a thorough walk leaves nobody out.
-    """
-    found: dict[int, set[int]] = {}
-    seen: set[int] = set()
-
-    def look_at(pid: int) -> bool:
-        seen.add(pid)
-        held = _sockets_of(pid, links)
-        if held:
-            found[pid] = held
-        return bool(held)
-
-    missing = set(links.values())
-    for pid in [*known, *_pids_from_the_youngest()]:
-        if pid not in seen and look_at(pid):
-            missing -= found[pid]
-        if not missing and not thorough:
-            break
-    family = list(found)
-    for pid in family:  # grows while it is read
-        family += [relative for relative in _relatives(pid, known) - seen if look_at(relative)]
-    return found
+@lru_cache(maxsize=None)
+def _proc_has_children() -> bool:
+    """Whether this kernel was built with /proc/PID/task/TID/children."""
+    return os.path.exists("/proc/thread-self/children")
 
 
 def _pids_from_the_youngest() -> list[int]:
@@ -902,26 +1521,6 @@ def _sockets_in(path: str, links: dict[str, int]) -> set[int] | None:
     return held if descriptors else None
 
 
-def _relatives(pid: int, known: _Known) -> set[int]:
-    """The parent, the children and the nearest siblings, without looking at every process of the machine."""
-    process = _process(LINUX, pid, known)
-    if process is None:  # gone
-        return set()
-    siblings = sorted(_children_of(process.parent))
-    at = siblings.index(pid) if pid in siblings else 0
-    return {process.parent, *siblings[max(0, at - SIBLINGS) : at + SIBLINGS + 1], *_children_of(pid)}
-
-
-def _children_of(pid: int) -> set[int]:
-    children: set[int] = set()
-    try:
-        for thread in _threads_of(pid):
-            children.update(map(int, _contents(f"/proc/{pid}/task/{thread}/children").split()))
-    except OSError:  # gone, or a kernel built without this file
-        pass
-    return children
-
-
 def _threads_of(pid: int) -> list[str]:
     """The numbers of a process's threads, the first of which is its own; none where it has gone."""
     try:
@@ -930,133 +1529,144 @@ def _threads_of(pid: int) -> list[str]:
         return []
 
 
-def _contents(path: str) -> bytes:
-    """All of a file, in half the time that open() takes."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        contents = part = os.read(descriptor, 65536)
-        while part:
-            part = os.read(descriptor, 65536)
-            contents += part
-        return contents
-    finally:
-        os.close(descriptor)
+def _poll(pins: Iterable[_Pin], seconds: float) -> list[tuple[int, int]]:
+    import select
+
+    poll = select.poll()
+    for pin in pins:
+        poll.register(pin.handle or 0, select.POLLIN)
+    return poll.poll(int(seconds * 1000 + 0.999))
 
 
-def _owners_as_told(rows: _Rows, known: _Known, thorough: bool) -> _Rows:
-    """macOS, the BSDs: the tool's PIDs; they are asked for again just before the signal."""
-    return rows
-
-
-def _owners_by_handle(rows: _Rows, known: _Known, thorough: bool) -> _Rows:
-    """Windows: where the owner is dead, its children hold the handle that they inherited.
-
-    Children of different programs are no family: one of them may be of an earlier owner of that PID.
-    """
-    if rows and not known:
-        known.update(_read_windows(None))
-    owned = []
-    for row in rows:
-        heirs = [heir for heir in known.values() if heir.parent == row.pid and heir.name != "conhost.exe"]
-        pids = [heir.pid for heir in heirs] if len({heir.name for heir in heirs}) == 1 else [None]
-        dead = known and row.pid not in known
-        owned += [row._replace(pid=pid) for pid in (pids if dead else [row.pid])]
-    return owned
-
-
-# ----------------------------------------------------------------------------------------------------
-# Who is that? What the system tells of a process.
-# ----------------------------------------------------------------------------------------------------
-
-
-def _read_proc(pid: int | None) -> _Known:
-    """Linux: one process, from /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
-    try:
-        head, _, tail = _contents(f"/proc/{pid}/stat").rpartition(b")")
-        field = tail.split()
-        name = os.fsdecode(head.partition(b"(")[2])
-        state, (parent, group, session, tty), flags = field[0], map(int, field[1:5]), int(field[6])
-        threads, born = int(field[17]), int(field[19])
-        up = born / os.sysconf("SC_CLK_TCK")
-        started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + up
-    except (OSError, IndexError, ValueError, AttributeError):
-        return {}
-    gone, kernel = state in (b"Z", b"X", b"x") and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
-    leader = session == pid and tty != 0
-    return {pid or 0: _Process(pid, parent, group, tty, born, started, "", _clean(name), "", gone, kernel, leader)}
-
-
-def _describe_proc(process: _Process) -> tuple[str, str, str]:
-    """Linux: (user, command line, working directory)."""
-    user = command = cwd = ""
-    try:
-        user = _user_name(_status_of(process.pid, "Uid")[1])  # the folder's owner is root where it gave up rights
-        command = " ".join(_words_of(process.pid))
-        cwd = os.readlink(f"/proc/{process.pid}/cwd")
-    except (OSError, IndexError):  # gone, or another user's
-        pass
-    return user, _clean(command), _clean(cwd)
-
-
-def _status_of(pid: int | str | None, field: str) -> list[int]:
-    """Linux: the numbers in a field of /proc/PID/status (Uid: real, effective, saved, of the file system)."""
-    try:
-        line = _contents(f"/proc/{pid}/status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
-        return [int(number) for number in line.split()]
-    except (OSError, ValueError):
-        return []
-
-
-def _words_of(pid: int) -> list[str]:
-    """Linux: the words of a process's command line."""
-    return os.fsdecode(_contents(f"/proc/{pid}/cmdline").rstrip(b"\0")).split("\0")
-
-
-@lru_cache(maxsize=None)
-def _user_name(uid: int) -> str:
-    """Asked once for each user: it may take a look at the whole of /etc/passwd, or a directory server."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _read_ps(pid: int | None) -> _Known:
-    """macOS, the BSDs: every process, from ps; once more for the names, which may contain blanks."""
-    keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
-    options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD takes all after a = for a heading
-    return _parse_ps(_output("ps", "-axww", *options), _output("ps", "-axww", "-o", "pid=", "-o", "comm="))
-
-
-def _parse_ps(text: str, names: str = "") -> _Known:
-    programs = dict(line.split(None, 1) for line in names.splitlines() if len(line.split(None, 1)) == 2)
-    processes = {}
-    for line in text.splitlines():
-        fields = line.split(None, 11)
-        pid, parent, group = map(_number, fields[:3]) if len(fields) >= 11 else (None, None, None)
-        if pid is None or parent is None or group is None:
-            continue
-        birth = " ".join(fields[6:11])  # lstart: Mon Nov 23 10:15:00 2026
+def _udp_is_held(port: int) -> bool:
+    for name in ("udp", "udp6"):
         try:
-            started = time.mktime(time.strptime(birth, "%a %b %d %H:%M:%S %Y"))
-        except (ValueError, OverflowError):
+            lines = _contents(f"/proc/net/{name}").decode("ascii", "replace").splitlines()[1:]
+        except OSError:
             continue
-        command = _clean("".join(fields[11:]).strip())
-        program = programs.get(fields[0]) or command.split(" ", 1)[0]
-        name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
-        zombie, leader = fields[3][0] == "Z", "s" in fields[3] and fields[4].strip("?-") != ""
-        processes[pid] = _Process(
-            pid, parent, group, fields[4], birth, started, fields[5], name, command, zombie, False, leader
-        )
-    return processes
+        if any(line.split(None, 2)[1].endswith(f":{port:04X}") for line in lines):
+            return True
+    return False
 
 
-def _describe_ps(process: _Process) -> tuple[str, str, str]:
-    answer = _run("lsof", "-a", "-p", str(process.pid), "-d", "cwd", "-F", "n")
-    lines = answer[1].splitlines() if answer else []
-    return process.user, process.command, _clean(_unescaped(next((line[1:] for line in lines if line[:1] == "n"), "")))
+# Who else stops a process of Linux: the engine of a container, systemd.
+
+
+def _cgroups(pid: int | str) -> list[str]:
+    """The control groups of a process, as paths."""
+    try:
+        lines = _contents(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+    return [_clean(line.split(":", 2)[2]) for line in lines if line.count(":") >= 2]
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _container_of(pid: int | str) -> str:
+    """The identity of the container that a process runs in, by its control groups; empty where it runs in none."""
+    return next(filter(None, map(_container_in, _cgroups(pid))), "")
+
+
+def _container_in(path: str) -> str:
+    """
+    >>> _container_in(f"/system.slice/docker-{'0123456789abcdef' * 4}.scope/system.slice/web.service")[:12]
+    '0123456789ab'
+    """
+    parts = path.split("/")
+    for above, part in zip(parts[-2::-1], parts[:0:-1]):  # the innermost first
+        name = part[: -len(".scope")] if part.endswith(".scope") else part
+        identity = name.rpartition("-")[2]
+        if len(identity) == 64 and not identity.strip("0123456789abcdef"):
+            return identity
+        if name.startswith(("lxc.payload.", "machine-")) or above == "lxc":
+            return name
+    return ""
+
+
+def _container(condition: str) -> Manager | None:
+    """The one container of which this is true, as docker or podman tells it, and never guessed."""
+    for engine in ("docker", "podman"):
+        names = _output(engine, "ps", "--filter", condition, "--format", "{{.Names}}").splitlines()
+        if len(names) == 1:
+            return Manager(f"the {engine} container {_clean(names[0])}", f"{engine} stop {_clean(names[0])}")
+    return None
+
+
+def _published(holder: Holder, port: int) -> Manager | None:
+    """The container whose published port a process holds for it."""
+    ways = Manager("a container's engine", f"docker ps --filter publish={port}, or podman ps, names the container")
+    return _container(f"publish={port}/tcp") or (ways if holder.name in _PROXIES else None)
+
+
+_LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # they start what is not their own
+
+
+def _unit_of(pid: int, process: _Process | None) -> Manager | None:
+    """The systemd service that a process is of, unless this process is of the same."""
+    ours = _cgroups("self")
+    for path in _cgroups(pid):
+        parts = path.split("/")
+        users = any(part.startswith("user@") for part in parts)
+        unit = next((part for part in reversed(parts) if part.endswith((".service", ".scope"))), "")
+        if not unit.endswith(".service") or unit.startswith("user@") or any(unit in own.split("/") for own in ours):
+            continue
+        if unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
+            continue
+        desktop = unit.startswith("dbus-") or (unit.startswith("app-") and "@" in unit)
+        if users and (desktop or (process and process.tty)):  # a terminal is a unit, too; what was started there is none
+            continue
+        return Manager(f"the systemd service {unit}", f"systemctl {'--user ' if users else ''}stop {unit}")
+    return None
+
+
+def _socket_unit(port: int, user: str) -> Manager:
+    """The socket unit for which systemd holds a port, from the columns LISTEN UNIT ACTIVATES; its service may hold it, too."""
+    for line in _output("systemctl", *user.split(), "list-sockets", "--all", "--no-legend", "--no-pager").splitlines():
+        fields = _clean(line).split()
+        if len(fields) >= 3 and fields[0].rpartition(":")[2].partition("%")[0] == str(port):
+            units = " ".join(unit for unit in fields[-2:] if unit != "-")
+            return Manager(f"systemd, for {fields[-2]},", f"systemctl {user}stop {units}")
+    return Manager("systemd, for a socket unit,", f"systemctl {user}list-sockets names it, and systemctl {user}stop NAME.socket")
+
+
+class _BSD(_System):
+    """The BSDs (which package lsof), and what macOS shares with them: one ps tells of every process."""
+
+    # With SO_REUSEADDR, two sockets exclude each other only when their addresses are equal.
+    shadows = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
+
+    def read(self, pid: int) -> dict[int, _Process]:
+        keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
+        options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD takes all after a = for a heading
+        # Asked once more for the programs, whose names may contain blanks.
+        return _parse_ps(_output("ps", "-axww", *options), _output("ps", "-axww", "-o", "pid=", "-o", "comm="))
+
+    def describe(self, process: _Process) -> tuple[str, str, str]:
+        answer = _run("lsof", "-a", "-p", str(process.pid), "-d", "cwd", "-F", "n")
+        lines = answer.output.splitlines() if answer else []
+        cwd = next((line[1:] for line in lines if line[:1] == "n"), "")
+        return process.user, process.command, _clean(_unescaped(cwd))
+
+    def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
+        """By the kernel's queue of events."""
+        import select
+
+        events: Any = select  # this part of it is not on every system
+        queue = events.kqueue()
+        try:
+            flags = events.KQ_EV_ADD | events.KQ_EV_ONESHOT
+            exits = [events.kevent(pin.pid, events.KQ_FILTER_PROC, flags, events.KQ_NOTE_EXIT) for pin in pins]
+            queue.control(exits, 1, seconds)
+        except ProcessLookupError:  # one has exited already
+            pass
+        finally:
+            queue.close()
 
 
 def _unescaped(text: str) -> str:
@@ -1071,254 +1681,432 @@ def _unescaped(text: str) -> str:
         return text
 
 
-_CIM_QUERY = (  # the code page would stay changed in the user's console
-    "$before = [Console]::OutputEncoding; [Console]::OutputEncoding = [Text.Encoding]::UTF8; "
-    "Get-CimInstance Win32_Process | Select-Object ProcessId, ParentProcessId, "
-    "@{n='Created'; e={$_.CreationDate.ToFileTimeUtc()}}, Name, CommandLine | ConvertTo-Csv -NoTypeInformation; "
-    "[Console]::OutputEncoding = $before"
-)
+class _FreeBSD(_BSD):
+    """FreeBSD: sockstat is in its base system."""
+
+    sources = (_ask_sockstat, _ask_lsof)
 
 
-def _read_windows(pid: int | None) -> _Known:
-    """Windows: every process, from PowerShell; without it, from tasklist, which knows no parents."""
-    shell = _windows_tool(r"WindowsPowerShell\v1.0\powershell.exe")
-    told = _output(shell, "-NoProfile", "-NonInteractive", "-Command", _CIM_QUERY, timeout=5 * TOOL_TIMEOUT)
-    return _parse_cim(told) or _parse_tasklist(_output(_windows_tool("tasklist.exe"), "/FO", "CSV", "/NH"))
+class _MacOS(_BSD):
+    """macOS: launchctl tells who is a job of launchd."""
+
+    sources = (_ask_macos,)
+    forwarders = {
+        **_FORWARDERS,
+        "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in "
+        "System Settings, General, AirDrop & Handoff",
+        "launchd": "it keeps the port for a service; launchctl list names it, launchctl bootout ends it",
+    }
+
+    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
+        if holder.name in _PROXIES:
+            return _published(holder, port)
+        for line in _output("launchctl", "list").splitlines():
+            pid, _, label = line.partition("\t")
+            label = _clean(label.rpartition("\t")[2])
+            if pid == str(holder.pid) and label.startswith("application."):
+                return Manager("the desktop, as an application,", "")
+            if pid == str(holder.pid):
+                domain = "system" if self.is_superuser() else f"gui/{os.getuid()}"
+                return Manager("launchd", f"launchctl bootout {domain}/{label}")
+        return super().managed_by(holder, port, pids)
 
 
-def _parse_cim(text: str) -> _Known:
-    processes = {}
-    for pid, parent, created, name, command in (row for row in _csv_rows(text) if len(row) == 5):
-        number = _number(pid)
-        if number is not None and _number(parent) is not None:
-            # A file time counts 100 ns since 1601.
-            started = int(created) / 1e7 - 11644473600 if created.isdigit() and created.isascii() else None
-            processes[number] = _Process(
-                number, int(parent), None, None, created, started, "", _clean(name), _clean(command), False, False, False
-            )
-    return processes
+# Parsers of what Windows tells: tables of its functions, by the layouts in its headers, and netstat's text.
+
+_ENTRY = "@IIIPIIIiI520s0P"  # PROCESSENTRY32W: size, _, PID, _, _, _, parent, _, _, program; padded as C does
 
 
-def _parse_tasklist(text: str) -> _Known:
-    processes = {}
-    for row in _csv_rows(text):
-        pid = _number(row[1]) if len(row) >= 5 else None
-        if pid is not None:
-            user = _clean(row[6]) if len(row) >= 9 else ""
-            processes[pid] = _Process(pid, None, None, None, None, None, user, _clean(row[0]), "", False, False, False)
-    return processes
+def _parse_process_entry(data: bytes) -> tuple[int, int, str]:
+    """(PID, parent, program)."""
+    import struct
+
+    fields = struct.unpack(_ENTRY, data)
+    return fields[2], fields[6], _wide(fields[9]).partition("\0")[0]
 
 
-def _csv_rows(text: str) -> list[list[str]]:
-    import csv
+def _parse_tcp_table(data: bytes, v6: bool) -> _Sockets:
+    """Rows of type MIB_TCPROW_OWNER_PID or MIB_TCP6ROW_OWNER_PID, all listeners; a PID of 0 is "not told".
 
-    try:
-        return list(csv.reader(text.replace("\0", "").splitlines()))
-    except csv.Error:
-        return []
+    A dual-stack socket has a row in both tables, so that a row of IPv6 speaks for IPv6 alone.
+    """
+    import struct
+
+    layout, family = ("=16s4x2s30xI", socket.AF_INET6) if v6 else ("=4x4s2s10xI", socket.AF_INET)
+    size = struct.calcsize(layout)
+    rows = []
+    for place in range(int.from_bytes(data[:4], sys.byteorder)):
+        address, port, pid = struct.unpack_from(layout, data, 4 + place * size)
+        host = socket.inet_ntop(family, address)
+        rows.append(_Socket(host, int.from_bytes(port, "big"), True, None, pid or None, None, 0, v6))
+    return rows
 
 
-def _describe_windows(process: _Process) -> tuple[str, str, str]:
-    verbose = ("/V", "/FO", "CSV", "/NH", "/FI", f"PID eq {process.pid}")
-    told = _output(_windows_tool("tasklist.exe"), *verbose, timeout=5 * TOOL_TIMEOUT)
-    told_of = _parse_tasklist(told).get(process.pid)
-    return (told_of.user if told_of else ""), process.command or process.name, ""
+def _parse_netstat_ano(text: str) -> _Told:
+    """Judged by shape: a TCP row whose foreign address is all zero listens, whatever its state is called."""
+    rows, known = [], False
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) < 4 or fields[0] != "TCP":
+            continue
+        local, pid = _endpoint(fields[1]), _number(fields[-1])
+        known = known or (local is not None and pid is not None)
+        if local and pid and pid >= 2 and fields[2] in ("0.0.0.0:0", "[::]:0"):
+            rows.append(_Socket(*local, True, None, pid, None, 0, ":" in local.host))
+    return rows if known else None
+
+
+def _wide(data: bytes) -> str:
+    return data.decode("utf-16-le", "replace")
+
+
+_WINDOWS_SERVICES = {
+    **dict.fromkeys(
+        ("svchost.exe", "services.exe", "lsass.exe", "wininit.exe", "spoolsv.exe"),
+        "it is a service of Windows, perhaps a port proxy; netsh interface portproxy show all lists those",
+    ),
+    **dict.fromkeys(("System", "Registry"), "it is the Windows kernel (http.sys); netsh http show servicestate names the service"),
+    **dict.fromkeys(("wslrelay.exe", "wslhost.exe"), "it relays the port to a program in WSL; stop that program in WSL"),
+    **{f"{name}.exe": why for name, why in _FORWARDERS.items()},
+}
+
+
+class _Windows(_System):
+    """Windows: its own functions through ctypes, netstat where they do not name the owner, and taskkill.
+
+    A process keeps its parent's PID for life, and another process may have it since. So a parent that has
+    ended reads 0 in a _Process; ``born_of`` has what Windows says.
+    """
+
+    first_pids = (0, 4)
+    redirects = True
+    forwarders = _WINDOWS_SERVICES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.born_of: dict[int, int] = {}
+
+    def sockets(self, port: int | None) -> _Told:
+        rows = _tcp_tables()
+        if rows is None or any(row.pid is None and port in (None, row.port) for row in rows):
+            told = _parse_netstat_ano(_output(_windows_tool("NETSTAT.EXE"), "-ano"))
+            named = {(row.address, row.port) for row in told or ()}
+            if told is not None:
+                rows = told + [row for row in rows or () if (row.address, row.port) not in named]
+        return rows and [row for row in rows if port in (None, row.port)]
+
+    def owners(self, sockets: _Sockets, thorough: bool) -> _Sockets:
+        """Where the owner has ended, its children hold the handle that they inherited.
+
+        Children of different programs are no family: one of them may be of an earlier owner of that PID.
+        """
+        if sockets and not self.known:
+            self.known.update(self.read(0))
+        owned = []
+        for row in sockets:
+            pids: list[int | None] = [row.pid]
+            if self.known and row.pid and row.pid not in self.known:
+                heirs = [self.known[pid] for pid, parent in self.born_of.items() if parent == row.pid]
+                names = {heir.pid: heir.name.lower() for heir in heirs if heir.name.lower() != "conhost.exe"}
+                pids = [*names] if len(set(names.values())) == 1 else [None]
+            owned += [row._replace(pid=pid) for pid in pids]
+        return owned
+
+    def read(self, pid: int) -> dict[int, _Process]:
+        """Every process of the machine, whichever is asked for: one snapshot has them all."""
+        told = _snapshot()
+        self.born_of = {each: parent for each, parent, _ in told}
+        starts = {each: _with_handle(each, _start_of) or 0 for each in self.born_of}  # 0: not told
+        found = {}
+        for each, parent, name in told:
+            start = starts[each]
+            if parent not in starts or 0 < start < starts[parent]:
+                parent = 0
+            started = start / 1e7 - 11644473600 if start else None  # a file time counts 100 ns since 1601
+            facts = (parent, None, None, start or None, started, "", _clean(name), "")
+            found[each] = _Process(each, *facts, False, False, False)
+        return found
+
+    def describe(self, process: _Process) -> tuple[str, str, str]:
+        def ask(handle: int) -> tuple[str, str, str] | None:
+            user = _user_of(handle)
+            same = _start_of(handle) == process.start
+            return (user[1] if user else "", _clean(_command_of(handle)), "") if same else None
+
+        return _with_handle(process.pid, ask) or ("", "", "")
+
+    def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
+        handles = {pid: _opened(pid) for pid in pids}
+        self.known.clear()
+        self.known.update(self.read(0))
+        self.release(_Pin(pid, None, handle) for pid, handle in handles.items() if pid not in self.known)
+        return {pid: _Pin(pid, self.known[pid].start, handle) for pid, handle in handles.items() if pid in self.known}
+
+    def release(self, pins: Iterable[_Pin]) -> None:
+        for pin in pins:
+            if pin.handle is not None:
+                _winapi().CloseHandle(pin.handle)
+
+    def has_exited(self, pin: _Pin) -> bool | None:
+        if pin.handle is not None:
+            return bool(_winapi().WaitForSingleObject(pin.handle, 0) == 0)
+        processes = self.read(pin.pid)
+        process = processes.get(pin.pid)
+        if not processes or (process and None in (process.start, pin.start)):
+            return None
+        return process is None or process.start != pin.start
+
+    def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
+        handles = [pin.handle for pin in pins if pin.handle is not None][:63]  # it takes no more
+        if len(handles) < len(pins):
+            seconds = min(seconds, 0.2)
+        if handles:  # a wait that Ctrl+C ends, as one through ctypes would not
+            _winapi().WaitForMultipleObjects(handles, False, int(seconds * 1000 + 0.999))
+        else:
+            time.sleep(seconds)
+
+    def way(self, options: _Options) -> str:
+        return f"asked to stop (forced at once if it cannot be asked), forced after {options.grace:g} s"
+
+    def signal(self, pin: _Pin, options: _Options, firmly: bool) -> None:
+        """A console program cannot be asked, and taskkill says at once that /F is needed, in any language."""
+        tool = _windows_tool("taskkill.exe")
+        for force in (["/F"],) if firmly else ([], ["/F"]):
+            if self.has_exited(pin):  # a worker may go with its master
+                raise ProcessLookupError
+            answer = _run(tool, "/PID", str(pin.pid), *force, timeout=5 * TOOL_TIMEOUT)
+            if answer and answer.status == 0:
+                return
+            # 128 means that there is no such process: while the handle says that it lives, it had no window to ask.
+            if answer is None or not (answer.status == 128 or "/F" in answer.output + answer.complaint):
+                break
+        if not self.has_exited(pin):
+            said = _clean(" ".join((answer.complaint or answer.output).split())) if answer else ""
+            raise OSError(0, f"taskkill says: {said or 'nothing'}")
+
+    def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
+        self.known.clear()
+        return any(row.pid == pin.pid for row in self.owners(self.sockets(port) or [], True))
+
+    def listeners_of(self, pids: Collection[int]) -> _Told:
+        rows = self.sockets(None)
+        return None if rows is None else [row for row in self.owners(rows, True) if row.pid in pids]
+
+    def is_superuser(self) -> bool:
+        return False
+
+    def ends_a_terminal(self, process: _Process) -> bool:
+        """Whether it is a shell without a command, which a person has typed in."""
+        return process.name.lower() in _SHELLS and not {"/c", "-c", "-command"} & set(self.describe(process)[1].lower().split())
+
+    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
+        return _published(holder, port) if holder.name[: -len(".exe")] in _PROXIES else None
+
+    def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
+        mine, its = (_with_handle(pid, _user_of) for pid in (os.getpid(), holder.pid or 0))
+        return None if not mine or not its else "" if mine[0] == its[0] else str(its[1])
+
+
+# What Windows tells; None where it does not.
+
+
+def _winapi() -> Any:
+    import importlib
+
+    return importlib.import_module("_winapi")  # CPython's own; multiprocessing waits for processes with it
+
+
+@lru_cache(maxsize=None)
+def _library(name: str) -> tuple[Any, Any]:
+    """(ctypes, one of the system's libraries)."""
+    import ctypes
+
+    windows: Any = ctypes  # WinDLL is there on Windows alone
+    return windows, windows.WinDLL(name, use_last_error=True)
 
 
 def _windows_tool(name: str) -> str:
-    """The full path of a tool of Windows: a bare name would be searched in the current folder first."""
-    if sys.platform == "win32":
-        return os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", name)
-    return f"{_windows_drive()}/Windows/System32/{name}".replace("\\", "/")
+    """The full path of a tool: a bare name would be searched in the current folder first."""
+    return os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", name)
 
 
-def _windows_drive() -> str:
-    """WSL: where the Windows system drive is mounted."""
+def _opened(pid: int) -> int | None:
+    """A handle, which keeps the PID from being used again."""
     try:
-        with open("/proc/mounts", encoding="utf-8", errors="replace") as mounts:
-            for device, folder, *_ in (line.split() for line in mounts):
-                if device.upper().startswith("C:"):
-                    return folder
-    except (OSError, ValueError):
-        pass
-    return "/mnt/c"
+        return int(_winapi().OpenProcess(0x00101000, False, pid))  # SYNCHRONIZE, PROCESS_QUERY_LIMITED_INFORMATION
+    except OSError:  # it has gone, or it is another user's
+        return None
 
 
-def _on_wsl() -> bool:
-    return sys.platform == "linux" and "microsoft" in os.uname().release.lower()
+def _with_handle(pid: int, ask: Callable[[int], Any]) -> Any:
+    handle = _opened(pid)
+    try:
+        return None if handle is None else ask(handle)
+    finally:
+        if handle is not None:
+            _winapi().CloseHandle(handle)
 
 
-def _windows_shares_ports() -> bool:
-    """WSL: with mirrored networking, a program of Windows holds a port for both; with NAT, the default, never."""
-    return _output("wslinfo", "--networking-mode").strip() == "mirrored"
+def _snapshot() -> list[tuple[int, int, str]]:
+    """(PID, parent, program) of every process, from Toolhelp; a part of them is no answer."""
+    import struct
+
+    try:
+        ctypes, kernel = _library("kernel32")
+    except (ImportError, OSError):  # a Python without ctypes
+        return []
+    kernel.CreateToolhelp32Snapshot.restype = ctypes.c_void_p
+    snapshot = ctypes.c_void_p(kernel.CreateToolhelp32Snapshot(2, 0))  # TH32CS_SNAPPROCESS
+    found = []
+    entry = ctypes.create_string_buffer(struct.calcsize(_ENTRY))
+    entry[:4] = len(entry).to_bytes(4, sys.byteorder)
+    more = kernel.Process32FirstW(snapshot, entry)
+    while more:
+        found.append(_parse_process_entry(entry.raw))
+        more = kernel.Process32NextW(snapshot, entry)
+    complete = ctypes.get_last_error() == 18  # ERROR_NO_MORE_FILES
+    kernel.CloseHandle(snapshot)
+    return found if complete else []
 
 
-def _process(system: Any, pid: int | None, known: _Known) -> _Process | None:
-    """A process, remembered in ``known``: one look at a port reads nobody twice.
-
-    Linux reads one at a time; elsewhere a reading tells of everybody, and who is not in it has gone.
-    """
-    if pid is not None and pid not in known and (system is LINUX or not known):
-        known.update(system.read(pid))
-    return known.get(pid) if pid is not None else None
-
-
-def _above(system: Any, pid: int | None, known: _Known) -> list[int]:
-    """The ancestors of a process, nearest first; the last one is where the line ends, or may not be seen."""
-    line: list[int] = []
-    process = _process(system, pid, known)
-    while process and process.parent and process.parent not in (pid, *line):
-        line.append(process.parent)
-        process = _process(system, process.parent, known)
-    return line
-
-
-def _ancestry(system: Any, known: _Known) -> list[int] | None:
-    """This process and its ancestors, nearest first; None where the system will not tell them."""
-    for _ in range(ROUNDS):
-        line = [os.getpid(), *_above(system, os.getpid(), known)]
-        top = _process(system, line[-1], known)
-        if top and not (top.zombie and not top.parent):
-            return line if top.parent is not None else None
-        if system is WINDOWS and len(line) > 1:  # a dead parent stays a parent there
-            return line
-        if system is not LINUX or len(line) == 1:
+def _tcp_tables() -> _Told:
+    """Every listener, from GetExtendedTcpTable."""
+    rows: _Sockets = []
+    table: Any = None
+    try:
+        ctypes, library = _library("iphlpapi")
+    except (ImportError, OSError):
+        return None
+    for family, v6 in ((2, False), (23, True)):  # as Windows numbers them
+        size, status = ctypes.c_uint32(16384), 122
+        while status == 122:  # ERROR_INSUFFICIENT_BUFFER: now the size is told, and the table may have grown since
+            table = ctypes.create_string_buffer(size.value)
+            status = library.GetExtendedTcpTable(table, ctypes.byref(size), False, family, 3, 0)  # listeners with PIDs
+        if status == 0:
+            rows += _parse_tcp_table(table.raw, v6)
+        elif not v6:  # where IPv6 is switched off, it has no table
             return None
-        child = system.read(line[-2]).get(line[-2])
-        if child and child.parent == line[-1] and not top:  # it is there, and may not be seen
-            return None
-        for pid in line:  # it ended, and left its child to one of the others above
-            known.pop(pid, None)
-    return None
+    return rows
+
+
+def _start_of(handle: int) -> int | None:
+    """When the process began, in units of 100 ns: no later one with its PID began at the same time."""
+    ctypes, kernel = _library("kernel32")
+    times = (ctypes.c_uint64 * 4)()  # created, exited, in the kernel, outside of it
+    places = [ctypes.byref(times, 8 * place) for place in range(4)]
+    return int(times[0]) if kernel.GetProcessTimes(ctypes.c_void_p(handle), *places) else None
+
+
+def _command_of(handle: int) -> str:
+    """The command line (told since Windows 8.1), else the program's path."""
+    ctypes, kernel = _library("kernel32")
+    process, buffer, size = ctypes.c_void_p(handle), ctypes.create_string_buffer(65600), ctypes.c_uint32(32767)
+    if _library("ntdll")[1].NtQueryInformationProcess(process, 60, buffer, len(buffer), None) == 0:
+        text = 2 * ctypes.sizeof(ctypes.c_void_p)  # behind a UNICODE_STRING: its length in bytes, a pointer
+        return _wide(buffer.raw[text : text + int.from_bytes(buffer.raw[:2], sys.byteorder)])
+    told = kernel.QueryFullProcessImageNameW(process, 0, buffer, ctypes.byref(size))
+    return _wide(buffer.raw[: 2 * size.value]) if told else ""
+
+
+def _user_of(handle: int) -> tuple[bytes, str] | None:
+    """(SID, name) of the user whose process it is."""
+    ctypes, library = _library("advapi32")
+    token, size, buffer = ctypes.c_void_p(), ctypes.c_uint32(), ctypes.create_string_buffer(256)
+    if not library.OpenProcessToken(ctypes.c_void_p(handle), 8, ctypes.byref(token)):  # TOKEN_QUERY
+        return None
+    told = library.GetTokenInformation(token, 1, buffer, len(buffer), ctypes.byref(size))  # TokenUser
+    _winapi().CloseHandle(token.value)
+    name, domain = (ctypes.create_unicode_buffer(256) for _ in range(2))
+    pointer, sizes = ctypes.c_void_p.from_buffer(buffer), [ctypes.byref(ctypes.c_uint32(256)) for _ in range(3)]
+    if not told:
+        return None
+    library.LookupAccountSidW(None, pointer, name, sizes[0], domain, sizes[1], sizes[2])
+    sid = buffer.raw[2 * ctypes.sizeof(pointer) : size.value]  # it follows the pointer to it, and some flags
+    return sid, _clean(f"{domain.value}\\{name.value}" if name.value else "of another system")
+
+
+def _system_of(platform: str) -> type[_System]:
+    """The class for a value of sys.platform."""
+    systems = {"linux": _Linux, "android": _Linux, "darwin": _MacOS, "freebsd": _FreeBSD, "win32": _Windows}
+    return next((system for name, system in systems.items() if platform.startswith(name)), _BSD)
+
+
+_ThisSystem = _system_of(sys.platform)
 
 
 # ----------------------------------------------------------------------------------------------------
-# The look: all of the above, for one port
+# One look: who keeps a server from binding here, held fast and described
 # ----------------------------------------------------------------------------------------------------
 
-# One row per system; to add a way of asking, write its function and name it here, the quickest first.
-_System = namedtuple("_System", "name ways owners read describe")
 
-_LINUX_WAYS = (_ask_sock_diag, _ask_proc_net, _ask_ss, _ask_lsof, _ask_netstat)
-LINUX = _System("linux", _LINUX_WAYS, _owners_by_proc, _read_proc, _describe_proc)
-MACOS = _System("macos", (_ask_macos,), _owners_as_told, _read_ps, _describe_ps)
-FREEBSD = _System("freebsd", (_ask_sockstat, _ask_lsof), _owners_as_told, _read_ps, _describe_ps)
-WINDOWS = _System("windows", (_ask_netstat_ano,), _owners_by_handle, _read_windows, _describe_windows)
-OTHER = _System("other", (_ask_lsof,), _owners_as_told, _read_ps, _describe_ps)  # the other BSDs package lsof
+class _Look:
+    """Who keeps a server from binding, at one moment; a with block lets go of the held processes at its end."""
 
-# What one look found. sockets: those that block, a row per holder; ancestry: this process and those above
-# it; known: what was learned of processes; pins: the holders, held fast, by PID.
-_Look = namedtuple("_Look", "system sockets holders ancestry known pins")
+    def __init__(
+        self, port: int, host: str, system: _System, sockets: _Sockets, pins: dict[int, _Pin], holders: list[Holder]
+    ) -> None:
+        self.port, self.host, self.system, self.sockets, self.pins, self.holders = port, host, system, sockets, pins, holders
 
+    def __enter__(self) -> _Look:
+        return self
 
-def _system() -> Any:
-    if sys.platform in ("linux", "android"):
-        return LINUX
-    if sys.platform.startswith("freebsd"):
-        return FREEBSD
-    return {"darwin": MACOS, "win32": WINDOWS}.get(sys.platform, OTHER)
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
+    def release(self) -> None:
+        self.system.release(self.pins.values())
+        self.pins = {}
 
-def _ask(system: Any, port: int | None) -> _Rows | None:
-    for way in system.ways:
-        rows: _Rows | None = way(port)
-        if rows is not None:
-            return _on(port, rows)
-    return None
+    def has_gone(self, pid: int | None) -> bool:
+        """Whether a holder has ended since."""
+        pin = self.pins.get(pid or 0)
+        return bool(pin and self.system.has_exited(pin))
 
 
-def _on(port: int | None, rows: _Rows) -> _Rows:
-    """Those on the port: not every way of asking leaves out the others."""
-    return [row for row in rows if port in (None, row.port)]
+def _look(
+    port: int, host: str, *, hold: bool = False, thorough: bool = False, masters: Mapping[int, object] | None = None
+) -> _Look:
+    """A look at a port; CannotTell where the system does not tell. One that holds, as before a stop, leaves no holder out.
 
-
-def _blocking(rows: _Rows, addresses: _Addresses | None) -> _Rows:
-    """The sockets that keep a server from binding one of the addresses (None: any); those that may, where no other does."""
-    if addresses is None:
-        return rows
-    verdicts = [(row, _conflicts(row, addresses)) for row in rows]
-    sure = [row for row, conflicts in verdicts if True in conflicts]
-    return sure or [row for row, conflicts in verdicts if None in conflicts]
-
-
-def _conflicts(row: _Socket, addresses: _Addresses) -> list[bool | None]:
-    return [_conflict(row, _zoned(address)) for _, address in addresses]
-
-
-def _zoned(address: tuple[Any, ...]) -> str:
-    zone = address[3] if len(address) > 3 else 0
-    return f"{address[0].partition('%')[0]}%{zone}" if zone else str(address[0])
-
-
-def _conflict(row: _Socket, wanted: str) -> bool | None:
-    """Whether a socket and a bind to the wanted address exclude each other; None for "cannot tell".
-
-    >>> rows = [_Socket(a, 80, True, None, 2, 0, 1, v) for a, v in (("127.0.0.1", None), ("::", True))]
-    >>> [[_conflict(row, wanted) for wanted in ("0.0.0.0", "127.0.0.1", "127.0.0.2", "::1")] for row in rows]
-    [[True, True, False, False], [False, False, False, True]]
+    ``masters`` (start times by PID) are to be stopped with the holders.
     """
-    held, wanted = _undressed(row.address), _undressed(wanted)
-    if (":" in held) == (":" in wanted):
-        if _is_link_local(held) and held != wanted and held.partition("%")[0] == wanted.partition("%")[0]:
-            return False if "%" in held and "%" in wanted else None  # the same address, on which interface?
-        if _is_bsd():
-            return held == wanted or _SHADOWS.get(wanted) == held
-        return held == wanted or held in ("0.0.0.0", "::") or wanted in ("0.0.0.0", "::")
-    if held == "::":
-        return None if row.v6only is None else not row.v6only
-    return wanted == "::" and _wildcard_is_dual()
+    system, masters = _ThisSystem(), masters or {}
+    sockets = _search(system, port, host, hold or thorough)
+    pids = dict.fromkeys([*(row.pid for row in sockets if row.pid and row.pid > 1), *masters])
+    pins = system.hold(pids) if hold else {}
+    others = [pid for pid, start in masters.items() if pid in pins and pins[pid].start == start]
+    return _Look(port, host, system, sockets, pins, _holders(system, sockets, others))
 
 
-def _undressed(address: str) -> str:
-    """The IPv4 address in IPv6 clothes (::ffff:127.0.0.1), or what it is."""
-    return address[7:] if address.startswith("::ffff:") and "." in address else address
-
-
-def _wildcard_is_dual() -> bool:
-    """Whether a server that binds ``::`` takes the IPv4 port too, which is a setting of the system."""
-    try:
-        with socket.socket(socket.AF_INET6) as probe:
-            return not probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-    except OSError:
-        return False
-
-
-def _search(port: int | None, host: str | None, thorough: bool) -> tuple[Any, _Rows] | None:
-    """(system, the sockets on a port that keep a server from binding the host); None for "cannot tell"."""
-    system, addresses = _system(), _resolved(host, port or 0) if host is not None else None
-    rows = _ask(system, port)
+def _search(system: _System, port: int | None, host: str | None, thorough: bool) -> _Sockets:
+    """The sockets on a port that keep a server from binding the host, each with its owners."""
+    wanted = _addresses(host, port or 0) if host is not None else None
+    rows = system.sockets(port)
     if rows is None:
-        return None
-    rows = _blocking(rows, addresses)
-    if system is LINUX and port is not None and (thorough or not rows):
-        bound = _on(port, _ask_sock_diag(port, _BOUND) or [])  # takes ten times as long as listeners do
-        rows = rows + _blocking(bound, addresses)
-    elsewhere = not rows and port is not None and _on_wsl() and _obstacle(port, host or "0.0.0.0")
-    if elsewhere and not _every_socket(port or 0) and _windows_shares_ports():
-        system, rows = WINDOWS, _blocking(_ask(WINDOWS, port) or [], addresses)
-    return system, rows
+        which = f"port {port}" if port else "which port"
+        raise CannotTell(f"nothing on this system could tell who holds {which}: it is treated as held", port or 0, host or "")
+    rows = _blocking(rows, port, wanted)
+    if port is not None and (thorough or not rows):
+        bound = [row for row in system.every_socket(port) if not row.listening and row.peer is None]
+        rows = rows + _blocking(bound, port, wanted)
+    rows = system.owners(rows, thorough)
+    return rows if host is None else _without_idle(system, rows)
 
 
-def _keeps_its_address(row: _Socket) -> bool:
-    """Whether a bound socket keeps others from its address: with SO_REUSEADDR it shares that until it listens."""
-    error = _bind_error(socket.AF_INET6 if ":" in row.address else socket.AF_INET, (row.address, row.port), row.v6only)
-    return error is not None and error.errno == errno.EADDRINUSE
+def _blocking(rows: _Sockets, port: int | None, wanted: list[_Address] | None) -> _Sockets:
+    """Those on the port that keep a server from binding one of the addresses; those that may, where no other does."""
+    rows = [row for row in rows if port in (None, row.port)]  # not every source leaves out the others
+    if wanted is None:
+        return rows
+    verdicts = [(row, _conflicts(row, wanted)) for row in rows]
+    return [row for row, found in verdicts if True in found] or [row for row, found in verdicts if None in found]
 
 
-def _look_at(port: int, host: str, *, pin: bool = False, thorough: bool = False) -> _Look | None:
-    """Who keeps a server from binding here: nobody is an empty look, "cannot tell" is None."""
-    try:
-        system, rows, known = _owned(port, host, thorough)
-    except CannotTell:
-        return None
-    ancestry = _ancestry(system, known) if rows and system is _system() else []
-    pins: dict[int, _Pin] = {}
-    if pin:
-        pins = _pinned(system, dict.fromkeys(row.pid for row in rows if row.pid and row.pid > 1), known)
-    return _Look(system, rows, _holders(system, rows, known), ancestry, known, pins)
+def _conflicts(row: _Socket, wanted: list[_Address]) -> list[bool | None]:
+    return [_conflict(row, str(address[0])) for _, address in wanted]
 
 
-def _without_idle(system: Any, rows: _Rows, known: _Known) -> _Rows:
+def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
     """Without the sockets that are bound, do not listen, and keep nobody from binding.
 
     Where a listener has the address, too, a bind probe would not tell: only their master's counts then, who would
@@ -1327,7 +2115,7 @@ def _without_idle(system: Any, rows: _Rows, known: _Known) -> _Rows:
     listening = [row for row in rows if row.listening]
     if len(listening) == len(rows):
         return rows
-    masters = {_master(system, row.pid, known) for row in listening}
+    masters = {_master(system, row.pid, spawned=True) for row in listening}
 
     def counts(row: _Socket) -> bool:
         if row in listening or row.pid in masters:
@@ -1337,39 +2125,40 @@ def _without_idle(system: Any, rows: _Rows, known: _Known) -> _Rows:
     return list(filter(counts, rows))
 
 
-def _master(system: Any, pid: int | None, known: _Known) -> int | None:
-    """The parent of a worker, which runs the same command or was spawned by multiprocessing; other parents are none."""
-    worker = _process(system, pid, known)
-    parent = _process(system, worker.parent, known) if worker else None
+def _keeps_its_address(row: _Socket) -> bool:
+    """Whether a bound socket keeps others from its address: with SO_REUSEADDR it shares that until it listens."""
+    error = _bind_error(socket.AF_INET6 if ":" in row.address else socket.AF_INET, (row.address, row.port), row.v6only)
+    return error is not None and error.errno == errno.EADDRINUSE
+
+
+def _master(system: _System, pid: int | None, spawned: bool = False) -> int | None:
+    """The parent of a worker that was forked, and so runs the same command; or ``spawned`` by multiprocessing."""
+    worker = system.process(pid)
+    parent = system.process(worker.parent) if worker else None
     if worker is None or parent is None:
         return None
     command = system.describe(worker)[1]
-    same = "multiprocessing" in command or command == system.describe(parent)[1]
-    return int(parent.pid) if command and same else None
+    same = (spawned and "multiprocessing" in command) or command == system.describe(parent)[1]
+    return parent.pid if command and same else None
 
 
-def _holders(system: Any, rows: _Rows, known: _Known) -> list[Holder]:
-    """The rows gathered by process and described, parents before their children."""
-    grouped: dict[tuple[int | None, int | None], _Rows] = {}
+def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> list[Holder]:
+    """The sockets gathered by process, and the others, described; parents before their children."""
+    grouped: dict[tuple[int | None, int | None], _Sockets] = {(pid, None): [] for pid in others}
     for row in rows:
         grouped.setdefault((row.pid, row.uid if row.pid is None else None), []).append(row)
     holders = []
     for (pid, uid), own in grouped.items():
-        process = _process(system, pid, known)
+        process = system.process(pid)
         addresses = tuple(dict.fromkeys(Endpoint(row.address, row.port) for row in own))
         if process:
             user, command, cwd = system.describe(process)
-            facts = (process.parent, user, process.name, command or process.name, cwd, process.started)
-            holders.append(Holder(pid, *facts, addresses))
-        elif pid is None or not _has_gone(system, pid, known):  # who has just exited holds nothing any more
+            command = command or process.name
+            holders.append(Holder(pid, process.parent, user, process.name, command, cwd, process.started, addresses))
+        elif pid is None or system.exists(pid) is not False:  # who has just exited holds nothing any more
             user = _user_name(uid) if uid is not None else ""
             holders.append(Holder(pid, None, user, "", "", "", None, addresses))
     return _roots_first(holders)
-
-
-def _has_gone(system: Any, pid: int, known: _Known) -> bool:
-    """Whether a process that could not be read has ended."""
-    return bool(known) if system is not LINUX else not os.path.exists(f"/proc/{pid}")  # without a descriptor
 
 
 def _roots_first(holders: list[Holder]) -> list[Holder]:
@@ -1384,7 +2173,7 @@ def _roots_first(holders: list[Holder]) -> list[Holder]:
     return sorted(holders, key=lambda holder: depth(holder.pid))
 
 
-def _families(holders: list[Holder]) -> list[tuple[Holder, list[Holder]]]:
+def _families(holders: Iterable[Holder]) -> list[tuple[Holder, list[Holder]]]:
     """Each root with its descendants; a root is a holder whose parent is none."""
     families: dict[int | None, list[Holder]] = {}  # by the PID of each of its members
     found = []
@@ -1399,36 +2188,19 @@ def _families(holders: list[Holder]) -> list[tuple[Holder, list[Holder]]]:
     return found
 
 
-def _every_socket(port: int) -> _Rows:
-    """Linux: the sockets on a port, in whatever state."""
-    rows = _ask_sock_diag(port, _EVERY_STATE)
-    return _on(port, (_ask_proc_net(port, _EVERY_STATE) if rows is None else rows) or [])
-
-
-def _why_nobody(port: int, host: str, reason: str = "") -> str:
-    """The bind says "in use" and no holder was found: what else there is to say."""
-    if "10013" in reason:
-        return reason
-    if _system() is not LINUX:
-        return f"port {port} is held by a process that cannot be named from here; run with more rights to find out"
-    rows = _blocking([row for row in _every_socket(port) if row.peer], _resolved(host, port))
-    for row in _owners_by_proc([row for row in rows if row.inode], {}, True):
-        holder = next(iter(_holders(LINUX, [row], {})), None)
-        whom = "a process that you may not see" if holder is None or not holder.pid else f"process {_title(holder)}"
-        return (
-            f"port {port} is the local end of a connection from {whom} to {row.peer}; a client is never stopped: "
-            "close that connection, or choose another port"
-        )
-    if rows:
-        return f"the system is still closing connections of a former server on port {port}; try again in a minute"
-    hint = "on a kernel before 6.8, a socket that is bound and not listening cannot be named either"
-    if _on_wsl() and _windows_shares_ports() and _ask_netstat_ano(port) is None:
-        hint = "a Windows program may hold it, and WSL's interoperability, which would tell, is switched off"
-    return f"nobody who may be seen holds port {port}; another user, container or namespace may ({hint})"
+def _settled(port: int, host: str, masters: Mapping[int, object]) -> _Look:
+    """A look that holds, repeated for a moment where somebody is just exiting: a socket without an owner, or none at all."""
+    for pause in (0.01, 0.03, 0.1, 0.3, 0.6, 0.0):
+        look = _look(port, host, hold=True, masters=masters)
+        if not pause or (look.holders and all(holder.pid for holder in look.holders)) or _probe(port, host) is None:
+            break
+        look.release()
+        time.sleep(pause)
+    return look
 
 
 # ----------------------------------------------------------------------------------------------------
-# May we stop it? A guard answers why not, in a sentence about "it", or None.
+# Who must stay: one decision for check, dry run, JSON, free and the automatic start
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -1442,836 +2214,472 @@ def is_development(environ: Mapping[str, str] | None = None) -> bool:
     return value == "" or value.strip().lower() in DEVELOPMENT_NAMES[1:]
 
 
-def _because_of_the_environment() -> str | None:
+def _forbidden() -> str | None:
     if is_development():
         return None
     return f"ENVIRONMENT is {_clean(os.environ['ENVIRONMENT'])!r}: outside development nothing is stopped"
 
 
-# Programs that hold ports for others or must not end unasked, and what a person can do about each. Names are
-# compared whole (Linux cuts them to 15 characters, Windows adds .exe); a text with a slash is looked for in the
-# command.
-SQUATTERS = (
-    (("sshd", "sshd-session", "dropbear"), "it forwards the port for an SSH login; log in without -R, or end that login"),
-    (("ssh", "autossh"), "it is an SSH tunnel; end that ssh, or cancel the forwarding with ssh -O cancel"),
-    (("kubectl",), "it forwards the port to a cluster; end that kubectl where it runs"),
-    (("Xvnc", "Xtigervnc"), "it is a desktop, whose programs would all end with it"),
-    (("systemd",), "it keeps the port for a socket unit; systemctl list-sockets names it, systemctl stop NAME.socket"),
-    (
-        ("tmux: server", "tmux", "screen", "SCREEN", "zellij", "dtach"),
-        "it is a terminal multiplexer, whose sessions would all end with it",
-    ),
-    (("launchd",), "it keeps the port for a service; launchctl list names it, launchctl bootout ends it"),
-    (
-        ("ControlCenter", "ControlCe"),
-        "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in "
-        + "System Settings, General, AirDrop & Handoff",
-    ),
-    (("System", "Registry"), "it is the Windows kernel (http.sys); netsh http show servicestate names the service"),
-    (
-        ("svchost.exe", "services.exe", "lsass.exe", "wininit.exe", "spoolsv.exe"),
-        "it is a service of Windows, perhaps a port proxy; netsh interface portproxy show all lists those",
-    ),
-    (("wslrelay", "wslhost", "wsl.exe"), "it relays the port to a program in WSL; stop that program in WSL"),
-    (
-        ("code", "code-insiders", "code - insiders", "code-tunnel", "codium", "vscodium", "cursor", "windsurf", "zed",
-         "zed-editor", "/Visual Studio Code", "/VSCodium.app/", "/Cursor.app/", "/Windsurf.app/", "/Zed.app/",
-         "/.vscode-server/", "/.cursor-server/", "/.vscodium-server/", "/.windsurf-server/", "/.openvscode-server/",
-         "/vscode-server/", "/code-server/", "/.vscode/cli/", "/usr/lib/code/", "/jbr/bin/java", "idea", "idea64",
-         "pycharm", "pycharm64", "webstorm", "webstorm64", "phpstorm", "phpstorm64", "goland", "goland64", "rubymine",
-         "rubymine64", "rider", "rider64", "clion", "clion64", "rustrover", "rustrover64", "datagrip", "datagrip64",
-         "code-oss", "trae", "sublime_text", "emacs", "emacs-gtk", "vi", "vim", "gvim", "nvim", "hx", "nano"),
-        "it is an editor or its server, perhaps forwarding the port; remove the port in the editor's Ports view, or quit it",
-    ),
-    (
-        ("firefox", "firefox-bin", "firefox-esr", "librewolf", "chrome", "Google Chrome", "chromium", "chromium-browse",
-         "msedge", "Microsoft Edge", "brave", "brave-browser", "Brave Browser", "Safari", "opera", "vivaldi-bin"),
-        "it is a browser; close it there",
-    ),
-)  # fmt: skip
+class _Decision(NamedTuple):
+    """Whether the holders of a look may be stopped: all of them, or none."""
 
-# Programs that hold a published port of a container.
-CONTAINER_PROXIES = (
-    "docker-proxy", "dockerd", "rootlesskit", "rootlessport", "pasta", "pasta.avx2", "passt", "slirp4netns", "conmon",
-    "com.docker.backend", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
-)  # fmt: skip
-
-_Case = namedtuple("_Case", "look policy port host")
+    reason: str | None  # why none of them is
+    question: str | None  # what a person has to agree to before
+    managers: dict[int | None, Manager]
 
 
-def _because_unseen(holder: Holder, case: Any) -> str | None:
-    if holder.pid is not None:
-        return None
-    user = f"of user {holder.user} " if holder.user else ""
-    if _is_superuser():
-        return f"held by a process {user}that cannot be seen from here, perhaps one of another container or namespace"
-    return (
-        f"held by a process {user}that you may not see; run with sudo to find out: "
-        f"sudo python port_manager.py check {case.port}"  # sudo with free would stop it
-    )
+def _decide(look: _Look, options: _Options) -> _Decision:
+    system = look.system
+    if not look.holders:
+        return _Decision(system.hint(look.port, look.host), None, {})
+    pids = [holder.pid for holder in look.holders if holder.pid]
+    found = {holder.pid: system.managed_by(holder, look.port, pids) for holder in look.holders}
+    managers = {pid: manager for pid, manager in found.items() if manager}
+    for holder in look.holders:
+        why = next(_must_stay(look, holder, managers.get(holder.pid), options), None)
+        if why and not look.has_gone(holder.pid):
+            whom = f"process {_title(holder)} is left alone" if holder.pid else f"port {look.port} cannot be freed"
+            return _Decision(f"{whom}: {why}", None, managers)
+    why = next(_would_end_too(look, pids, options), None)
+    if why:
+        return _Decision(f"process {_title(look.holders[0])} is left alone: stopping it would also {why}", None, managers)
+    foreign = "".join(f"Process {pid} is of {where}. " for pid in pids for where in [_foreign(system, pid)] if options.policy == "" and _is_project(where))
+    titles = "; ".join(_title(*family) for family in _families(look.holders))
+    asks = foreign or options.policy == "ask"
+    return _Decision(None, f"{foreign}Stop process {titles} to free port {look.port}? [y/N] " if asks else None, managers)
 
 
-def _because_of_the_system(holder: Holder, case: Any) -> str | None:
-    if holder.pid in (0, 1) or (case.look.system is WINDOWS and holder.pid == 4):
-        squatter = _because_a_squatter(holder, case)
-        return squatter or f"PID {holder.pid} is the system itself"
-    return None
-
-
-def _because_ourselves(holder: Holder, case: Any) -> str | None:
-    return "it is this very process" if _is_here(case) and holder.pid == os.getpid() else None
-
-
-def _because_an_ancestor(holder: Holder, case: Any) -> str | None:
-    if not _is_here(case):
-        return None
-    if case.look.ancestry is None:
-        return "it may be one of our own parents, which this system will not tell; stop it by hand if you know better"
-    if holder.pid in case.look.ancestry:
-        return "it is an ancestor of this process, which would die with it; stop it from another terminal"
-    return None
-
-
-def _because_a_kernel_thread(holder: Holder, case: Any) -> str | None:
-    process = case.look.known.get(holder.pid)
-    return "it is a thread of the kernel" if process and process.kernel else None
-
-
-def _because_a_squatter(holder: Holder, case: Any) -> str | None:
-    for names, remedy in SQUATTERS:
-        if _is_named(holder, names):
-            return remedy
-    return None
-
-
-def _because_of_a_namespace(holder: Holder, case: Any) -> str | None:
-    depth = len(_status_of(holder.pid, "NSpid")) if case.look.system is LINUX else 0
-    if depth > len(_status_of(os.getpid(), "NSpid")):
-        return "it runs in a container or sandbox of its own (a PID namespace); stop it there"
-    return None
-
-
-def _because_of_its_terminal(holder: Holder, case: Any) -> str | None:
-    process = case.look.known.get(holder.pid)
-    inherited = holder.parent in _pids(case.look.holders) or (process and process.name.lstrip("-") in _INTERACTIVE)
-    if process and process.leader and inherited:
-        return "it runs on a terminal of its own, and has only inherited the port; end it there"
-    return None
-
-
-def _because_a_container(holder: Holder, case: Any) -> str | None:
-    engine, container = _container_of(holder, case)
-    if container:
-        stop = f"{engine} stop {container}" if engine in ("docker", "podman") else "the tool that runs it"
-        return f"it runs in the container {container}; stop that with: {stop}"
-    if _is_named(holder, CONTAINER_PROXIES):
-        return (
-            "it publishes the port of a container, and is of no use without it; find the container with "
-            f"docker ps --filter publish={case.port} (or podman ps), and stop that"
+def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _Options) -> Iterator[str]:
+    """Every reason to leave a holder alone, in the order of the README's list: a condition and a sentence each."""
+    system = look.system
+    if manager:
+        yield f"{manager.name} runs it; stop it with: {manager.stop}" if manager.stop else f"{manager.name} runs it; stop it there"
+    if holder.pid is None:
+        whose = f"it is held by a process {f'of user {holder.user} ' if holder.user else ''}"
+        if system.is_superuser():
+            yield f"{whose}that cannot be seen from here, perhaps one of another container or namespace"
+        yield f"{whose}that you may not see; to find out: sudo python port_manager.py check {look.port}"  # free would stop it
+        return
+    process, ancestry = system.process(holder.pid), system.ancestry()
+    protected = system.protects(holder)
+    if protected:
+        yield protected
+    if process is None:
+        yield "it could not be looked at, perhaps because this process has too many open files"
+        return
+    if process.kernel:
+        yield "it is a thread of the kernel"
+    if holder.pid == os.getpid():
+        yield "it is this very process"
+    if holder.pid in ancestry.pids:
+        yield "it is an ancestor of this process, which would end with it; stop it from another terminal"
+    if not ancestry.complete and (process.started or 0.0) <= ancestry.oldest:
+        yield "it may be one of our own ancestors, which this system does not tell; stop it by hand if you know better"
+    family = [other.pid for other in look.holders if other.pid]
+    if process.leader and (holder.parent in family or process.name.lstrip("-") in _SHELLS):
+        yield "it runs on a terminal of its own, and has only inherited the port; end it there"
+    yield from _uncertain(look, holder)
+    user = system.other_user(holder, look.sockets)
+    if user is None:
+        yield "it cannot be told whose it is"
+    elif user and not (holder.parent in family and system.is_superuser()):  # root's own server has workers without its rights
+        yield f"it belongs to user {user}; only that user should stop it"
+    if options.policy == "refuse":
+        yield "the policy 'refuse' stops nobody"
+    if options.policy == "ask" and not _can_ask():
+        yield "the policy 'ask' needs a terminal to ask on"
+    foreign = _foreign(system, holder.pid) if options.policy in ("own", "") else ""
+    if foreign and options.policy == "own":
+        yield f"it is of {foreign}, and the policy 'own' stops only what is of {_project(_our_folder()) or 'a project, which this folder is not'}"
+    if _is_project(foreign) and options.policy == "" and not _can_ask():
+        yield (
+            f"it is of {foreign}; take the next free port (--next), or stop it: port_manager.py free {look.port} "
+            "(PORT_MANAGER_POLICY=kill stops it at every start)"
         )
-    return None
 
 
-_LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # they start what is not their own
-
-
-def _because_a_service(holder: Holder, case: Any) -> str | None:
-    process = case.look.known.get(holder.pid)
-    for path in _foreign_cgroups(holder, case):
-        parts = path.split("/")
-        users = any(part.startswith("user@") for part in parts)
-        units = [part[: -len(".service")] for part in parts if part.endswith(".service") and not part.startswith("user@")]
-        if not units or units[-1].partition("@")[0] in _LOGINS_AND_JOBS:
-            continue
-        desktop = units[-1].startswith("dbus-") or (units[-1].startswith("app-") and "@" in units[-1])
-        if users and (desktop or (process and process.tty)):  # a terminal is a unit, too; what was started there is none
-            continue
-        stop = f"systemctl {'--user ' if users else ''}stop {units[-1]}"
-        return f"it is the systemd service {units[-1]}; stop that with: {stop}"
-    return None
-
-
-def _because_a_launchd_job(holder: Holder, case: Any) -> str | None:
-    jobs = _output("launchctl", "list") if case.look.system is MACOS else ""
-    for line in jobs.splitlines():
-        pid, _, label = line.partition("\t")
-        label = _clean(label.rpartition("\t")[2])
-        if pid == str(holder.pid) and label.startswith("application."):
-            return "it is an application, not a server; quit it there"
-        if pid == str(holder.pid):
-            domain = "system" if _is_superuser() else f"gui/{os.getuid()}"
-            return f"launchd runs it, and may start it again; stop it with: launchctl bootout {domain}/{label}"
-    return None
-
-
-def _because_of_the_other_family(holder: Holder, case: Any) -> str | None:
-    ipv4_alone = case.look.sockets and not any(":" in endpoint.host for endpoint in holder.addresses)
-    if ipv4_alone and all(address[0] == "::" for _, address in _resolved(case.host, case.port)):
-        return "it listens on IPv4 alone, beside which many servers can listen on ::; to stop it, name the host 0.0.0.0"
-    return None
-
-
-def _because_it_may_not_be_in_the_way(holder: Holder, case: Any) -> str | None:
-    rows = [row for row in case.look.sockets if row.pid == holder.pid and ":" in row.address]
-    wanted = _resolved(case.host, case.port) if rows else []
+def _uncertain(look: _Look, holder: Holder) -> Iterator[str]:
+    """Of sockets that may not be in the way at all."""
+    rows = [row for row in look.sockets if row.pid == holder.pid]
+    wanted = _addresses(look.host, look.port) if rows else []
+    if rows and not any(":" in row.address for row in rows) and all(address[0] == "::" for _, address in wanted):
+        yield "it listens on IPv4 alone, beside which many servers can listen on ::; to stop it, name the host 0.0.0.0"
     for row in rows:
-        conflicts = _conflicts(row, wanted)
-        if None in conflicts and True not in conflicts:
-            return (
-                f"it cannot be told whether its {row.address} keeps {_clean(case.host)} from being bound; if it does, free that: "
-                f"port_manager.py free {case.port} --host {row.address}"
+        found = _conflicts(row, wanted)
+        if None in found and True not in found:
+            yield (
+                f"it cannot be told whether its {row.address} keeps {_clean(look.host)} from being bound; if it does: "
+                f"port_manager.py free {look.port} --host {row.address}"
             )
-    return None
 
 
-def _because_another_users(holder: Holder, case: Any) -> str | None:
-    mine = _my_name(case.look.system)
-    if case.look.system is LINUX:
-        uids = _status_of(holder.pid, "Uid")
-        if not uids:
-            return "it cannot be told whose it is; it may be ending: try again"
-        same = set(uids) == {os.geteuid()}
-        others = {row.uid for row in case.look.sockets if row.pid == holder.pid} - {None, os.geteuid()}
-        if same and others and not _is_superuser():
-            other = _user_name(max(others))
-            return f"its socket was opened by user {other}, whose processes may hold it, too; only that user should stop it"
-    else:
-        same = holder.user == mine or (case.look.system is WINDOWS and holder.user.lower() == mine.lower())
-    if same and holder.user:
-        return None
-    if not holder.user:
-        return "it cannot be told whose it is"
-    family = {other.pid: other for other in case.look.holders}
-    if _is_superuser() and holder.parent in family:  # a worker of our own server that gave up its rights
-        return _because_another_users(family[holder.parent], case)
-    return f"it belongs to user {holder.user}, and you are {mine}; only that user should stop it"
+# Interactive shells: each gives a job a process group of its own.
+_SHELLS = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu", "xonsh", "elvish", "pwsh",
+           "cmd.exe", "powershell.exe", "pwsh.exe", "explorer.exe", "WindowsTerminal.exe")  # fmt: skip
 
 
-def _because_of_the_policy(holder: Holder, case: Any) -> str | None:
-    return "the policy 'refuse' stops nobody" if case.policy == "refuse" else None
+def _would_end_too(look: _Look, pids: list[int], options: _Options) -> Iterator[str]:
+    """What else would end with the holders and all below them: a terminal, or a port that was not named."""
+    system, named = look.system, {look.port, *options.ports}
+    below = system.descendants(pids)
+    for process in filter(None, map(system.process, below)):
+        if process.pid not in pids and system.ends_a_terminal(process):
+            yield f"end a terminal ({process.name} {process.pid})"
+    rows = system.listeners_of(below)
+    if rows is None:
+        yield "close other ports, perhaps, which this system does not tell"
+    others = {row.port: row.pid for row in rows or () if row.port not in named and (row.pid is None or _foreign(system, row.pid))}
+    if others:
+        closed = system.process(others[min(others)])
+        whose = f" ({closed.name} {closed.pid})" if closed else ""
+        yield f"close port {min(others)}{whose}; to stop all: port_manager.py free {' '.join(map(str, sorted({*named, *others})))}"
 
 
-def _because_not_of_this_project(holder: Holder, case: Any) -> str | None:
-    if case.policy != "own":
-        return None
+# A project is the nearest folder above a working directory with a mark of a repository.
+_MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", "package.json", "manage.py", "go.mod", "Cargo.toml", "pom.xml",
+          "build.gradle", "Gemfile", "composer.json", "mix.exs")  # fmt: skip
+
+
+def _foreign(system: _System, pid: int) -> str:
+    """What a process is of when it is not of this project; empty when it is."""
+    folder = _folder_of(system, pid)
+    if _in_project(folder, _project(_our_folder())):
+        return ""
+    theirs = _project(folder)
+    if theirs and _has(theirs, _MARKS):
+        return f"another project, {_short_folder(_clean(theirs))}"
+    return f"the folder {_short_folder(_clean(folder))}" if folder else "a folder that is not told"
+
+
+def _is_project(foreign: str) -> bool:
+    return foreign.startswith("another project")
+
+
+def _our_folder() -> str:
     try:
-        here, there = os.path.realpath(os.getcwd()), _folder_of(holder, case)
-    except OSError:  # our own folder has been removed, or the holder has gone
-        here = there = ""
-    if here and (there == here or there.startswith(here.rstrip(os.sep) + os.sep)):
-        return None
-    where = f"it runs in {holder.cwd}" if holder.cwd else "its folder is not known"
-    return f"it was not started from this project: {where}, and the policy 'own' wants {_clean(here) or 'a folder'}"
+        return os.path.realpath(os.getcwd())
+    except OSError:  # it has been removed
+        return ""
 
 
-def _folder_of(holder: Holder, case: Any) -> str:
-    """The working directory of a process, when its path leads to the same folder from here; else an empty text."""
-    if case.look.system is not LINUX:
-        return os.path.realpath(holder.cwd) if holder.cwd else ""
-    link = f"/proc/{holder.pid}/cwd"
-    path = os.readlink(link)
-    return path if os.path.exists(path) and os.path.samefile(link, path) else ""
+def _folder_of(system: _System, pid: int) -> str:
+    process = system.process(pid)
+    cwd = system.describe(process)[2] if process else ""
+    holder = Holder(pid, None, "", "", "", cwd, None, ())
+    return str(_in_time(lambda: system.folder(holder), "")) if cwd else ""
 
 
-GUARDS: tuple[Callable[[Holder, Any], str | None], ...] = (
-    _because_unseen,
-    _because_of_the_system,
-    _because_ourselves,
-    _because_an_ancestor,
-    _because_a_kernel_thread,
-    _because_a_squatter,
-    _because_a_container,
-    _because_of_a_namespace,
-    _because_of_its_terminal,
-    _because_a_service,
-    _because_a_launchd_job,
-    _because_of_the_other_family,
-    _because_it_may_not_be_in_the_way,
-    _because_another_users,
-    _because_of_the_policy,
-    _because_not_of_this_project,
-)
+@lru_cache(maxsize=None)
+def _project(folder: str) -> str:
+    """The project of a folder: the nearest one above with a mark, else the folder; empty for / and the home folder."""
+    home, at = os.path.realpath(os.path.expanduser("~")), folder
+    while len(at) > len(os.path.dirname(at)) and at != home:
+        if _has(at, _MARKS):
+            return at
+        at = os.path.dirname(at)
+    return "" if folder in ("", home, os.path.dirname(folder)) else folder
 
 
-def _refusal(case: Any) -> str | None:
-    """Why nobody of these holders is stopped: one who must stay keeps the port, so that the others stay too."""
-    for holder in case.look.holders:
-        for guard_ in GUARDS:
-            why = guard_(holder, case)
-            if why and holder.pid is None:
-                return f"port {case.port} is {why}"
-            if why:
-                windows = "Windows " if case.look.system is WINDOWS and _on_wsl() else ""
-                return f"{windows}process {_title(holder)} is left alone: {why}"
-    return None
+def _in_project(folder: str, project: str) -> bool:
+    """Whether a folder is the project's, or below it with no other repository between (a worktree is another one)."""
+    while project and len(folder) > len(project):
+        if _has(folder, (".git",), True):
+            return False
+        folder = os.path.dirname(folder)
+    return project != "" and folder == project
 
 
-def _is_here(case: Any) -> bool:
-    """Whether the holder's PID is of our own system: on WSL, Windows has PIDs of its own."""
-    return case.look.system is _system()
+@lru_cache(maxsize=None)
+def _has(folder: str, names: tuple[str, ...], otherwise: bool = False) -> bool:
+    """Whether one of these is in a folder, whatever it is."""
+    return bool(_in_time(lambda: any(os.path.lexists(os.path.join(folder, name)) for name in names), otherwise))
 
 
-def _is_superuser() -> bool:
-    return hasattr(os, "geteuid") and os.geteuid() == 0
+def _in_time(question: Callable[[], Any], otherwise: Any) -> Any:
+    """The answer of a file system, or ``otherwise``: a mount whose server is gone never answers."""
+    import threading
 
+    answers = [otherwise]
 
-def _is_named(holder: Holder, names: Iterable[str]) -> bool:
-    program = holder.command.split(" ", 1)[0] if "/extensions/" in holder.command else holder.command  # what an editor debugs
-    if holder.name.lower().endswith(".exe"):
-        return any(holder.name.lower() in (name.lower(), f"{name.lower()}.exe") for name in names)
-    return any(holder.name in (name, name[:15]) or ("/" in name and name in program) for name in names)
-
-
-def _my_name(system: Any) -> str:
-    if system is WINDOWS:
-        return _clean(_output(_windows_tool("whoami.exe")).strip())
-    return _user_name(os.geteuid())
-
-
-def _cgroups(pid: int | str) -> dict[str, str]:
-    try:
-        lines = _contents(f"/proc/{pid}/cgroup").decode("utf-8", "replace").rstrip("\n").split("\n")
-        return {kind: path for _, kind, path in (line.split(":", 2) for line in lines)}
-    except (OSError, ValueError):
-        return {}
-
-
-def _foreign_cgroups(holder: Holder, case: Any) -> list[str]:
-    """The control groups that a process does not share with us: what runs beside us is not foreign."""
-    if case.look.system is not LINUX or not holder.pid:
-        return []
-    ours = _cgroups("self")
-    return [_clean(path) for kind, path in _cgroups(holder.pid).items() if ours.get(kind) != path]
-
-
-def _container_of(holder: Holder, case: Any) -> tuple[str, str]:
-    """(engine, container) of a process that runs in a container of its own, by its control group."""
-    return next((found for found in map(_container_in, _foreign_cgroups(holder, case)) if found[1]), ("", ""))
-
-
-def _container_in(path: str) -> tuple[str, str]:
-    """
-    >>> _container_in(f"/system.slice/docker-{'0123456789abcdef' * 4}.scope")
-    ('docker', '0123456789ab')
-    """
-    parts = path.split("/")
-    for above, part in zip([""] + parts, parts):
-        prefix, _, identity = part.replace(".scope", "").rpartition("-")
-        engine = {"docker": "docker", "libpod": "podman", "libpod-conmon": "podman"}.get(prefix or above, "")
-        if len(identity) == 64 and not identity.strip("0123456789abcdef"):
-            return engine or prefix or "container", identity[:12]
-        if part.startswith("lxc.payload.") or above == "lxc":
-            return "lxc", part.replace("lxc.payload.", "")
-        if part.startswith("machine-") and part.endswith(".scope"):
-            return "machinectl", part[len("machine-") : -len(".scope")]
-    return "", ""
-
-
-def _in_a_container() -> bool:
-    """Whether we run in one: the engine that we may reach has other containers, in networks that are not ours."""
-    marked = any(os.path.exists(mark) for mark in ("/.dockerenv", "/run/.containerenv"))
-    return marked or any(_container_in(path)[1] for path in _cgroups("self").values())
-
-
-# ----------------------------------------------------------------------------------------------------
-# Stop it: pinned, politely, firmly, and verified
-# ----------------------------------------------------------------------------------------------------
-
-# How to go about it. grace: seconds; polite: the name of the first signal; force: also outside development.
-_Manner = namedtuple("_Manner", "grace polite policy force")
-
-_INTERACTIVE = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu", "xonsh", "elvish", "pwsh",
-                "cmd.exe", "powershell.exe", "pwsh.exe", "explorer.exe", "WindowsTerminal.exe")  # fmt: skip
-_SYNCHRONIZE = 0x00100000  # the right to wait for a Windows process
-
-
-def _pinned(system: Any, pids: Iterable[int], known: _Known) -> dict[int, _Pin]:
-    """The processes, held fast, without those that cannot be read. Where there is no handle, the birth tells them apart."""
-    handles: dict[int, int | None] = {}
-    for pid in pids:
-        known.pop(pid, None)  # what is read from here on is true of the pinned process
+    def ask() -> None:
         try:
-            handles[pid] = _handle(system, pid)
-        except ProcessLookupError:
-            continue
-        except OSError:  # refused by a sandbox or an old kernel
-            handles[pid] = None
-    if system is not LINUX:  # where one reading tells of everybody, it is made anew
-        known.clear()
-    pins = {}
-    for pid, handle in handles.items():
-        process = _process(system, pid, known)
-        pins[pid] = _Pin(pid, process.birth if process else None, handle)
-    _unpin(pin for pin in pins.values() if pin.pid not in known)
-    return {pid: pin for pid, pin in pins.items() if pid in known}
+            answers.append(question())
+        except OSError:
+            pass
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(FILE_TIMEOUT)
+    return answers[-1]
 
 
-def _handle(system: Any, pid: int) -> int | None:
-    if system is WINDOWS and sys.platform == "win32":
-        return int(_winapi().OpenProcess(_SYNCHRONIZE, False, pid))
-    return os.pidfd_open(pid) if system is LINUX and hasattr(os, "pidfd_open") else None
+def _can_ask() -> bool:
+    return _on_terminal(sys.stdin) and _on_terminal(sys.stderr)
 
 
-def _unpin(pins: Iterable[_Pin]) -> None:
-    for pin in pins:
-        if pin.handle is not None:
-            (os.close if sys.platform != "win32" else _winapi().CloseHandle)(pin.handle)
-
-
-def _winapi() -> Any:
-    import importlib
-
-    return importlib.import_module("_winapi")  # CPython's own; multiprocessing waits for processes with it
-
-
-def _has_exited(system: Any, pin: _Pin) -> bool | None:
-    """Whether the pinned process has ended (a zombie has, although kill() still succeeds on it); None for "cannot tell"."""
-    if pin.handle is not None and system is WINDOWS:
-        return bool(_winapi().WaitForSingleObject(pin.handle, 0) == 0)
-    if pin.handle is not None:
-        return bool(_poll([pin], 0))
-    processes = system.read(pin.pid)
-    if not processes and system is not LINUX:  # ps or PowerShell did not answer
-        return None
-    process = processes.get(pin.pid)
-    return process is None or process.zombie or process.birth != pin.birth
-
-
-def _poll(pins: Iterable[_Pin], seconds: float) -> list[Any]:
-    import select
-
-    poll = select.poll()
-    for pin in pins:
-        poll.register(pin.handle or 0, select.POLLIN)
-    return poll.poll(int(seconds * 1000 + 0.999))
-
-
-def _nap(system: Any, pins: list[_Pin], seconds: float) -> None:
-    """Sleep until one of the processes exits, at most so many seconds."""
-    pinned = all(pin.handle is not None for pin in pins)
-    if pinned and system is WINDOWS:
-        _winapi().WaitForMultipleObjects([pin.handle for pin in pins[:63]], False, int(seconds * 1000))  # it takes no more
-    elif pinned:
-        _poll(pins, seconds)
-    elif system in (LINUX, WINDOWS):  # an old kernel; WSL's Windows
-        time.sleep(min(seconds, 0.002 if system is LINUX else 0.2))
-    else:
-        _nap_by_kqueue(pins, seconds)
-
-
-def _nap_by_kqueue(pins: list[_Pin], seconds: float) -> None:
-    """macOS, the BSDs: the kernel's queue of events."""
-    import select
-
-    events: Any = select  # this part of it is not on every system
-    queue = events.kqueue()
+def _agreed(question: str) -> bool:
+    _write(sys.stderr, question, end="")
     try:
-        flags = events.KQ_EV_ADD | events.KQ_EV_ONESHOT
-        exits = [events.kevent(pin.pid, events.KQ_FILTER_PROC, flags, events.KQ_NOTE_EXIT) for pin in pins]
-        queue.control(exits, 1, seconds)
-    except ProcessLookupError:  # one has exited already
-        pass
-    finally:
-        queue.close()
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except (OSError, ValueError):  # what is no text is no "yes"
+        return False
 
 
-def _wait_for_exit(system: Any, pins: list[_Pin], seconds: float) -> list[_Pin]:
+# ----------------------------------------------------------------------------------------------------
+# Stop and verify: politely, firmly, gone, still free
+# ----------------------------------------------------------------------------------------------------
+
+
+def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[list[_Pin], list[_Pin], str | None]:
+    """Ask the held processes to stop, wait, and force the rest: (who was asked, who lives on, why)."""
+    asked: dict[int, _Pin] = {}
+    left = pins
+    try:
+        for firmly, seconds in ((False, options.grace), (True, FORCED_WAIT)):
+            if firmly and left:
+                _say(WARNING, f"Process {_listed(left)} did not stop within {options.grace:g} s: forced")
+            for pin in left:
+                asked[pin.pid] = pin
+                try:
+                    system.stop(pin, options, firmly)
+                except ProcessLookupError:  # it has ended by itself, or after the first request
+                    asked.pop(pin.pid if not firmly else 0, None)
+            left = _wait_for_exit(system, left, seconds)
+    except KeyboardInterrupt:
+        names = _listed(asked.values()) or "nobody"
+        raise KeyboardInterrupt(f"Interrupted; asked to stop, and maybe still stopping: {names}") from None
+    except OSError as error:
+        del asked[pin.pid]
+        why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
+        why += f"; asked to stop before that: {_listed(asked.values()) or 'nobody'}"
+        return list(asked.values()), _wait_for_exit(system, pins, 0), why
+    why = f"process {_listed(left)} does not end even when forced; it may wait for a disk or device"
+    return list(asked.values()), left, why if left else None
+
+
+def _wait_for_exit(system: _System, pins: list[_Pin], seconds: float) -> list[_Pin]:
     """Wait until the processes have exited; those that are left when the time is over."""
-    begun, left, shown = time.monotonic(), list(pins), False
+    begun, left, shown = time.monotonic(), pins, False
     terminal = _on_terminal(sys.stderr)
     try:
         while True:
-            left = [pin for pin in left if not _has_exited(system, pin)]
+            left = [pin for pin in left if not system.has_exited(pin)]
             waited = time.monotonic() - begun
             if not left or waited >= seconds:
                 return left
             if terminal and waited > 0.4:
                 shown = True
                 _status(f"⏳ Waiting {waited:.1f} of {seconds:g} s for process {_listed(left)} to stop")
-            _nap(system, left, min(seconds - waited, 0.2 if terminal else seconds))
+            system.sleep(left, min(seconds - waited, 0.2 if terminal else seconds))
     finally:
         if shown:
             _status("")
 
 
-def _is_still_the_same(system: Any, pin: _Pin) -> bool:
-    """Whether it is sure that the PID is still the process that was looked at; OSError where the system does not tell."""
-    exited = pin.handle is None and _has_exited(system, pin)
-    if exited is None:
-        raise OSError(0, "it could not be verified that it is still the same process")
-    return not exited
+def _listed(processes: Collection[_Pin | Holder]) -> str:
+    pids = [str(process.pid) for process in processes]
+    return ", ".join(pids[:8]) + ("…" if len(pids) > 8 else "")
 
 
-def _signal(pin: _Pin, *numbers: int) -> None:
-    """Send signals to the pinned process: the one place in this file that does."""
-    import signal
+class _Freeing:
+    """The attempt to free one port: it looks again until the port is free, or somebody must stay."""
 
-    if not _is_still_the_same(_system(), pin):
-        return
-    for number in numbers:
-        if pin.handle is not None:
-            signal.pidfd_send_signal(pin.handle, number)
+    def __init__(self, port: int, host: str, options: _Options) -> None:
+        self.port, self.host, self.options, self.began = port, host, options, time.time()
+        self.available = False
+        self.holders: list[Holder] = []  # of the last look
+        self.managers: dict[int | None, Manager] = {}
+        self.gone: list[Holder] = []  # who was asked to stop, or ended in time
+        self.stopped: list[int] = []  # the PIDs of those that were asked
+        self.sockets: set[int] = set()  # the inodes of those that were on the port before anybody was stopped
+        self.supervisors: dict[int, _Pin] = {}  # who lives above those that have gone, and may start them again
+        self.masters: dict[int, object] = {}  # who did so and runs the same program, with its start time: it is to go, too
+
+    def run(self) -> PortResult:
+        why: str | None = None
+        for _ in range(ROUNDS):
+            masters = len(self.masters)
+            try:
+                why = self.round()
+            except PortError as error:  # nobody can tell who holds it, or the name of the host is not known any more
+                why = error.reason
+            if self.available or (why and len(self.masters) == masters):
+                break
         else:
-            os.kill(pin.pid, number)
+            why = f"port {self.port} is still held after {ROUNDS} attempts to free it"
+        return PortResult(self.port, self.host, self.available, self.holders, self.stopped, [], why, None, self.managers)
 
-
-def _request(system: Any, pin: _Pin, manner: _Manner, firmly: bool) -> None:
-    """Ask a process to stop, or make it stop; PermissionError says who may not."""
-    import signal
-
-    try:
-        if system is WINDOWS:
-            return _taskkill(pin, firmly)
-        if firmly:
-            return _signal(pin, signal.SIGKILL)
-        _signal(pin, getattr(signal, manner.polite), signal.SIGCONT)  # stopped by Ctrl+Z, it could not obey
-    except ProcessLookupError:
-        pass  # it exited by itself, which is what we want
-    except OSError as error:
-        raise PermissionError(f"process {pin.pid} may not be stopped: {error.strerror or error}") from None
-
-
-def _taskkill(pin: _Pin, firmly: bool) -> None:
-    """Windows: a console program cannot be asked, and taskkill says at once that /F is needed."""
-    if not _is_still_the_same(WINDOWS, pin):
-        return
-    tool = _windows_tool("taskkill.exe")
-    answer = _run(tool, "/PID", str(pin.pid), *(["/F"] if firmly else []), timeout=5 * TOOL_TIMEOUT)
-    if answer and answer[0] == 1 and not firmly and "/F" in answer[1] + answer[2]:
-        answer = _run(tool, "/PID", str(pin.pid), "/F", timeout=5 * TOOL_TIMEOUT)
-    done = answer is not None and answer[0] in (0, 128)  # 128: there is no such process any more
-    if not done and not _has_exited(WINDOWS, pin):  # a worker may go with its master
-        said = (_complaint(answer) or "nothing") if answer else "it did not answer"
-        raise OSError(f"taskkill says: {said}")
-
-
-def _still_holds(look: _Look, pin: _Pin, port: int) -> bool:
-    """Whether the pinned process holds the socket for which it was looked at, now."""
-    if look.system is LINUX:
-        inodes = {f"socket:[{row.inode}]": row.inode for row in look.sockets if row.pid == pin.pid}
-        return bool(_sockets_of(pin.pid, inodes))
-    rows = look.system.owners(_ask(look.system, port) or [], {}, False)
-    return any(row.pid == pin.pid for row in rows)
-
-
-def _stop(look: _Look, port: int, manner: _Manner) -> tuple[list[Holder], str | None]:
-    """Stop the holders of a look, parents first: (those that went, why others did not)."""
-    pins = [look.pins[holder.pid] for holder in look.holders if holder.pid in look.pins]
-    pins = [pin for pin in pins if _still_holds(look, pin, port)]
-    left, why = _stop_pins(look.system, pins, manner)
-    gone = {pin.pid for pin in pins} - {pin.pid for pin in left}
-    stopped = [holder for holder in look.holders if holder.pid in gone]
-    for root, children in _families(stopped):
-        _say(INFO, f"✅ Successfully killed process {root.pid}{_and_children(children)}")
-    return stopped, why
-
-
-def _stop_pins(system: Any, pins: list[_Pin], manner: _Manner) -> tuple[list[_Pin], str | None]:
-    """Ask the pinned processes to stop, wait, and force the rest: (those that are left, why)."""
-    asked: list[_Pin] = []
-    try:
-        for pin in pins:
-            _request(system, pin, manner, firmly=False)
-            asked.append(pin)
-        left = _wait_for_exit(system, pins, manner.grace)
-        if left:
-            _say(WARNING, f"Process {_listed(left)} did not stop within {manner.grace:g} s: forced")
-        for pin in left:
-            _request(system, pin, manner, firmly=True)
-        left = _wait_for_exit(system, left, FIRM_WAIT)
-    except PermissionError as error:
-        return _wait_for_exit(system, pins, 0), f"{error}; asked to stop before that: {_listed(asked) or 'nobody'}"
-    except KeyboardInterrupt:
-        names = _listed(pins[: len(asked) + 1]) or "nobody"  # the next one may have been asked, too
-        raise KeyboardInterrupt(f"Interrupted; asked to stop, and maybe still stopping: {names}") from None
-    if left:
-        return left, f"process {_listed(left)} does not end even when forced; it may wait for a disk or device"
-    return [], None
-
-
-def _listed(processes: Sequence[Holder | _Pin]) -> str:
-    return ", ".join(str(process.pid) for process in processes[:8]) + ("…" if len(processes) > 8 else "")
-
-
-def _and_children(children: Sequence[Holder]) -> str:
-    if not children:
-        return ""
-    return f" and its {'child' if len(children) == 1 else f'{len(children)} children'} {_listed(children)}"
-
-
-def _supervisors(look: _Look) -> list[_Pin]:
-    """Living processes above the holders that hold nothing, and might start the server again.
-
-    No interactive shell is among them: it gives each job a process group of its own, which a script's
-    loop does not do. Nor is init, a user's systemd, or anybody who started us too.
-    """
-    found: dict[int, _Pin] = {}
-    for root, _ in _families(look.holders):
-        child = _process(look.system, root.pid, look.known)
-        for pid in _above(look.system, root.pid, look.known):
-            parent = _process(look.system, pid, look.known)
-            if child is None or parent is None or parent.zombie or pid <= 1 or pid in (look.ancestry or ()):
-                break
-            shell = parent.name.lstrip("-") in _INTERACTIVE and (parent.group is None or parent.group != child.group)
-            if shell or parent.kernel or parent.name in ("systemd", "launchd", "init"):
-                break
-            found[pid] = _Pin(pid, parent.birth, None)
-            child = parent
-    return list(found.values())
-
-
-def _taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin]) -> str | None:
-    """Watch, as long as a supervisor lives, whether it starts its server again: the sentence if so."""
-    end = time.monotonic() + RESTART_WATCH
-    while time.monotonic() < end and not all(_has_exited(look.system, pin) for pin in supervisors):
-        if _obstacle(port, host):
-            return _why_taken_again(port, host, look, supervisors)
-        time.sleep(0.05)
-    return None
-
-
-def _why_taken_again(port: int, host: str, look: _Look, supervisors: list[_Pin]) -> str:
-    again = _look_at(port, host)
-    taker = f" by process {_title(again.holders[0])}" if again and again.holders else ""
-    living = [pin.pid for pin in supervisors if not _has_exited(look.system, pin)]
-    if again and again.holders:
-        above = _above(again.system, again.holders[0].pid, again.known)
-        living = [pid for pid in living if pid in above]
-    boss = _process(look.system, living[0], look.known) if living else None
-    if boss is None:
-        return f"port {port} was taken again{taker} while it was being freed"
-    command = look.system.describe(boss)[1] or boss.name
-    return (
-        f"port {port} was taken again{taker}: its supervisor {boss.pid} ({_shortened(command)}) starts it anew; "
-        f"stop process {boss.pid} first"
-    )
-
-
-# A container's published port is freed through the container's own tool, never through its proxy.
-
-
-def _containers(tool: str) -> list[tuple[str, str, str]]:
-    """(id, name, published ports) of what docker or podman runs; empty where there is no such tool."""
-    lines = _output(tool, "ps", "--no-trunc", "--format", "{{.ID}}\t{{.Names}}\t{{.Ports}}").splitlines()
-    return [(parts[0], parts[1], parts[2]) for parts in (line.split("\t") for line in lines) if len(parts) == 3]
-
-
-def _publishes(ports: str, endpoint: Endpoint, dual: bool = False) -> bool:
-    """Whether a container's ports, as docker ps shows them, hold this very endpoint (``dual``: a ``::`` takes IPv4, too).
-
-    >>> ports = "127.0.0.1:8000-8002->8000-8002/tcp, 0.0.0.0:80->80/tcp, 0.0.0.0:53->53/udp, 9000/tcp"
-    >>> [_publishes(ports, Endpoint(*of)) for of in (("127.0.0.1", 8001), ("127.0.0.2", 80), ("::", 80))]
-    [True, True, False]
-    """
-    hosts = {endpoint.host, "::" if ":" in endpoint.host else "0.0.0.0", "0.0.0.0" if dual else ""}
-    for entry in ports.split(","):
-        outer, _, inner = entry.strip().partition("->")
-        host, _, span = outer.rpartition(":")
-        first, _, last = span.partition("-")
-        low, high = _number(first), _number(last or first)
-        if host.strip("[]") in hosts and inner.endswith("/tcp") and low and high and low <= endpoint.port <= high:
-            return True
-    return False
-
-
-def _engine_is_local(tool: str) -> bool:
-    """Whether the tool speaks to this machine's engine: its settings may lead to another machine, and stop something there."""
-    hosts = [os.environ.get(name, "") for name in ("DOCKER_HOST", "CONTAINER_HOST", "CONTAINER_CONNECTION")]
-    if tool == "docker":
-        told = _output(tool, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}").strip()
-        hosts.append(told or os.environ.get("DOCKER_CONTEXT", ""))
-    return all(host.startswith(("unix://", "npipe://")) for host in hosts if host)
-
-
-def _container_behind(case: Any) -> tuple[str, str] | None:
-    """(tool, name) of the one container to stop: every holder runs in it, or stands for an endpoint that it publishes."""
-    if case.policy in ("own", "refuse"):
-        return None
-    inside = {holder: _container_of(holder, case) for holder in case.look.holders}
-    dual = any(row.address == "::" and row.v6only is False for row in case.look.sockets)
-    for holder, (_, identity) in inside.items():
-        hidden = holder.pid is None and holder.user == "root"  # docker-proxy, as a normal user of its machine sees it
-        hidden = hidden and not _is_superuser() and not _in_a_container()
-        if not (identity or hidden or _is_named(holder, CONTAINER_PROXIES)):
-            return None
-    for tool in ("docker", "podman"):
-        for full, name, ports in _containers(tool):
-            fits = (
-                engine == tool and full.startswith(identity)
-                if identity
-                else all(_publishes(ports, endpoint, dual) for endpoint in holder.addresses)
-                for holder, (engine, identity) in inside.items()
-            )
-            if all(fits) and name[:1].isalnum() and _engine_is_local(tool):
-                return tool, _clean(name)
-    return None
-
-
-def _stop_container(tool: str, name: str, port: int, host: str, manner: _Manner) -> str | None:
-    """Stop a container through its own tool: None when the port is free then, else what to do."""
-    _say(INFO, f"Port {port} is published by the container {name}")
-    why = _disagreement(manner, f"Stop the container {name}?")
-    if why:
+    def round(self) -> str | None:
+        """One look, and what follows from it: why this cannot go on."""
+        with _settled(self.port, self.host, self.masters) as look:
+            self.holders = look.holders
+            why = self.taken_again(look) if self.is_new(look) else self.stop(look)
+        if _probe(self.port, self.host) is not None:
+            return why
+        if why:  # the port was given up by somebody who lives on
+            _say(WARNING, f"⚠️  {_sentence(why)}")
+        why = self.watch()
+        self.available = why is None
         return why
-    answer = _run(tool, "stop", name, timeout=manner.grace + 30)
-    if answer is None or answer[0] != 0:
-        said = _complaint(answer) or "no answer"
-        return f"the container {name} could not be stopped ({_shortened(said)}); type: {tool} stop {name}"
-    again = f"start it again with: {tool} start {name}"
-    end = time.monotonic() + FIRM_WAIT
-    while _obstacle(port, host):
-        if time.monotonic() >= end:
-            return f"the container {name} was stopped, and the port stays held all the same; {again}"
-        time.sleep(0.02)
-    _say(INFO, f"✅ Stopped the container {name}; {again}")
-    return None
+
+    def is_new(self, look: _Look) -> bool:
+        """Whether the port was taken after somebody had been stopped, and not merely held by another all the time."""
+        if not self.gone:
+            self.sockets |= {row.inode for row in look.system.every_socket(self.port) if row.inode}
+            return False
+        old = any(row.inode in self.sockets for row in look.sockets)
+        young = any((holder.started or 0.0) > self.began for holder in look.holders)
+        return bool(look.sockets) and not old and (bool(self.sockets) or young)
+
+    def stop(self, look: _Look) -> str | None:
+        """Stop all of the holders of a look, or none: why somebody lives on."""
+        if not look.holders and _probe(self.port, self.host) is None:
+            return None
+        for root, children in _families(look.holders):
+            if root.pid:
+                _say(INFO, f"Process using port: {_title(root, children)}")
+        decision = _decide(look, self.options)
+        self.managers = decision.managers
+        why = decision.reason or (self.ask(look, decision.question) if decision.question else None)
+        if why:
+            return why
+        began, above = time.monotonic(), self.supervisors_of(look)
+        pins = [look.pins[holder.pid] for holder in look.holders if holder.pid in look.pins]
+        pins = [pin for pin in pins if pin.pid in self.masters or look.system.still_holds(pin, look.sockets, self.port)]
+        asked, left, why = _stop(look.system, pins, self.options)
+        gone = [holder for holder in look.holders for pin in pins if pin.pid == holder.pid and pin not in left]
+        killed = [holder for holder in gone for pin in asked if pin.pid == holder.pid]
+        for root, children in _families(killed):
+            seconds = f"{time.monotonic() - began:.1f} s"
+            _say(INFO, f"✅ Successfully killed process {root.pid}{_and_children(children)} ({seconds})")
+        self.gone += gone
+        self.stopped += [holder.pid for holder in killed if holder.pid]
+        self.supervisors.update(above if gone else {})
+        return why
+
+    def ask(self, look: _Look, question: str) -> str | None:
+        """A person decides; who held the port when the question was asked may have become another."""
+        if not _agreed(question):
+            return "the answer was no: nobody was stopped"
+        with _look(self.port, self.host, hold=True, masters=self.masters) as again:
+            if [holder.pid for holder in again.holders] != [holder.pid for holder in look.holders]:
+                return "somebody else holds the port now: nobody was stopped; try again"
+            return _decide(again, self.options._replace(policy="kill")).reason
+
+    def supervisors_of(self, look: _Look) -> dict[int, _Pin]:
+        """Living processes above the holders that hold nothing, and might start the server again.
+
+        No interactive shell is among them: it gives each job a process group of its own, which a script's
+        loop does not do. Nor is init, a user's systemd, or anybody who started us too.
+        """
+        found: dict[int, _Pin] = {}
+        system, ours = look.system, look.system.ancestry().pids
+        for root, _ in _families(look.holders):
+            child = system.process(root.pid)
+            for parent in map(system.process, system.parents(root.pid)):
+                if child is None or parent is None or parent.zombie or parent.pid <= 1 or parent.pid in ours:
+                    break
+                shell = parent.name.lstrip("-") in _SHELLS and (parent.group is None or parent.group != child.group)
+                if shell or parent.kernel or parent.name in ("systemd", "launchd", "init"):
+                    break
+                found[parent.pid] = _Pin(parent.pid, parent.start, None)
+                child = parent
+        return found
+
+    def watch(self) -> str | None:
+        """Watch, as long as a supervisor lives, whether it starts its server again: the sentence if so."""
+        system, end = _ThisSystem(), time.monotonic() + RESTART_WATCH
+        while time.monotonic() < end and not all(map(system.has_exited, self.supervisors.values())):
+            if _probe(self.port, self.host):
+                return self.taken_again(_look(self.port, self.host))
+            time.sleep(0.05)
+        return None
+
+    def taken_again(self, look: _Look) -> str:
+        """Who took the port, and on whose behalf; a master that did so is stopped with its workers in the next round."""
+        system = look.system
+        taker = f" by process {_title(look.holders[0])}" if look.holders else ""
+        above = system.parents(look.holders[0].pid) if look.holders else self.supervisors
+        living = [pid for pid, pin in self.supervisors.items() if pid in above and not system.has_exited(pin)]
+        boss = system.process(living[0]) if living else None
+        if boss is None:
+            return f"port {self.port} was taken again{taker} while it was being freed"
+        command = system.describe(boss)[1] or boss.name
+        if any(holder.parent == boss.pid and holder.command == command for holder in self.gone):
+            self.masters[boss.pid] = boss.start
+        return (
+            f"port {self.port} was taken again{taker}: its supervisor {boss.pid} ({_short_command(command)}) starts it anew; "
+            f"stop process {boss.pid} first"
+        )
 
 
-# The whole way, for one port.
-
-
-def _ensure(port: int, host: str, manner: _Manner) -> _Outcome:
+def _ensure(port: int, host: str, options: _Options) -> PortResult:
     """Make a port available if that is allowed, and say what happens on the way."""
-    obstacle = _obstacle(port, host)
+    obstacle = _probe(port, host)
+    result = PortResult(port, host, obstacle is None, [], [], [], obstacle.reason if obstacle else None, None, {})
     if obstacle is None:
         _say(INFO, f"✅ Port {port} is available")
-        return _Outcome(port, host, True, [], [], None)
-    held, reason = obstacle
-    if not held:
-        _complain(reason)
-        return _Outcome(port, host, False, [], [], reason)
+        return result
+    if not obstacle.held:
+        _complain(obstacle.reason)
+        return result
+    if options.starting and _is_reloaded() and _is_of_our_server(port, host):
+        return result._replace(available=True, reason=None)
     _say(WARNING, f"⚠️  Port {port} is already in use")
-    forbidden = _because_of_the_environment()
-    try:
-        if forbidden and not manner.force:
-            return _report_conflict(port, host, forbidden)
+    forbidden = _forbidden()
+    if forbidden and not options.force:
+        result = _conflict_outside_development(result, forbidden)
+    else:
         _say(INFO, "💡 Told to do so by --force" if forbidden else "💡 Development environment detected")
         _say(INFO, "Attempting to free up port...")
-        outcome = _free(port, host, manner, reason)
-    except PortError as error:  # the name of the host is not known any more
-        outcome = _Outcome(port, host, False, [], [], error.reason)
-    if outcome.available:
+        result = _Freeing(port, host, options).run()
+        if result.reason:
+            _complain(result.reason if "10013" not in obstacle.reason else obstacle.reason)
+    if result.available:
         _say(INFO, f"✅ Port {port} is now available")
-    else:
-        _complain(outcome.reason)
+    elif options.starting:
         _complain("cannot start: port is not available")
-    return outcome
+    return result
 
 
-def _report_conflict(port: int, host: str, forbidden: str) -> _Outcome:
-    _say(ERROR, "🚨 Port conflict in PRODUCTION environment!")
-    look = _look_at(port, host)
-    holders = look.holders if look else []
-    for family in _families(holders):
-        _say(ERROR, f"Process using port: {_full_title(*family)}")
-    if not holders:
-        _say(ERROR, f"Process using port: unknown ({_why_nobody(port, host) if look else _why_untold(port)})")
-    if os.environ["ENVIRONMENT"].strip().lower() not in ("production", "prod"):  # misspelt, perhaps
-        _say(ERROR, f"{forbidden} (the names of development are {', '.join(DEVELOPMENT_NAMES[1:])})")
-    _complain("cannot start: port is not available")
-    reason = f"port {port} is in use, and {forbidden}"
-    return _Outcome(port, host, False, holders, [], reason)
-
-
-def _why_untold(port: int) -> str:
-    return f"no way of asking could tell who holds port {port}, so that it is treated as held"
-
-
-def _free(port: int, host: str, manner: _Manner, reason: str) -> _Outcome:
-    """Stop whoever holds the port, looking again until it is free or somebody must stay."""
-    began = time.time()
-    stopped: list[Holder] = []
-    supervisors: list[_Pin] = []
-    sockets: set[int] = set()
-    look: _Look | None = None
-    why: str | None = None
-    for _ in range(ROUNDS):
-        look = _settled_look(port, host)
-        if look is None:
-            why = _why_untold(port)
-            break
-        mine = {row.inode for row in look.sockets if row.inode}
-        if not stopped:
-            sockets |= {row.inode for row in _every_socket(port) if row.inode} if look.system is LINUX else set()
-        try:
-            young = any((holder.started or 0) > began for holder in look.holders)
-            if stopped and look.holders and not mine & sockets and (sockets or young):
-                why = _why_taken_again(port, host, look, supervisors)
-            else:
-                above = _supervisors(look)
-                gone, why = _stop_those_who_may(port, host, look, manner, reason)
-                stopped += gone
-                supervisors += above if gone else []
-        finally:
-            _unpin(look.pins.values())
-        if _obstacle(port, host) is None:
-            if why:  # the port was given up by somebody who lives on
-                _say(WARNING, f"⚠️  {_sentence(why)}")
-            why = _taken_again(port, host, look, supervisors) if supervisors else None
-            break
-        if why:
-            break
-    else:
-        why = f"port {port} is still held after {ROUNDS} attempts to free it"
-    return _Outcome(port, host, why is None, look.holders if look else [], _pids(stopped), why)
-
-
-def _stop_those_who_may(
-    port: int, host: str, look: _Look, manner: _Manner, reason: str
-) -> tuple[list[Holder], str | None]:
-    """(who was stopped, why nobody was): all of the holders of a look, or none."""
-    if not look.holders:
-        return [], _why_nobody(port, host, reason) if _obstacle(port, host) else None
-    families = _families(look.holders)
-    for root, children in families:
-        if root.pid:
-            _say(INFO, f"Process using port: {_title(root, children)}")
-    case = _Case(look, manner.policy, port, host)
-    container = _container_behind(case)
-    if container:  # never its proxy
-        return [], _stop_container(*container, port, host, manner)
-    titles = "; ".join(_title(*family) for family in families)
-    why = _refusal(case) or _disagreement(manner, f"Stop process {titles} to free port {port}?")
-    if why is None and manner.policy == "ask":  # who held the port when the question was asked may have become another
-        again = _look_at(port, host, thorough=True)
-        same = again is not None and _pids(again.holders) == _pids(look.holders)
-        why = _refusal(case._replace(look=again)) if same else "somebody else holds the port now; try again"
-    if why:
-        return [], why
-    return _stop(look, port, manner)
-
-
-def _pids(holders: Iterable[Holder]) -> list[int]:
-    return list(dict.fromkeys(holder.pid for holder in holders if holder.pid))
-
-
-def _settled_look(port: int, host: str) -> _Look | None:
-    """A thorough look, as all or none are stopped.
-
-    It is repeated for a moment where somebody is just exiting: a socket without an owner, or none at all.
-    """
-    for pause in (0.01, 0.03, 0.1, 0.3, 0.6, 0.0):
-        look = _look_at(port, host, pin=True, thorough=True)
-        settled = look is None or (look.holders and all(holder.pid for holder in look.holders))
-        if settled or not pause or _obstacle(port, host) is None:
-            return look
-        _unpin(look.pins.values() if look else ())
-        time.sleep(pause)
-    return None
-
-
-def _disagreement(manner: _Manner, question: str) -> str | None:
-    """The policy 'ask': the person at the terminal decides, and without a terminal nobody is stopped."""
-    if manner.policy != "ask":
-        return None
-    if not (_on_terminal(sys.stdin) and _on_terminal(sys.stderr)):
-        return "the policy 'ask' needs a terminal to ask on"
-    _write(sys.stderr, f"{question} [y/N] ", end="")
+def _conflict_outside_development(result: PortResult, forbidden: str) -> PortResult:
+    """Name the holders, and leave them alone."""
+    name = os.environ["ENVIRONMENT"].strip().lower()
+    production = name in ("production", "prod")
+    _say(ERROR, "🚨 Port conflict in PRODUCTION environment!" if production else f"🚨 Port conflict: {forbidden}")
     try:
-        answer = sys.stdin.readline().strip().lower()
-    except (OSError, ValueError):  # what is no text is no "yes"
-        answer = ""
-    return None if answer in ("y", "yes") else "the answer was no"
+        with _look(result.port, result.host) as look:
+            holders, unknown = look.holders, look.system.hint(result.port, result.host) if not look.holders else ""
+    except PortError as error:
+        holders, unknown = [], error.reason
+    for family in _families(holders):
+        _say(ERROR, f"Process using port: {_title(*family, full=True)}")
+    if unknown:
+        _say(ERROR, f"Process using port: unknown ({unknown})")
+    if not production:  # misspelt, perhaps
+        _say(ERROR, f"The names of development are {', '.join(DEVELOPMENT_NAMES[1:])}")
+    return result._replace(holders=holders, reason=f"port {result.port} is in use, and {forbidden}")
+
+
+def _preview(port: int, host: str, options: _Options) -> PortResult:
+    """What _ensure would do: the same look and the same decision, and nobody is stopped."""
+    obstacle = _probe(port, host)
+    result = PortResult(port, host, obstacle is None, [], [], [], obstacle.reason if obstacle else None, None, {})
+    if obstacle is None or not obstacle.held:
+        return result
+    forbidden = None if options.force else _forbidden()
+    try:
+        with _look(port, host, thorough=True) as look:
+            decision = _decide(look, options)
+            result = result._replace(holders=look.holders, managers=decision.managers)
+            way = look.system.way(options)
+    except PortError as unknown:
+        return result._replace(reason=unknown.reason)
+    if forbidden or decision.reason:
+        return result._replace(reason=forbidden or decision.reason)
+    pids = [holder.pid for holder in result.holders if holder.pid]
+    titles = ", ".join(f"{root.pid}{_and_children(children)}" for root, children in _families(result.holders))
+    return result._replace(would_stop=pids, plan=f"{'ask, then ' if decision.question else ''}stop {titles}: {way}")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -2279,8 +2687,10 @@ def _disagreement(manner: _Manner, question: str) -> str | None:
 # ----------------------------------------------------------------------------------------------------
 
 
-def _manner(grace: float = GRACE, policy: str | None = None, polite: str = "SIGTERM", force: bool = False) -> _Manner:
-    """How to go about it: PORT_MANAGER_POLICY says what the caller did not; what is no policy stops nobody."""
+def _options(
+    ports: Iterable[int], grace: float, policy: str | None, *, polite: str = "SIGTERM", force: bool = False, starting: bool = True
+) -> _Options:
+    """PORT_MANAGER_POLICY says what the caller did not; what is no policy stops nobody."""
     if not isinstance(grace, (int, float)) or not 0 <= grace < 1e6:
         raise ValueError(f"a grace period is a number of seconds, not {grace!r}")
     if policy is not None and policy not in POLICIES:
@@ -2289,7 +2699,7 @@ def _manner(grace: float = GRACE, policy: str | None = None, polite: str = "SIGT
     if policy is None and wish and wish not in POLICIES:
         _say(WARNING, f"PORT_MANAGER_POLICY is {_clean(wish)!r}, which is none of {', '.join(POLICIES)}: nobody is stopped")
         wish = "refuse"
-    return _Manner(grace, polite, policy or wish or "kill", force)
+    return _Options(grace, polite, policy or wish or ("" if starting else "kill"), force, starting, tuple(ports))
 
 
 def ensure_port_available(
@@ -2297,15 +2707,28 @@ def ensure_port_available(
 ) -> bool:
     """Say whether a server may bind the port now; in development, stop its holder first.
 
-    ``grace`` is how many seconds the holder has to stop by itself. ``policy`` is kill, own, ask or refuse
-    (by default PORT_MANAGER_POLICY, else kill). Trouble at run time is logged and answered with False;
-    TypeError and ValueError are for a port that is none.
+    ``grace`` is how many seconds the holder has to stop by itself. ``policy`` is kill, own (only this
+    project's), ask or refuse; by default it is PORT_MANAGER_POLICY, and without that kill, except that
+    another project's server is asked about. Trouble at run time is logged and answered with False;
+    TypeError and ValueError are for a port that is none. In a reloader's child the port may be its parent's.
 
     >>> ensure_port_available(find_free_port(20000), "127.0.0.1")
     True
     """
     _checked(port, host)
-    return bool(_ensure(port, host, _manner(grace, policy)).available)
+    return _ensure(port, host, _options([port], grace, policy)).available
+
+
+def preview_port(
+    port: int = 8000, host: str = "0.0.0.0", *, grace: float = GRACE, policy: str | None = None
+) -> PortResult:
+    """What ensure_port_available would do: nobody is stopped, and nothing is said.
+
+    >>> preview_port(find_free_port(20000), "127.0.0.1").available
+    True
+    """
+    _checked(port, host)
+    return _preview(port, host, _options([port], grace, policy))
 
 
 def find_listeners(port: int | None = None, host: str | None = None, *, thorough: bool = False) -> list[Holder]:
@@ -2320,36 +2743,27 @@ def find_listeners(port: int | None = None, host: str | None = None, *, thorough
     """
     if port is not None:
         _checked(port, host or "")
-    return _holders(*_owned(port, host, thorough or port is None))
-
-
-def _owned(port: int | None, host: str | None, thorough: bool) -> tuple[Any, _Rows, _Known]:
-    """(system, the sockets on a port with their owners, what was learned of those); CannotTell where nobody could."""
-    found = _search(port, host, thorough)
-    if found is None:
-        raise CannotTell(_why_untold(port or 0), port or 0, host or "")
-    system, rows = found
-    known: _Known = {}
-    rows = system.owners(rows, known, thorough)
-    return system, rows if host is None else _without_idle(system, rows, known), known
+    system = _ThisSystem()
+    return _holders(system, _search(system, port, host, thorough or port is None))
 
 
 def find_free_port(start: int = 8000, host: str = "0.0.0.0") -> int:
     """The first port at or after ``start`` that a server may bind; PortError when there is none.
 
+    For every IPv4 address (the default host), one whose ::1 is held does not count: a browser would meet that.
+
     >>> 20000 <= find_free_port(20000, "127.0.0.1") <= 65535
     True
     """
     _checked(start, host)
-    _resolved(host, start)
+    _addresses(host, start)
     for port in range(start, 65536):
-        obstacle = _obstacle(port, host)
+        obstacle = _probe(port, host) or (_probe(port, "localhost") if host == "0.0.0.0" else None)
         if obstacle is None:
             return port
-        held, reason = obstacle
-        if not (held or reason.startswith("no permission")):
+        if not (obstacle.held or port < 1024):
             break
-    raise PortError(reason, start, host)
+    raise PortError(obstacle.reason if obstacle else "", start, host)
 
 
 def bind_port(
@@ -2358,18 +2772,18 @@ def bind_port(
     """Free the port and keep it: a socket that is bound and already queues connections for its server.
 
     Between a check and a bind another program may take the port; nobody can take it from this socket.
-    ``inheritable`` lets it live on in a program that this process starts. For localhost it is the IPv4
-    one. PortError when the port cannot be had.
+    Port 0 is any free one. ``inheritable`` lets the socket live on in a program that this process starts.
+    For localhost it is the IPv4 one. PortError when the port cannot be had.
 
-    >>> with bind_port(find_free_port(20000, "127.0.0.1"), "127.0.0.1") as listener:
+    >>> with bind_port(0, "127.0.0.1") as listener:
     ...     listener.getsockname()[0]
     '127.0.0.1'
     """
-    _checked(port, host)
+    _checked(port or 1, host)
     first = "127.0.0.1" if host == "localhost" else host
-    outcome = _ensure(port, first, _manner(grace, policy))
-    if not outcome.available:
-        raise PortError(outcome.reason, port, host, outcome.holders)
+    result = _ensure(port, first, _options([port], grace, policy)) if port else None
+    if result and not result.available:
+        raise PortError(result.reason or "", port, host, result.holders)
     family, address = _addresses(first, port)[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -2380,7 +2794,7 @@ def bind_port(
         listener.set_inheritable(inheritable)
     except OSError as error:
         listener.close()
-        reason = _explained(error, address[0], port)[1]
+        reason = _explained(error, address[0], port).reason
         _complain(reason)
         raise PortError(reason, port, host) from error
     return listener
@@ -2395,49 +2809,85 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
     True
     """
     _checked(port, host)
+    reason = ""
     for left in _waiting(f"port {port} to be free", timeout):
-        obstacle = _obstacle(port, host)
+        obstacle = _probe(port, host)
         if obstacle is None:
             return True
-        held, reason = obstacle
-        if not held:  # nobody holds it, and still it cannot be had: that will not change
-            raise PortError(reason, port, host)
-        look = _look_at(port, host, pin=True) if _system() is LINUX else None  # tools take too long to be asked again and again
-        pins = list(look.pins.values()) if look else []
-        try:
-            if look and pins and all(pin.handle is not None for pin in pins):
-                _nap(look.system, pins, min(left, 0.2))
-            else:
-                time.sleep(min(left, 0.05))
-        finally:
-            _unpin(pins)
-    look = _look_at(port, host)
-    raise PortTimeout(f"{reason}, still after {timeout:g} s", port, host, look.holders if look else ())
+        reason = obstacle.reason
+        if not obstacle.held:  # that will not change
+            raise PortError(obstacle.reason, port, host)
+        _sleep_until_an_exit(port, host, left)
+    try:
+        holders = _look(port, host).holders
+    except CannotTell:
+        holders = []
+    raise PortTimeout(f"{reason}, still after {timeout:g} s", port, host, holders)
 
 
-def wait_until_listening(port: int, host: str | None = "127.0.0.1", timeout: float | None = None) -> bool:
+def _sleep_until_an_exit(port: int, host: str, seconds: float) -> None:
+    """Sleep for a moment, which ends when a holder exits where the system tells that natively."""
+    if not _ThisSystem.native:  # tools take too long to be asked again and again
+        return time.sleep(min(seconds, 0.05))
+    try:
+        look = _look(port, host, hold=True)
+    except CannotTell:
+        return time.sleep(min(seconds, 0.05))
+    with look:
+        pins = list(look.pins.values())
+        if pins and all(pin.handle is not None for pin in pins):
+            look.system.sleep(pins, min(seconds, 0.2))
+        else:
+            time.sleep(min(seconds, 0.05))
+
+
+def wait_until_listening(
+    port: int, host: str | None = "127.0.0.1", timeout: float | None = None, *, pid: int | None = None
+) -> bool:
     """Wait until somebody listens on the port, and return True; PortTimeout after ``timeout`` seconds.
 
-    Any address will do where ``host`` is None. No connection is opened: a server that accepts only one would
-    not like it.
+    Any address will do where ``host`` is None. With a ``pid``, it must be that process or one below it:
+    PortError as soon as it has ended, or another process listens. No connection is opened: a server that
+    accepts only one would not like it.
 
-    >>> with bind_port(find_free_port(20000, "127.0.0.1"), "127.0.0.1") as listener:
+    >>> with bind_port(0, "127.0.0.1") as listener:
     ...     wait_until_listening(listener.getsockname()[1], timeout=1)
     True
     """
     _checked(port, host or "")
-    addresses = _resolved(host, port) if host is not None else None
-    native = _system() is LINUX
-    for left in _waiting(f"somebody to listen on port {port}", timeout):
-        # A tool takes too long to be asked again and again, and a probe could be in the way of the server's own bind.
-        rows = _ask(_system(), port) if native or host is None or _obstacle(port, host) else []
-        if rows is None and _obstacle(port, host or "0.0.0.0"):
-            return True
-        listening = [row for row in rows or () if row.listening]
-        if _blocking(listening, addresses):
-            return True
-        time.sleep(min(left, 0.02 if native else 0.2))
+    wanted = _addresses(host, port) if host is not None else None
+    system = _ThisSystem()
+    pins = system.hold([pid]) if pid is not None else {}
+    try:
+        for left in _waiting(f"somebody to listen on port {port}", timeout):
+            ended = pid is not None and (pid not in pins or system.has_exited(pins[pid]))
+            if _listens(port, host, wanted, pid):
+                return True
+            if ended:
+                raise PortError(f"process {pid} has ended, and does not listen on port {port}", port, host or "")
+            time.sleep(min(left, 0.02 if system.native else 0.2))
+    finally:
+        system.release(pins.values())
     raise PortTimeout(f"nobody listens on port {port}, still after {timeout:g} s", port, host or "")
+
+
+def _listens(port: int, host: str | None, wanted: list[_Address] | None, pid: int | None) -> bool:
+    """Whether somebody listens; PortError when it is not the process that was named, or one below it."""
+    system = _ThisSystem()
+    if wanted and not any(_bind_error(family, (*address[:1], 0, *address[2:])) is None for family, address in wanted):
+        raise PortError(f"{_clean(host or '')} is not an address of this machine", port, host or "")
+    # A tool takes too long to be asked again and again, and a probe could be in the way of the server's own bind.
+    rows = system.sockets(port) if system.native or host is None or _probe(port, host) else []
+    if rows is None:
+        return pid is None and _probe(port, host or "0.0.0.0") is not None
+    rows = _blocking([row for row in rows if row.listening], port, wanted)
+    if pid is None or not rows:
+        return bool(rows)
+    owners = [row.pid for row in system.owners(rows, True)]
+    if any(owner == pid or pid in system.parents(owner) for owner in owners):
+        return True
+    others = ", ".join(f"process {_title(holder)}" for holder in _holders(system, system.owners(rows, True)))
+    raise PortError(f"port {port} is held by {others}, and not by process {pid}", port, host or "")
 
 
 def _waiting(what: str, timeout: float | None) -> Iterator[float]:
@@ -2477,13 +2927,14 @@ class PortManager:
         self, port: int = 8000, host: str = "0.0.0.0", *, grace: float = GRACE, policy: str | None = None
     ) -> None:
         _checked(port, host)
-        _manner(grace, policy)
+        _options([port], grace, policy)
         self.port, self.host, self.grace, self.policy = port, host, grace, policy
 
     def is_port_in_use(self, port: int) -> bool:
         """Whether somebody holds the port; "no permission" and "not our address" are no such thing."""
         _checked(port, self.host)
-        return (_obstacle(port, self.host) or (False, ""))[0]
+        obstacle = _probe(port, self.host)
+        return bool(obstacle and obstacle.held)
 
     def get_process_using_port(self, port: int) -> int | None:
         """The PID that holds the port, the parent's of a family; None when nobody does.
@@ -2491,27 +2942,28 @@ class PortManager:
         CannotTell is raised when somebody holds it whose PID may not be seen.
         """
         _checked(port, self.host)
-        system, rows, known = _owned(port, self.host, thorough=False)
+        system = _ThisSystem()
+        rows = _search(system, port, self.host, False)
         pids: set[int | None] = {row.pid for row in rows}
         if len(pids) == 1 and None not in pids:  # a PID alone need not be described
             return pids.pop()
-        holders = _holders(system, rows, known)
+        holders = _holders(system, rows)
         if holders and holders[0].pid is None:
-            why = _because_unseen(holders[0], _Case(None, None, port, self.host))
-            raise CannotTell(f"port {port} is {why}", port, self.host, holders)
+            user = f"of user {holders[0].user} " if holders[0].user else ""
+            raise CannotTell(f"port {port} is held by a process {user}that may not be seen", port, self.host, holders)
         return holders[0].pid if holders else None
 
     def kill_process(self, pid: int) -> bool:
-        """Stop one process, politely and then firmly, if the guards allow it; True when it is gone.
+        """Stop one process, politely and then firmly, if it need not stay; True when it is gone.
 
         Whoever has gone already counts as stopped. Outside development nothing is done. TypeError for a
         PID that is not an integer.
         """
         if not isinstance(pid, int) or isinstance(pid, bool):
             raise TypeError(f"a PID is an integer, not {pid!r}")
-        why = _because_of_the_environment() or _kill_one(pid, self)
+        why = _forbidden() or _stop_process(pid, self.port, self.host, _options([self.port], self.grace, self.policy))
         if why:
-            _complain(f"process {pid} is left alone: {why}")
+            _complain(why)
         return not why
 
     def check_and_clean_port(self) -> bool:
@@ -2519,231 +2971,264 @@ class PortManager:
         return ensure_port_available(self.port, self.host, grace=self.grace, policy=self.policy)
 
 
-def _kill_one(pid: int, manager: PortManager) -> str | None:
+def _stop_process(pid: int, port: int, host: str, options: _Options) -> str | None:
     """Why a process was not stopped, or None when it is gone."""
     if pid <= 1:
-        return f"PID {pid} stands for the system or for whole groups of processes"
-    manner, system = _manner(manager.grace, manager.policy), _system()
-    if system is LINUX and (not _proc_is_ours(os.getpid()) or pid not in _pids_from_the_youngest()):
-        try:
-            os.getpgid(pid)
-        except (ProcessLookupError, OverflowError):
-            return None
-        return "it is a thread of another process, or may not be seen"
-    known: _Known = {}
-    ancestry = _ancestry(system, known)
-    pins = _pinned(system, [pid], known)
-    try:
-        holders = _holders(system, [_Socket("", 0, False, None, pid, None, 0, None)], known)
-        if not holders:
-            return None
-        if not pins:
-            return "it could not be looked at, perhaps because this process has too many open files"
-        case = _Case(_Look(system, [], holders, ancestry, known, pins), manner.policy, manager.port, manager.host)
-        why = next(filter(None, (guard_(holders[0], case) for guard_ in GUARDS)), None)
-        why = why or _disagreement(manner, f"Stop process {_title(holders[0])}?")
-        return why or _stop_pins(system, list(pins.values()), manner)[1]
-    finally:
-        _unpin(pins.values())
+        return f"PID {pid} stands for the system or for whole groups of processes: it is left alone"
+    system = _ThisSystem()
+    exists = system.exists(pid)
+    if not exists:
+        return None if exists is False else f"process {pid} is left alone: it is a thread of another process, or may not be seen"
+    with _Look(port, host, system, [], system.hold([pid]), []) as look:
+        look.holders = _holders(system, [], [pid])
+        if not look.pins:
+            return None if system.exists(pid) is False else f"process {pid} is left alone: it could not be looked at"
+        own = [row.port for row in system.listeners_of([pid]) or []]  # whoever names a process means its ports
+        decision = _decide(look, options._replace(ports=(*options.ports, *own)))
+        if decision.reason:
+            return decision.reason
+        if decision.question and not _agreed(decision.question):
+            return "the answer was no: nobody was stopped"
+        return _stop(system, list(look.pins.values()), options)[2]
 
 
-# Servers, and how each is told where to listen: (its own host, its own port, the options that say otherwise,
-# the variables that do, the options and variables that put the socket where no port is). A key's second word is the
-# verb without which the program serves nothing; * among the options stands for a bare [host:]port.
-SERVERS: dict[str, tuple[str, int | None, str, str, str]] = {
-    "uvicorn": ("127.0.0.1", 8000, "--host --port", "UVICORN_HOST UVICORN_PORT", "--uds --fd UVICORN_UDS UVICORN_FD"),
-    "hypercorn": ("127.0.0.1", 8000, "-b --bind", "", "-c --config"),
-    "granian": ("127.0.0.1", 8000, "--host --port", "GRANIAN_HOST GRANIAN_PORT", "--uds GRANIAN_UDS"),
-    "gunicorn": ("127.0.0.1", 8000, "-b --bind", "- PORT", "-c --config LISTEN_FDS"),
-    "flask run": ("127.0.0.1", 5000, "-h --host -p --port", "FLASK_RUN_HOST FLASK_RUN_PORT", ""),
-    "fastapi dev": ("127.0.0.1", 8000, "--host --port", "- PORT", ""),
-    "fastapi run": ("0.0.0.0", 8000, "--host --port", "- PORT", ""),
-    "daphne": ("127.0.0.1", 8000, "-b --bind -p --port", "", "-u --unix-socket -e --endpoint --fd"),
-    "waitress-serve": ("0.0.0.0", 8080, "--host --port --listen", "", "--unix-socket"),
-    "waitress": ("0.0.0.0", 8080, "--host --port --listen", "", "--unix-socket"),
-    "manage.py runserver": ("127.0.0.1", 8000, "*", "", ""),
-    "django-admin runserver": ("127.0.0.1", 8000, "*", "", ""),
-    "http.server": ("0.0.0.0", 8000, "-b --bind *", "", ""),
-    "php": ("127.0.0.1", None, "-S", "", ""),
-}
-_ANY_PROGRAM = ("0.0.0.0", None, "--host --port -p -b --bind --listen", "HOST PORT", "--uds --fd --unix-socket")
-_LAUNCHERS = ("python", "pypy", "py", "uv", "uvx", "pipx", "poetry", "pipenv", "pdm", "hatch", "rye", "run", "env", "exec", "debugpy")
+# ----------------------------------------------------------------------------------------------------
+# Servers: where a command line will listen, and a call for the top of an app
+# ----------------------------------------------------------------------------------------------------
 
-# Programs that connect to a port: one that they name is a server's, and none of theirs.
-CLIENTS = (
-    "psql", "pg_isready", "pg_dump", "pg_dumpall", "pg_restore", "pgbench", "pgcli", "createdb", "createuser", "dropdb",
-    "vacuumdb", "mysql", "mysqladmin", "mysqldump", "mycli", "mariadb", "mariadb-admin", "mariadb-dump", "redis-cli",
-    "redis-benchmark", "valkey-cli", "mongo", "mongosh", "mongodump", "mongorestore", "mongoimport", "mongoexport", "cqlsh",
-    "clickhouse-client", "mosquitto_pub", "mosquitto_sub", "iperf3", "ssh", "scp", "sftp", "autossh", "telnet", "nc", "ncat",
-    "socat", "curl", "wget", "http", "httpie", "kubectl", "docker", "podman", "docker-compose", "ab", "wrk", "hey", "locust",
-    "k6", "dockerize",
-)  # fmt: skip
-_WAITERS = ("wait-for-it", "wait-for-it.sh", "wait-for", "wait-for.sh", "wait-on")  # for a database; the server is behind --
 
-# Options whose value is a word of its own, which is neither a program, nor a verb, nor a port.
-_LAUNCHERS_VALUED = ("-X", "-W", "--with", "--python", "--env-file", "--extra", "--group", "--project", "--directory",
-                     "--listen")  # fmt: skip
-_VALUED = (*_LAUNCHERS_VALUED, "--app", "-A", "-e", "-d", "-v", "--verbosity", "--settings", "--pythonpath")
-# With one of these a server serves nothing.
-_IDLE = ("--help", "--version", "--check-config", "--print-config")
+class Server:
+    """How a server is told where to listen, and how an app is given to it. Each text is a list parted by blanks.
+
+    hosts, ports, binds: options for a host, a port, and [host:]port (* stands for a bare word).
+    variables: for the host and the port; an address in the first place is the host that goes with that port.
+    elsewhere: options and variables that put the socket where no port tells. files: options, variables and files
+    in which the port may stand (NAME=TEXT: only with this text in the file; of an option: where this variable is set).
+    serves: kinds of app; start: the words that serve APP on HOST and PORT (ADDRESS: both); factory: the option for
+    an app that a function makes, "()" where APP() says so, "" where that cannot be served.
+    """
+
+    def __init__(
+        self, host: str, port: int | None, *, hosts: str = "", ports: str = "", binds: str = "", variables: str = "",
+        elsewhere: str = "", files: str = "", serves: str = "", start: str = "", factory: str = "",
+    ) -> None:  # fmt: skip
+        self.host, self.port, self.hosts, self.ports, self.binds = host, port, hosts, ports, binds
+        self.variables, self.elsewhere, self.files = variables, elsewhere, files
+        self.serves, self.start, self.factory = serves, start, factory
+
+
+# By program; a second word is the verb without which it serves nothing. Of those that serve a kind the first is best.
+SERVERS = {
+    "uvicorn": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="UVICORN_HOST UVICORN_PORT",
+                      elsewhere="--uds --fd UVICORN_UDS UVICORN_FD", files="--env-file=UVICORN_PORT", serves="asgi",
+                      start="-m uvicorn APP --host HOST --port PORT", factory="--factory"),
+    "hypercorn": Server("127.0.0.1", 8000, binds="-b --bind", files="-c --config", serves="quart asgi",
+                        start="-m hypercorn APP --bind ADDRESS", factory="()"),
+    "granian": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="GRANIAN_HOST GRANIAN_PORT",
+                      elsewhere="--uds GRANIAN_UDS", serves="asgi",
+                      start="-m granian --interface asgi APP --host HOST --port PORT", factory="--factory"),
+    "daphne": Server("127.0.0.1", 8000, hosts="-b --bind", ports="-p --port",
+                     elsewhere="-u --unix-socket -e --endpoint --fd", serves="asgi",
+                     start="-m daphne -b HOST -p PORT APP"),
+    "gunicorn": Server("127.0.0.1", 8000, binds="-b --bind", variables="0.0.0.0 PORT", elsewhere="LISTEN_FDS",
+                       files="-c --config GUNICORN_CMD_ARGS gunicorn.conf.py", serves="wsgi",
+                       start="-m gunicorn APP --bind ADDRESS", factory="()"),
+    "waitress": Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen", elsewhere="--unix-socket",
+                       serves="wsgi", start="-m waitress --listen=ADDRESS APP", factory="--call"),
+    "waitress-serve": Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen",
+                             elsewhere="--unix-socket", serves="waitress"),
+    "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port",
+                        variables="FLASK_RUN_HOST FLASK_RUN_PORT", serves="flask", files=".env=FLASK_RUN_ "
+                        ".flaskenv=FLASK_RUN_", start="-m flask --app APP run --host HOST --port PORT", factory="()"),
+    "manage.py runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6", serves="django",
+                                  start="APP runserver ADDRESS"),
+    "manage.py runserver_plus": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6"),
+    "django-admin runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6"),
+    "django runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6"),
+    "litestar run": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port", variables="LITESTAR_HOST LITESTAR_PORT",
+                           elsewhere="-U --uds --unix-domain-socket -F --fd --file-descriptor", serves="litestar",
+                           start="-m litestar --app APP run --host HOST --port PORT"),
+    "sanic": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port", elsewhere="-u --unix", serves="sanic",
+                    start="-m sanic APP --host HOST --port PORT", factory="--factory"),
+    "quart run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port"),
+    "fastapi dev": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="- PORT"),
+    "fastapi run": Server("0.0.0.0", 8000, hosts="--host", ports="--port", variables="- PORT"),
+    "streamlit run": Server("0.0.0.0", 8501, hosts="--server.address", ports="--server.port",
+                            variables="STREAMLIT_SERVER_ADDRESS STREAMLIT_SERVER_PORT", files=".streamlit/config.toml=port"),
+    "http.server": Server("0.0.0.0", 8000, hosts="-b --bind", binds="*"),
+    "php": Server("127.0.0.1", None, binds="-S"),
+    "next dev": Server("0.0.0.0", 3000, hosts="-H --hostname", ports="-p --port", variables="- PORT"),
+    "next start": Server("0.0.0.0", 3000, hosts="-H --hostname", ports="-p --port", variables="- PORT"),
+    **dict.fromkeys(
+        ("npm", "pnpm", "yarn", "bun", "vite"),
+        Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT"),
+    ),
+}  # fmt: skip
+_SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")
+_UNKNOWN = Server("0.0.0.0", None, variables="HOST PORT")
+
+# What these start listens on another machine, or in a container.
+_ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-compose", "nerdctl", "kubectl", "vagrant")
+# Options whose value is a word of its own, which is neither a verb nor a port.
+_VALUED = ("-A", "--app", "-e", "--env-file", "-v", "--verbosity", "--settings", "--pythonpath", "-d", "--directory")
+_SERVES_NOTHING = ("--help", "--version", "--check-config", "--print-config")
 
 
 def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None = None) -> list[Endpoint]:
     """Where the server of a command line will listen; empty when that names no port, or cannot be told.
 
-    The command line speaks first, then the variables that this server reads, then its own default. A
-    program that is not known speaks for itself only by ``--port`` and the like, or by HOST and PORT.
+    A known server (see SERVERS) is found behind any launcher. The command line speaks first, then the variables
+    that this server reads, then its own default, which is not assumed where a file may say otherwise. Any other
+    command has told its port where PORT is set; a script also by ``--port``.
 
-    >>> [str(endpoint) for endpoint in server_endpoints(["python", "-m", "uvicorn", "main:app"], {})]
+    >>> [str(endpoint) for endpoint in server_endpoints(["nohup", "python", "-m", "uvicorn", "main:app"], {})]
     ['127.0.0.1:8000']
-    >>> server_endpoints(["npm", "run", "dev", "--", "--port=3000"], {})
-    [Endpoint(host='0.0.0.0', port=3000)]
+    >>> server_endpoints(["psql", "--port", "5432"], {})
+    []
     """
-    environ = os.environ if environ is None else environ
-    name, at = _program(command)
-    words = list(command[at + 1 :])
-    if name in _INTERACTIVE and "-c" in words[:-1]:
-        return server_endpoints(_serving_part(words[words.index("-c") + 1]), environ)
-    if name in _WAITERS:
-        return server_endpoints(words[words.index("--") + 1 :], environ) if "--" in words else []
-    keys = _keys_of(name)
-    verb = next(_bare(words), "")
-    key = next((key for key in keys if key in (name, f"{name} {verb}")), None)
-    if name in CLIENTS or any(word in _IDLE for word in words) or (keys and key is None):  # such as manage.py migrate
-        return []
-    assigned = (word.partition("=") for word in (command[:at] if key else command))  # env PORT=3000 …; make run PORT=3000
-    environ = {**environ, **{variable: value for variable, equals, value in assigned if equals and variable.isidentifier()}}
-    _, port, options, variables, elsewhere = SERVERS[key] if key else _ANY_PROGRAM
-    host_variable, _, port_variable = variables.partition(" ")
-    hosts, ports, binds = _told(words, options.split(), generic=key is None)
-    if name == "gunicorn" and not binds:
-        words += environ.get("GUNICORN_CMD_ARGS", "").split()
-        hosts, ports, binds = _told(words, options.split(), generic=False)
-    host = hosts[-1] if hosts else environ.get(host_variable, "") or _own_host(key, words, environ)
-    if not binds:
-        if host.startswith("unix:") or _is_told_elsewhere(words, environ, elsewhere.split()):
+    environ = dict(os.environ if environ is None else environ)
+    commands = shell_commands(command, environ)
+    words, (key, at) = next(((words, found) for words in commands for found in [find_server(words)] if found), ([], ("", 0)))
+    if not key:
+        programs = {key.partition(" ")[0] for key in SERVERS if " " in key}
+        if any(_program(word) in programs for words in commands for word in words):  # such as manage.py migrate
             return []
-        if not ports and _is_told_in_a_file(name, words, port_variable in environ):
+        words = commands[-1] if commands else []
+        at = next((at for at, word in enumerate(words) if word.endswith((".py", ".js", ".mjs", ".cjs", ".ts"))), -1)
+    server = SERVERS[key] if key else _SCRIPT if at >= 0 else _UNKNOWN
+    assigned = (word.partition("=") for word in (words[:at] if key else words))  # env PORT=3000 …; make run PORT=3000
+    environ.update((name, value) for name, equals, value in assigned if equals and name.isidentifier())
+    return _endpoints(server, words[at + 1 :], environ)
+
+
+def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str]) -> list[Endpoint]:
+    host_variable, _, port_variable = server.variables.partition(" ")
+    named = environ.get(port_variable, "")
+    with_port = host_variable if named and host_variable[:1].isdigit() else environ.get(host_variable, "")
+    hosts = [host for host in _values(words, server.hosts) if host and not host.startswith("-")]  # vite has a bare --host
+    host = hosts[-1] if hosts else with_port or server.host
+    binds = [_split_address(bind) for value in _values(words, server.binds) for bind in value.split() or [""]]
+    binds += _bare_addresses(words) if "*" in server.binds.split() else []
+    if not any(bind and bind[1] is not None for bind in binds):
+        ports = [_number(value) or 0 for value in _values(words, server.ports)]
+        elsewhere = host.startswith("unix:") or None in binds or _given(server.elsewhere, words, environ)
+        if elsewhere or any(word in _SERVES_NOTHING for word in words):
             return []
-        variable = environ.get(port_variable, "")
-        binds = [("", ports[-1] if ports else _number(variable) if variable else port)]
+        if not ports and _may_stand_in_a_file(server, words, environ, named):
+            return []
+        host = binds[-1][0] if binds and binds[-1] else host
+        binds = [("", ports[-1] if ports else _number(named) if named else server.port)]
     found = (Endpoint(bind[0] or host, bind[1] or 0) for bind in binds if bind)
     return [endpoint for endpoint in found if 1 <= endpoint.port <= 65535]
 
 
-def _serving_part(script: str) -> list[str]:
-    """The words of that command of a shell's line which is a known server's, or of the last.
+def find_server(words: Sequence[str]) -> tuple[str, int] | None:
+    """Which of SERVERS a command line starts on this machine, and where its program stands there.
 
-    >>> _serving_part("cd api && exec uvicorn main:app; echo done")
-    ['exec', 'uvicorn', 'main:app']
+    >>> find_server(["timeout", "60", "uvicorn", "main:app"]), find_server(["pip", "install", "uvicorn"])
+    (('uvicorn', 2), None)
     """
-    commands = [command.split() for command in script.replace("&&", ";").replace("||", ";").split(";") if command.strip()]
-    serving = [words for words in commands if _keys_of(_program(words)[0])]
-    return (serving or commands or [[]])[-1]
-
-
-def _keys_of(program: str) -> list[str]:
-    """Those of SERVERS that a program has: several where it serves by several verbs."""
-    return [key for key in SERVERS if key.split()[0] == program]
-
-
-def _own_host(key: str | None, words: Sequence[str], environ: Mapping[str, str]) -> str:
-    if key == "gunicorn" and "PORT" in environ:
-        return "0.0.0.0"
-    if key and key.endswith("runserver") and ("-6" in words or "--ipv6" in words):
-        return "::1"
-    return (SERVERS[key] if key else _ANY_PROGRAM)[0]
-
-
-def _is_told_elsewhere(words: Sequence[str], environ: Mapping[str, str], elsewhere: Sequence[str]) -> bool:
-    """Whether one of these options or variables puts the socket where no port is."""
-    return any(_is_option(word, elsewhere) for word in words) or any(environ.get(variable) for variable in elsewhere)
-
-
-def _is_told_in_a_file(name: str, words: Sequence[str], in_a_variable: bool) -> bool:
-    """Whether a file may name the port: gunicorn's own, or one of variables."""
-    if name == "uvicorn":  # its variable comes from the file for the app, perhaps, and not for uvicorn itself
-        return in_a_variable and any(word.partition("=")[0] == "--env-file" for word in words)
-    files = {"gunicorn": [("gunicorn.conf.py", b"bind")], "flask": [(".env", b"FLASK_RUN_"), (".flaskenv", b"FLASK_RUN_")]}
-    for path, text in files.get(name, ()):
-        try:
-            if text in _contents(path):
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def _program(command: Sequence[str]) -> tuple[str, int]:
-    """The name of the program that a command line starts in the end, and where it stands there."""
-    for at, word in enumerate(command):
-        folder, name = os.path.split(word)
-        if name == "__main__.py":
-            name = os.path.basename(folder)
-        name = name[:-4] if name.lower().endswith(".exe") else name
-        launcher = name.rstrip("0123456789.tw") in _LAUNCHERS  # python3.13t, pythonw
-        if not (launcher or word.startswith("-") or "=" in word or (at and command[at - 1] in _LAUNCHERS_VALUED)):
-            return name, at
-    return "", len(command)
-
-
-def _is_value(words: Sequence[str], at: int) -> bool:
-    """Whether a word belongs to the option before it."""
-    return at > 0 and words[at - 1] in _VALUED
-
-
-def _bare(words: Sequence[str]) -> Iterator[str]:
-    """The words that are neither an option nor the value of one."""
     for at, word in enumerate(words):
-        if not (word.startswith("-") or _is_value(words, at)):
-            yield word
+        program, rest = _program(word), words[at + 1 :]
+        if program in _ON_ANOTHER_MACHINE:
+            return None
+        for key, server in SERVERS.items():
+            name, _, verb = key.partition(" ")
+            module = at == 0 or words[at - 1] == "-m" or server.port is None
+            if name == program and (
+                verb == next(_bare(rest), (0, ""))[1] if verb else at == 0 or any(map(_names_app, rest)) if server.serves else module
+            ):
+                return key, at
+    return None
 
 
-def _is_option(word: str, options: Sequence[str]) -> bool:
-    """Whether a word gives one of the options, also run together with its value (-cconf.py) or shortened (--conf)."""
-    name = word.partition("=")[0]
-    return (_full_option(name, options) if name.startswith("--") else name[:2]) in options
-
-
-def _full_option(name: str, options: Sequence[str]) -> str:
-    """The option that a word such as ``--bi`` means to argparse, which lets them be shortened."""
-    return next((option for option in options if len(name) > 3 and option.startswith(name)), name)
-
-
-def _told(words: list[str], options: list[str], generic: bool) -> tuple[list[str], list[int], list[Any]]:
-    """What the options say: hosts, ports (0 for what is none), and binds (None for what is no TCP address)."""
-    hosts: list[str] = []
-    ports: list[int] = []
-    binds: list[Any] = []
-    end = words.index("--") if "--" in words else len(words)
-    for at, word in enumerate(words):
-        if at == end and (ports or binds):  # the rest belongs to another program
+def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
+    """A command line as it is, or the commands of the script in it (``bash -lc '…'``), with its variables."""
+    for at, word in enumerate(command[1:-1], 1):
+        shells = [name for name in map(_program, command[:at]) if name.endswith("sh") and name not in _ON_ANOTHER_MACHINE]
+        if shells and word[:1] == "-" and word[-1:] == "c":
             break
-        option, equals, value = word.partition("=")
-        if option.startswith("--") and not generic:
-            option = _full_option(option, options)
-        if option not in options and word[:2] in options and word[1:2] != "-":  # -p9000
-            option, value = word[:2], word[2:]
-        elif not equals:
-            value = words[at + 1] if at + 1 < len(words) else ""
-        number = _number(value) or 0
-        if option not in options:
-            bare = _split_address(word) if "*" in options and not _is_value(words, at) else None
-            if bare and bare[1]:  # a small number behind an option may be its value
-                sure = bare[1] >= 1024 or ":" in word or at == 0 or not words[at - 1].startswith("-")
-                binds.append(bare if sure else None)
-        elif option in ("--host", "-h"):
-            hosts += [value] if value and not value.startswith("-") else []  # vite has a --host without a value
-        elif option in ("--port", "-p"):
-            if number >= 1024 or not generic or option == "--port":  # to an unknown program -p may mean anything
-                ports.append(number)
-        else:
-            for bind in map(_split_address, value.split() or [""]):  # waitress takes several in one
-                if bind and bind[1] is None:
-                    hosts.append(bind[0])
-                else:
-                    binds.append(bind)
-    return hosts, ports, binds
+    else:
+        return [list(command)]
+    import re
+    import shlex
+
+    script = re.sub(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}", lambda m: environ.get(m[1] or m[2]) or m[3] or "", command[at + 1])
+    lexer = shlex.shlex(script, posix=True, punctuation_chars=";&|()\n")
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
+    commands: list[list[str]] = [[]]
+    try:
+        for word in lexer:
+            commands += [[]] if word[0] in ";&|()\n" else []
+            commands[-1] += [word] if word[0] not in ";&|()\n" else []
+    except ValueError:  # a quote that does not end
+        return [script.split()]
+    return [words for words in commands if words]
+
+
+def _program(word: str) -> str:
+    folder, name = os.path.split(word)
+    name = os.path.basename(folder) if name == "__main__.py" else name
+    return name[:-4] if name.lower().endswith(".exe") else name
+
+
+def _names_app(word: str) -> bool:
+    """
+    >>> [_names_app(word) for word in ("shop.main:app", "app:make('x')", "shop.wsgi", "db:5432", "main.py", "-k")]
+    [True, True, True, False, False, False]
+    """
+    module, colon, name = word.partition(":")
+    plain = module.replace(".", "").replace("-", "_").isidentifier() and module[:1] != "-"
+    return plain and (name[:1].isidentifier() if colon else module.endswith(("wsgi", "asgi")))
+
+
+def _bare(words: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The words that are neither an option nor the value of one, and where they stand."""
+    for at, word in enumerate(words):
+        if not word.startswith("-") and (not at or words[at - 1] not in _VALUED):
+            yield at, word
+
+
+def _bare_addresses(words: Sequence[str]) -> Iterator[tuple[str, int | None] | None]:
+    for at, word in _bare(words):
+        bind = _split_address(word)
+        if bind and bind[1]:  # a small number behind an option may be its value
+            sure = bind[1] >= 1024 or ":" in word or not at or not words[at - 1].startswith("-")
+            yield bind if sure else None
+
+
+def _values(words: Sequence[str], options: str) -> Iterator[str]:
+    """What the words give to one of these options: ``-b :80``, ``-b:80``, ``--bind :80``, ``--bind=:80``, ``--bi :80``."""
+    for at, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        following = words[at + 1] if at + 1 < len(words) else ""
+        if name.startswith("--"):  # argparse lets options be shortened
+            if len(name) > 3 and any(option.startswith(name) for option in options.split()):
+                yield value if equals else following
+        elif word.startswith("-") and word[:2] in options.split():
+            yield word[2:] or following
+
+
+def _given(names: str, words: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether one of these options stands there, or one of these variables is set."""
+    return any(any(True for _ in _values(words, name)) or environ.get(name) for name in names.split())
+
+
+def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[str, str], named: str) -> bool:
+    for entry in server.files.split():
+        name, _, text = entry.partition("=")
+        if text and name.startswith("-"):  # the variable may come from that file, which the server reads for the app alone
+            if environ.get(text) and _given(name, words, environ):
+                return True
+        elif not named and _given(name, words, environ):
+            return True
+        elif not named and name[0] != "-" and os.path.isfile(name):
+            try:
+                if text.encode() in _contents(name):
+                    return True
+            except OSError:
+                return True
+    return False
 
 
 def _split_address(text: str) -> tuple[str, int | None] | None:
@@ -2765,115 +3250,146 @@ def _split_address(text: str) -> tuple[str, int | None] | None:
     return ("0.0.0.0" if colon and host in ("", "*") else host), port
 
 
-def guard() -> None:
+def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
     """Free the port that the server which is loading this module is about to bind; to be called at its top.
 
     Put ``import port_manager; port_manager.guard()`` above your app, then ``python -m uvicorn main:app``
-    takes its port over from the previous run. It acts only when a server's command line (see SERVERS)
-    loads the module, or when the module is run as a script that names a port (--port, or PORT). It does
-    nothing in tests, in a REPL, and in the child of a reloader or master, where the port belongs to an
-    ancestor. When the port cannot be had, the process ends with status 1.
+    takes its port over from the previous run. It acts only where a server's command line (see SERVERS) loads the
+    module, or where the module is run as a script whose command line has ``--port``, or that names a port here:
+    ``guard(port=8000)``; a server's own word goes before that. It does nothing in tests, in a REPL, and in
+    the child of a reloader or master, where the port belongs to an ancestor. When the port cannot be had, the
+    process ends with status 1.
 
     >>> guard()  # neither a server nor a script is being started here
     """
     module = sys._getframe(1).f_globals
     script = module.get("__name__") == "__main__" and "__file__" in module
-    name = _program(sys.argv[:1])[0]
-    if not script and not _keys_of(name):
+    key, at = find_server(sys.argv) or ("", -1)
+    if at != 0 and not script:  # what is no server's program itself has loaded us
         return
+    told = server_endpoints(sys.argv, None if at == 0 else {})
+    own = [Endpoint(host, port)] if port is not None and not any(word in _SERVES_NOTHING for word in sys.argv) else []
     try:
-        for endpoint in server_endpoints(sys.argv):
-            if not _is_in_the_family(name, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
+        for endpoint in told or own:
+            if not _is_a_child(key, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
                 raise SystemExit(1)
     except KeyboardInterrupt as interruption:
         _say(WARNING, str(interruption) or "Interrupted")
         raise SystemExit(130) from None
 
 
-def _is_command_of(name: str, command: Sequence[str]) -> bool:
+def _is_command_of(key: str, command: Sequence[str]) -> bool:
     """Whether a command line is this server's own, not that of a launcher which only waits for it.
 
-    >>> [_is_command_of("uvicorn", words.split()) for words in ("python3 -m uvicorn a:b", "uv run uvicorn a:b", "")]
-    [True, False, False]
+    >>> [_is_command_of("uvicorn", words.split()) for words in ("python3 -X dev -m uvicorn a:b", "uv run uvicorn a:b")]
+    [True, False]
     """
-    program, at = _program(command)
-    return program == name and all("python" in word for word in _bare(command[:at]))
+    program, at = find_server(command) or ("", 0)
+    between = [word for before, word in zip(command, command[1:at]) if word[:1] != "-" and before not in ("-X", "-W")]
+    return program == key != "" and not between and (at == 0 or "py" in _program(command[0]))
 
 
-def _is_in_the_family(name: str, host: str, port: int) -> bool:
+def _is_a_child(key: str, host: str, port: int) -> bool:
     """Whether this is the child of a reloader or master, which has bound the port or is the same server."""
+    system = _ThisSystem()
+    if _is_reloaded():
+        return True
+    if not system.native and _probe(port, host) is None:  # nothing to be had without starting a tool
+        return False
+    ancestors = system.ancestry().pids
+    parent = system.process(ancestors[1]) if len(ancestors) > 1 else None
+    if parent and not system.redirects and _is_command_of(key, system.describe(parent)[1].split()):
+        return True
+    try:  # a master may bind, and leave it to its workers to listen
+        return any(row.pid in ancestors for row in _search(system, port, host, True))
+    except PortError:
+        return False
+
+
+def _is_reloaded() -> bool:
+    """Whether this process was spawned by multiprocessing, as uvicorn's and watchfiles' children are, or by a reloader."""
     spawned = sys.modules.get("multiprocessing.process")
-    if spawned and spawned.parent_process() is not None:
-        return True
-    system = _system()
-    if system is WINDOWS and any(os.environ.get(name) == "true" for name in ("RUN_MAIN", "WERKZEUG_RUN_MAIN")):
-        return True
-    if system is not LINUX and _obstacle(port, host) is None:  # nothing to be had without starting a tool
-        return False
-    known: _Known = {}
-    ancestry = _ancestry(system, known) or []
-    parent = _process(system, ancestry[1], known) if len(ancestry) > 1 else None
+    marked = any(os.environ.get(name) == "true" for name in ("RUN_MAIN", "WERKZEUG_RUN_MAIN"))  # Django's; flask's
+    return marked or bool(spawned and spawned.parent_process() is not None)
+
+
+def _is_of_our_server(port: int, host: str) -> bool:
+    """Whether all who hold the port are ancestors of this process, or children of its parent."""
+    system = _ThisSystem()
+    ancestors = system.ancestry().pids
+    family = {*ancestors, *(system.children(ancestors[1]) if len(ancestors) > 1 else ())}
     try:
-        words = _words_of(parent.pid) if parent and system is LINUX else parent.command.split() if parent else []
-        if system is not WINDOWS and _is_command_of(name, words):  # a venv's python.exe there only starts the real one
-            return True
-        found = _search(port, host, thorough=True)  # a master may bind, and leave it to its workers to listen
-    except OSError:
+        rows = _search(system, port, host, True)
+    except PortError:
         return False
-    rows = found[1] if found and found[0] is system else []
-    return any(row.pid in ancestry for row in system.owners(rows, known, False))
+    return bool(rows) and all(row.pid in family for row in rows)
 
 
 # ----------------------------------------------------------------------------------------------------
 # The command line
 # ----------------------------------------------------------------------------------------------------
 
-HELP = """\
-Who holds a port, and may it be stopped?
-
-  port_manager.py list                      every listening TCP port
-  port_manager.py check 8000                who holds it; what free would do
-  port_manager.py free 8000                 stop its holder, if that is safe
-  port_manager.py free 3000-3010 --dry-run  only say what would be stopped
-  port_manager.py wait 8000 --until listening --timeout 30
-  port_manager.py pick 8000                 print a free port at or after 8000
-
-  --host HOST       where to bind (0.0.0.0); localhost means both families
-  --json            list, check, free: data for programs on standard output
-  --dry-run         free: say what would be stopped or refused; stop nothing
-  --grace SECONDS   free: time for the holder to stop by itself (5)
-  --signal NAME     free: the first, polite signal (TERM)
-  --policy POLICY   free: kill, own (what runs in this folder), ask, refuse
-  --force           free: also outside development (the guards stay)
-  --until STATE     wait: free or listening
-  --timeout SECONDS wait: at most so long (else for ever)
-  --quiet, --verbose, --help, --version
-
-Status: 0 available, 1 not, 2 a wrong call, 130 interrupted. ENVIRONMENT says
-whether this is development; PORT_MANAGER_POLICY is a default for --policy.
-"""
-
-_OPTIONS = {
-    "list": "--json",
-    "check": "--host --json",
-    "free": "--host --json --dry-run --grace --signal --policy --force",
-    "wait": "--host --until --timeout",
-    "pick": "--host",
-}
-_DEFAULTS: dict[str, Any] = {
-    "host": "0.0.0.0", "json": False, "dry_run": False, "grace": GRACE, "signal": "TERM", "policy": None,
-    "force": False, "until": "free", "timeout": None, "quiet": False, "verbose": False,
-}  # fmt: skip
-_SIGNALS = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL")
-
-
-# What free would do about a port. look: None where nobody holds it, and where nobody could tell; plan: a sentence,
-# None for "nothing" or "refuse"; pids: of the processes that it would stop.
-_Foreseen = namedtuple("_Foreseen", "outcome look plan pids")
-
 
 class _WrongCall(Exception):
     """The call is wrong, and how."""
+
+
+class _Verb(NamedTuple):
+    others: str  # words that mean the same
+    ports: str
+    status: str
+    examples: tuple[tuple[str, str], ...]  # (a call, what it does); the first one stands in the general help
+
+
+class _Option(NamedTuple):
+    name: str
+    short: str
+    value: str  # what stands behind it; empty for a switch
+    verbs: str  # who has it; empty for all
+    meaning: str
+
+
+class _Request(NamedTuple):
+    verb: str
+    targets: dict[tuple[str, int], str]  # (host, port): the range that named it, or ""
+    given: dict[str, str]  # the options by name
+
+
+_VERBS = {
+    "list": _Verb("", "[PORT...]", "0 told, 1 it cannot be told", (
+        ("list", "who listens, and on which port"), ("list 8000-8010 --json", "only these ports, for programs"))),
+    "check": _Verb("", "PORT...", "0 every port is available, 1 one is not", (
+        ("check 8000", "who holds a port, and what free would do"), ("3000-3100", "the held ones of 101 ports"))),
+    "free": _Verb("stop kill", "PORT...", "0 every port is available (after -n: would be), 1 one is not", (
+        ("free 8000", "stop whoever holds it, if that is safe"), ("free 8000 9229 -n", "only say who would be stopped"))),
+    "wait": _Verb("", "PORT", "0 it is so, 1 the time is over", (
+        ("wait 8000", "until it is free"), ("wait 8000 --until listening", "until a server is up"))),
+    "pick": _Verb("", "[PORT]", "0 the port is printed, 1 none is free", (
+        ("pick 8000", "print a free port, 8000 or a later one"), ("pick 3000-3010", "print a free one of these"))),
+}  # fmt: skip
+_NAMES = {name: verb for verb, entry in _VERBS.items() for name in (verb, *entry.others.split())}
+_OPTIONS = (
+    _Option("--dry-run", "-n", "", "free", "stop nobody; say who would be stopped, or why not"),
+    _Option("--grace", "", "SECONDS", "free", "time for the holder to stop by itself (5)"),
+    _Option("--signal", "-s", "SIGNAL", "free", "the first, polite signal (TERM): a name, or 9"),
+    _Option("--policy", "", "POLICY", "free", "kill, own (only of this project), ask, refuse"),
+    _Option("--force", "", "", "free", "also outside development; the guards stay"),
+    _Option("--until", "", "STATE", "wait", "free (without this option) or listening"),
+    _Option("--timeout", "", "SECONDS", "wait", "at most so long (else for ever)"),
+    _Option("--host", "", "HOST", "check free wait pick", "where to bind (0.0.0.0); localhost: IPv4 and IPv6"),
+    _Option("--json", "", "", "list check free", "data for programs, on standard output"),
+    _Option("--port", "-p", "PORT", "", "the same as PORT"),
+    _Option("--quiet", "-q", "", "", "say only what goes wrong"),
+    _Option("--verbose", "-v", "", "", "say more"),
+    _Option("--help", "-h", "", "", "show this"),
+    _Option("--version", "-V", "", "", "show the version"),
+)
+_SIGNALS = {"1": "HUP", "2": "INT", "3": "QUIT", "9": "KILL", "15": "TERM"}
+_VALUES: dict[str, Sequence[str]] = {
+    "POLICY": POLICIES,
+    "STATE": ("free", "listening"),
+    "SIGNAL": ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2883,390 +3399,388 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    verbs = {"list": _list, "check": _check, "free": _free_all, "wait": _wait, "pick": _pick}
     try:
-        if not words or "--help" in words or "-h" in words:
-            _write(sys.stdout if words else sys.stderr, HELP, end="")
-            return 0 if words else 2
-        if words == ["--version"]:
-            _write(sys.stdout, f"port_manager {__version__}")
-            return 0
-        request = _plain_request(words) or _parsed(words)
-        if request.quiet or request.verbose:
-            import logging
-
-            logging.getLogger("port_manager").setLevel(logging.CRITICAL if request.quiet else DEBUG)
-        return verbs[request.verb](request)
+        return _called(words)
     except _WrongCall as wrong:
         _write(sys.stderr, f"port_manager: {wrong}")
-        return 2
+        status, reason = 2, str(wrong)
     except PortError as error:
         _complain(error.reason)
-        return 1
+        status, reason = 1, error.reason
     except KeyboardInterrupt as interruption:
-        _write(sys.stderr, str(interruption) or "Interrupted")
+        line_of_its_own = "\n" if _on_terminal(sys.stderr) else ""
+        _write(sys.stderr, line_of_its_own + (str(interruption) or "Interrupted"))
         return 130
+    return status if "--json" not in words else _print_json({"error": reason}, status)
 
 
-def _plain_request(words: list[str]) -> Any:
-    """A call without options, which needs no parser: loading argparse takes longer than looking at a port."""
-    from types import SimpleNamespace
+def _called(words: list[str]) -> int:
+    if not words:
+        _write(sys.stderr, _help(""))
+        return 2
+    request = _parsed(words)
+    if "--help" in request.given or "--version" in request.given:
+        return _print(_help(request.verb) if "--help" in request.given else f"port_manager {__version__}")
+    if "--quiet" in request.given or "--verbose" in request.given:
+        import logging
 
-    verb, ports = (words[0], words[1:]) if words[0] in _OPTIONS else ("check", words)
-    if not all(word.replace("-", "").isdigit() and word[0] != "-" for word in ports):
-        return None
-    return SimpleNamespace(verb=verb, ports=_ports(verb, ports), **_DEFAULTS)
-
-
-def _parsed(words: list[str]) -> Any:
-    import argparse
-
-    verb = next((word for word in words if word in _OPTIONS), None)
-    if verb is None and words[0][:1].isalpha():
-        raise _WrongCall(f"{_clean(words[0])!r} is neither a verb nor a port{_nearest(words[0], _OPTIONS)}")
-    if verb:
-        words = words[: words.index(verb)] + words[words.index(verb) + 1 :]
-    verb = verb or "check"
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise _WrongCall(message)
-
-    parser = Parser(add_help=False, allow_abbrev=False)
-    options = [*_OPTIONS[verb].split(), "--quiet", "--verbose"]
-    for option in options:
-        default = _DEFAULTS[option[2:].replace("-", "_")]
-        if default is False:
-            parser.add_argument(option, action="store_true")
-        else:
-            parser.add_argument(option, type=_TYPES.get(option, str))
-    parser.set_defaults(**_DEFAULTS)
-    request, rest = parser.parse_known_args(words)
-    unknown = next((word for word in rest if word.startswith("-") and not word[1:2].isdigit() and word != "-"), None)
-    if unknown:
-        wrong = unknown.partition("=")[0]
-        hint = f"; a port is named without it: {verb} 8000" if wrong == "--port" else _nearest(wrong, options)
-        raise _WrongCall(f"{verb} has no option {_clean(wrong)}{hint}")
-    request.verb, request.ports = verb, _ports(verb, rest)
-    return request
+        logging.getLogger("port_manager").setLevel(ERROR if "--quiet" in request.given else DEBUG)
+    return {"list": _list, "check": _check, "free": _free, "wait": _wait, "pick": _pick}[request.verb](request)
 
 
-def _nearest(word: str, words: Iterable[str], surely: bool = False) -> str:
+def _help(verb: str) -> str:
+    examples = _VERBS[verb].examples if verb else [each.examples[0] for each in _VERBS.values()]
+    width = max(len(call) for call, _ in examples)
+    calls = [f"  port_manager.py {call:<{width}}  {meaning}" for call, meaning in examples]
+    if not verb:
+        return "\n".join((
+            "Free a TCP port in development, and never stop the wrong process.", "", *calls, "",
+            "PORT: 8000, 3000-3010, 8000,8001, :8000, localhost:8000, http://localhost:8000/",
+            "Without a verb: check. Options and more: port_manager.py free --help", "",
+            "Exit status: 0 available, 1 not, 2 a wrong call, 130 interrupted.",
+            "It is development where ENVIRONMENT is unset, empty or one of",
+            f"{', '.join(DEVELOPMENT_NAMES[1:])}.",
+        ))  # fmt: skip
+    others, ports, status, _ = _VERBS[verb]
+    options = [
+        f"  {option.short + ',' if option.short else '   '} {option.name + ' ' + option.value:<19} {option.meaning}"
+        for option in _of(verb)
+    ]
+    title = f"port_manager.py {verb} {ports} [OPTION...]" + (f"  (or {others.replace(' ', ', ')})" if others else "")
+    environment = ["PORT_MANAGER_POLICY is a default for --policy."] if verb == "free" else []
+    end = [f"Exit status: {status},", "2 a wrong call, 130 interrupted.", *environment]
+    return "\n".join((title, "", *calls, "", *options, "", *end))
+
+
+def _of(verb: str) -> list[_Option]:
+    return [option for option in _OPTIONS if not option.verbs or verb in option.verbs.split()]
+
+
+def _parsed(words: list[str]) -> _Request:
+    if words[0] == "help":
+        words = [*words[1:], "--help"]
+    spoken = next((word for word in words if word in _NAMES), "")
+    if not spoken and words[0][:1].isalpha() and ":" not in words[0]:
+        raise _WrongCall(f"{_clean(words[0])!r} is neither a verb nor a port{_nearest(words[0], _VERBS)}")
+    verb = _NAMES.get(spoken, "check")
+    plain: list[str] = []
+    given: dict[str, str] = {}
+    queue = iter(words)
+    for word in queue:
+        if word[:1] == "-" and word[1:] and not word[1].isdigit():
+            name, glued, value = word.partition("=") if word[1] == "-" else (word[:2], word[2:], word[2:])
+            option = _option(verb, name)
+            if option.value and not glued:
+                value = next(queue, "--")
+            if value.startswith("--") if option.value else glued:
+                what = f"needs a value: {option.name} {option.value}" if option.value else "takes no value"
+                raise _WrongCall(f"{option.name} {what}")
+            given[option.name] = _checked_value(option, value)
+            word = value if option.name == "--port" else spoken
+        if word != spoken:
+            plain.append(word)
+    if "--help" in given or "--version" in given:
+        return _Request(verb if spoken else "", {}, given)
+    return _Request(verb, _targets(verb, plain, given.get("--host", "0.0.0.0")), given)
+
+
+def _option(verb: str, name: str) -> _Option:
+    for option in _of(verb):
+        if name in (option.name, option.short):
+            return option
+    owner = next((option.verbs for option in _OPTIONS if name in (option.name, option.short)), "")
+    names = [option.name for option in _of(verb)]
+    hint = f"; it is an option of {owner.replace(' ', ', ')}" if owner else _nearest(name, names)
+    raise _WrongCall(f"{verb} has no option {_clean(name)}{hint}")
+
+
+def _checked_value(option: _Option, text: str) -> str:
+    allowed = _VALUES.get(option.value)
+    if option.value == "SECONDS":
+        try:
+            good = 0 <= float(text) < 1e6
+        except ValueError:
+            good = False
+        if not good:
+            raise _WrongCall(f"{option.name}: {_clean(text)!r} is not a number of seconds")
+    elif option.value == "SIGNAL":
+        text = text.upper()[3:] if text.upper().startswith("SIG") else _SIGNALS.get(text, text.upper())
+    if allowed and text not in allowed:
+        raise _WrongCall(f"{option.name}: {_clean(text)!r} is none of {', '.join(allowed)}")
+    return text
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word, list(words), 1, 0.8 if surely else 0.7)
-    return f"; did you mean {near[0]}?" if near else "" if surely else f"; there are {', '.join(words)}"
+    near = difflib.get_close_matches(word, list(words), 1, 0.7)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(words)}"
 
 
-def _seconds(text: str) -> float:
-    import argparse
-
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"{_clean(text)!r} is not a number of seconds")
-    return seconds
-
-
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def chosen(text: str) -> str:
-        import argparse
-
-        if text not in allowed:
-            raise argparse.ArgumentTypeError(f"{_clean(text)!r} is none of {', '.join(allowed)}")
-        return text
-
-    return chosen
-
-
-def _signal_name(text: str) -> str:
-    name = text.upper()
-    return _one_of(*_SIGNALS)(name[3:] if name.startswith("SIG") else name)
-
-
-_TYPES: dict[str, Callable[[str], Any]] = {
-    "--grace": _seconds,
-    "--timeout": _seconds,
-    "--signal": _signal_name,
-    "--policy": _one_of(*POLICIES),
-    "--until": _one_of("free", "listening"),
-}
-
-
-def _ports(verb: str, words: list[str]) -> list[int]:
-    """
-    >>> _ports("free", ["80", "3000-3002", "80"])
-    [80, 3000, 3001, 3002]
-    """
-    ports: list[int] = []
+def _targets(verb: str, words: list[str], host: str) -> dict[tuple[str, int], str]:
+    targets: dict[tuple[str, int], str] = {}
     for word in words:
-        first, dash, last = word.partition("-")
-        low, high = _number(first), _number(last if dash else first)
-        if low is None or high is None or not 1 <= low <= high <= 65535:
-            raise _WrongCall(f"{_clean(word)!r} is not a port; a port is a number from 1 to 65535, a range is 3000-3010")
-        ports.extend(range(low, high + 1))
-    if verb == "list" and ports:
-        raise _WrongCall("list takes no port; check PORT tells about one")
-    if verb == "pick":
-        ports = ports or [8000]
-    one = verb in ("wait", "pick")
-    if (one and len(ports) > 1) or (verb != "list" and not ports):
-        raise _WrongCall(f"{verb} needs {'one port' if one else 'at least one port'}, such as 8000")
-    return list(dict.fromkeys(ports))
+        for part in word.strip(",").split(","):
+            where, low, high = _port_range(part)
+            for port in range(low, high + 1):
+                targets.setdefault((where or host, port), f"{low}-{high}" if high > low else "")
+    if verb == "pick" and not targets:
+        return {(host, 8000): ""}
+    too_many = len(targets) > 1 and (verb == "wait" or (verb == "pick" and ("," in words[0] or len(words) > 1)))
+    if too_many or not (targets or verb == "list"):
+        need = {"wait": "one port, such as 8000", "pick": "one port or range, such as 3000-3010"}
+        raise _WrongCall(f"{verb} needs {need.get(verb, 'at least one port, such as 8000')}")
+    return targets
 
 
-def _print(text: str) -> None:
-    """Data, on standard output: a reader such as head may have closed it, but a full disk is an error."""
-    try:
-        sys.stdout.write(_fitting(text, [sys.stdout]) + "\n")
-        sys.stdout.flush()
-    except (BrokenPipeError, AttributeError, ValueError):  # pythonw.exe has no standard output, and some close it
-        pass
-    except OSError as error:
-        raise PortError(f"standard output cannot be written: {error.strerror}") from None
+def _port_range(word: str) -> tuple[str, int, int]:
+    """(host, first, last) of what a person may type for a port: 8000, :8000, 3000-3010, http://localhost:8000/."""
+    place = word.rpartition("://")[2]
+    host, _, numbers = (place.partition("/")[0] if ":" in word else place).rpartition(":")
+    first, dash, last = numbers.partition("-")
+    low, high = (
+        int(text) if text.isdecimal() and text.isascii() and len(text) < 6 else 0
+        for text in (first, last if dash else first)
+    )
+    if not 1 <= low <= high <= 65535 or (":" in host and host[0] != "["):
+        hint = f"; a signal is named with -s {word[1:]}" if word[:1] == "-" and word[1:] in _SIGNALS else ""
+        raise _WrongCall(f"{_clean(word)!r} is not a port; a port is a number from 1 to 65535, a range is 3000-3010{hint}")
+    return host, low, high
 
 
-def _painted(text: str, colour: int) -> str:
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not _on_terminal(sys.stdout)
-    return text if plain or (sys.platform == "win32" and "WT_SESSION" not in os.environ) else f"\033[{colour}m{text}\033[0m"
+def _print(text: str, status: int = 0) -> int:
+    """Data, on standard output: a reader such as head may go away, but a full disk is an error."""
+    failure = _write(sys.stdout, text)
+    if failure:
+        raise PortError(f"standard output cannot be written: {failure}")
+    return status
 
 
-def _request_manner(request: Any) -> _Manner:
-    return _manner(request.grace, request.policy, f"SIG{request.signal}", request.force)
-
-
-def _foreseen(request: Any) -> list[_Foreseen]:
-    """What free would do about each port; --json prints it."""
-    manner = _request_manner(request)
-    foreseen = [_foresee(port, request.host, manner) for port in request.ports]
-    if request.json:
-        _json(foreseen)
-    return foreseen
-
-
-def _json(foreseen: Iterable[_Foreseen]) -> None:
+def _print_json(value: object, status: int = 0) -> int:
     import json
 
-    ports = [
-        {
-            "port": outcome.port,
-            "host": outcome.host,
-            "available": outcome.available,
-            "holders": [
-                {**holder._asdict(), "addresses": [str(address) for address in holder.addresses]}
-                for holder in outcome.holders
-            ],
-            "stopped": outcome.stopped,
-            "would_stop": pids,
-            "reason": outcome.reason,
-        }
-        for outcome, _, _, pids in foreseen
+    return _print(json.dumps(value, indent=2), status)
+
+
+def _entries(results: Iterable[PortResult]) -> dict[str, object]:
+    """The JSON of all verbs."""
+    system, ports = _ThisSystem(), []
+    for result in results:
+        holders = []
+        for holder in result.holders:
+            facts, manager = _facts(system, holder), result.managers.get(holder.pid or 0)
+            holders.append({
+                **holder._asdict(),
+                "addresses": [str(address) for address in holder.addresses],
+                "project": facts.project or None,
+                "branch": facts.branch or None,
+                "ancestry": [{"pid": pid, "name": name} for pid, name in facts.ancestry],
+                "manager": manager._asdict() if manager else None,
+                "state": facts.state or None,
+            })  # fmt: skip
+        entry = {**result._asdict(), "host": result.host or None, "holders": holders}
+        ports.append({name: entry[name] for name in entry if name not in ("plan", "managers")})
+    return {"ports": ports}
+
+
+def _options_of(request: _Request) -> _Options:
+    given = request.given
+    polite, force = f"SIG{given.get('--signal', 'TERM')}", "--force" in given
+    ports = [port for _, port in request.targets]
+    return _options(ports, float(given.get("--grace", GRACE)), given.get("--policy"), polite=polite, force=force, starting=False)
+
+
+def _shown(request: _Request) -> list[PortResult]:
+    """What free would do about each port; it is shown, too."""
+    options = _options_of(request)
+    results = [_preview(port, host, options) for host, port in request.targets]
+    if "--json" in request.given:
+        _print_json(_entries(results))
+    elif "--quiet" not in request.given:
+        before = ""
+        for block in _blocks(results, list(request.targets.values())):
+            _print(f"\n{block}" if before and "\n" in before + block else block)
+            before = block
+    return results
+
+
+def _blocks(results: list[PortResult], ranges: list[str]) -> Iterator[str]:
+    """A text for each port; of a range a summary, and the ports that are held."""
+    from itertools import groupby
+
+    for named, group in groupby(zip(ranges, results), lambda pair: pair[0]):
+        some = [result for _, result in group]
+        if named:
+            held = [result for result in some if _is_held(result)]
+            free = sum(result.available for result in some)
+            counts = ((len(held), "held"), (free, "available"), (len(some) - len(held) - free, "not to be had"))
+            yield f"{named}: " + ", ".join(f"{count} {what}" for count, what in counts if count)
+            some = held or [result for result in some if not result.available][:1]
+        yield from map(_screen, some)
+
+
+def _is_held(result: PortResult) -> bool:
+    return not result.available and bool(result.holders or PortManager(result.port, result.host).is_port_in_use(result.port))
+
+
+def _screen(result: PortResult) -> str:
+    """What check says about a port: the verdict, whom it is about, and what free would do."""
+    system, port, reason, room = _ThisSystem(), result.port, result.reason or "", min(_room(), 200)
+    verdict, facts = f"✅ Port {port} is available", [("beside it", text) for text in system.beside(port)] if result.available and result.host == "0.0.0.0" else []
+    if _is_held(result):
+        verdict = f"⚠️  Port {port} is already in use"
+        for root, children in _families(result.holders):
+            facts += _about(system, root, children, room)
+            manager = result.managers.get(root.pid or 0)
+            facts.append(("managed by", manager.name if manager and manager.name not in reason else ""))
+        whom, alone, why = reason.partition(" is left alone: ")
+        pid = whom.partition("process ")[2].partition(" ")[0]
+        would = result.plan or (f"leave {pid} alone: {why}" if alone else f"refuse: {reason}")
+        facts.append(("free would", would))
+    elif not result.available:
+        verdict = f"❌ {_sentence(reason)}"
+    lines = [f"  {label:<10}  {text}" for label, text in facts if text]
+    # A line that is too long is broken where a clause ends, so that a command to copy stays whole.
+    lines = [line if _columns(line) <= room else line.replace("; ", ";\n" + " " * 14) for line in lines]
+    return "\n".join((_painted(verdict, sys.stdout), *lines))
+
+
+def _about(system: _System, root: Holder, children: list[Holder], room: int) -> list[tuple[str, str]]:
+    """What is told of a holder and its children: (label, text); a text that is empty is not shown."""
+    facts = _facts(system, root)
+    by = (f"{_duration(time.time() - root.started)} ago " if root.started else "") + (f"by {root.user}" if root.user else "")
+    line = " → ".join([*(name for _, name in facts.ancestry), root.name])
+    states = {"suspended": "suspended (Ctrl+Z)", "deleted": "its program was deleted or replaced"}
+    return [
+        ("process", f"{root.pid} ({_short_command(root.command, max(20, room - 24))})" if root.pid else "one that you may not see"),
+        ("children" if len(children) > 1 else "child", _cut(", ".join(map(str, sorted(child.pid or 0 for child in children))), room - 14)),
+        ("folder", _short_folder(root.cwd, room - 14) + (f" ({facts.branch})" if facts.branch else "")),
+        ("started", _cut(by + (f": {line}" if facts.ancestry else ""), room - 14)),
+        ("state", states.get(facts.state, "")),
+        ("listens on", ", ".join(map(str, root.addresses))),
     ]
-    _print(json.dumps({"ports": ports}, indent=2))
 
 
-def _free_all(request: Any) -> int:
-    if request.dry_run:
-        return _foretell(request)
-    manner = _request_manner(request)
-    outcomes = [_ensure(port, request.host, manner) for port in request.ports]
-    if request.json:
-        _json(_Foreseen(outcome, None, None, []) for outcome in outcomes)
-    return 0 if all(outcome.available for outcome in outcomes) else 1
+class _Facts(NamedTuple):
+    """What is told of a holder beyond its own fields."""
+
+    project: str
+    ancestry: list[tuple[int, str]]  # from the shell or service that started it
+    state: str
+    branch: str
 
 
-def _foretell(request: Any) -> int:
-    """free --dry-run: status 0 when free would make every port available."""
-    foreseen = _foreseen(request)
-    for outcome, _, plan, _ in foreseen if not (request.json or request.quiet) else ():
-        _print(f"Port {outcome.port}: " + (plan or ("available" if outcome.available else f"would refuse: {outcome.reason}")))
-    return 0 if all(each.outcome.available or each.plan for each in foreseen) else 1
-
-
-def _foresee(port: int, host: str, manner: _Manner) -> _Foreseen:
-    """What free would do about a port, if anything is to be done."""
-    obstacle = _obstacle(port, host)
-    if obstacle is None:
-        return _Foreseen(_Outcome(port, host, True, [], [], None), None, None, [])
-    held, reason = obstacle
-    look = _look_at(port, host, thorough=True) if held else None
-    plan, pids, why = _plan(port, host, look, manner, reason) if held else (None, [], reason)
-    return _Foreseen(_Outcome(port, host, False, look.holders if look else [], [], why or reason), look, plan, pids)
-
-
-def _plan(
-    port: int, host: str, look: Any, manner: _Manner, reason: str
-) -> tuple[str | None, list[int], str | None]:
-    """(the deed, the processes that it stops, None), or (None, none, why free would refuse)."""
-    why = None if manner.force else _because_of_the_environment()
-    if why is None and look is None:
-        why = _why_untold(port)
-    elif why is None and not look.holders:
-        why = _why_nobody(port, host, reason)
-    case = _Case(look, manner.policy, port, host)
-    container = _container_behind(case) if why is None else None
-    if container:
-        return f"would stop the container {container[1]}: {container[0]} stop {container[1]}", [], None
-    why = why or _refusal(case)
-    if why:
-        return None, [], why
-    families = "; ".join(f"process {_title(*family)}" for family in _families(look.holders))
-    asking = "ask, then " if manner.policy == "ask" else ""
-    plan = f"would {asking}stop {families}: {manner.polite}, and SIGKILL after {manner.grace:g} s"
-    return plan, _pids(look.holders), None
-
-
-def _check(request: Any) -> int:
-    foreseen = _foreseen(request)
-    for outcome, look, plan, _ in foreseen if not (request.json or request.quiet) else ():
-        if outcome.available:
-            _print(_painted(f"✅ Port {outcome.port} is available", 32))
-            for sentence in _beside(outcome.port, request.host):
-                _print(f"  {'beside it':<11}{sentence}")
-        elif look is None:
-            _print(_painted(f"❌ {_sentence(outcome.reason)}", 31))
-        else:
-            _print(_painted(f"⚠️  Port {outcome.port} is already in use", 33))
-            for line in _story(outcome.port, look, plan or f"would refuse: {outcome.reason}"):
-                _print(line)
-    return 0 if all(each.outcome.available for each in foreseen) else 1
-
-
-def _beside(port: int, host: str) -> list[str]:
-    """Who listens on the port at another address, where a server that binds localhost or :: would meet it."""
-    rows = (_ask(_system(), port) or []) if host == _DEFAULTS["host"] and _system() is LINUX else []
-    holders = _holders(LINUX, _owners_by_proc(rows, {}, False), {}) if rows else []
-    return [f"{', '.join(map(str, holder.addresses))} is held by process {_title(holder)}" for holder in holders]
-
-
-def _story(port: int, look: _Look, plan: str) -> Iterator[str]:
-    """What check tells about the holders of one port, a line each."""
-    for root, children in _families(look.holders):
-        told = {
-            "process": _title(root, children),
-            "user": root.user,
-            "started": _started(look, root),
-            "folder": root.cwd,
-            "listens on": ", ".join(map(str, root.addresses)),
-        }
-        yield from (f"  {label:<11}{text}" for label, text in told.items() if text)
-    clients = _clients(port) if look.system is LINUX else []
-    if clients:
-        yield f"  {'clients':<11}{len(clients)}: {', '.join(clients[:5])}{', …' if len(clients) > 5 else ''}"
-    yield f"  {'free':<11}{plan}"
-
-
-def _started(look: _Look, holder: Holder) -> str:
-    """When, and by whom: the parents up to the shell or service."""
-    if not holder.started:
-        return ""
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.started))
-    line: list[str] = []
-    for pid in _above(look.system, holder.pid, look.known)[:12]:
-        process = _process(look.system, pid, look.known)
-        if process:
-            line.append(f"{process.name} {pid}")
-        if process and process.name.lstrip("-") in _INTERACTIVE and process.tty:
+def _facts(system: _System, holder: Holder) -> _Facts:
+    line: list[tuple[int, str]] = []
+    for pid in system.parents(holder.pid)[:12]:
+        process = system.process(pid)
+        if process is None or pid == 1:
             break
-    by = f", by {' ← '.join(line)}" if line else ""
-    return f"{_span(time.time() - holder.started)} ago ({when}){by}"
+        line.insert(0, (pid, process.name))
+        if process.name.lstrip("-") in _SHELLS and process.tty:
+            break
+    folder = _folder_of(system, holder.pid or 0)
+    project = _project(folder)
+    return _Facts(
+        _clean(project) if project and _has(project, _MARKS) else "", line, system.state(holder.pid or 0), str(_in_time(lambda: _branch(folder), ""))
+    )
 
 
-def _clients(port: int) -> list[str]:
-    """Who is connected to a port, by name where it is a process of this machine."""
-    rows = _ask_sock_diag(None, 1 << 1) or []  # ESTABLISHED
-    peers = [row.peer for row in rows if row.port == port]
-    other_ends = _owners_by_proc([row for row in rows if row.peer and row.peer.port == port], {}, True)
-    pids = {Endpoint(row.address, row.port): row.pid for row in other_ends}
-    told = []
-    for peer in peers:
-        pid = pids.get(peer)
-        process = _read_proc(pid).get(pid) if pid else None
-        told.append(f"{peer} ({process.name} {pid})" if process else str(peer))
-    return told
+def _room() -> int:
+    """The columns of the terminal; a pipe has no width, unless COLUMNS gives it one."""
+    try:
+        columns = os.environ.get("COLUMNS", "")
+        return int(columns) if columns.isdecimal() else os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except (AttributeError, OSError, ValueError):
+        return 10_000
 
 
-def _list(request: Any) -> int:
-    holders = find_listeners()
-    ports = sorted({address.port for holder in holders for address in holder.addresses})
-    held = [(port, [h for h in holders if any(a.port == port for a in h.addresses)]) for port in ports]
-    if request.json:
-        _json(_Foreseen(_Outcome(port, None, False, on_it, [], None), None, None, []) for port, on_it in held)
+def _check(request: _Request) -> int:
+    return 0 if all(result.available for result in _shown(request)) else 1
+
+
+def _free(request: _Request) -> int:
+    if "--dry-run" in request.given:
+        refused = [result for result in _shown(request) if not (result.available or result.plan)]
+        for result in refused if "--quiet" in request.given else ():
+            _complain(f"port {result.port}: {result.reason}")
+        return 1 if refused else 0
+    options = _options_of(request)
+    results = [_ensure(port, host, options) for host, port in request.targets]
+    if "--json" in request.given:
+        _print_json(_entries(results))
+    return 0 if all(result.available for result in results) else 1
+
+
+def _list(request: _Request) -> int:
+    wanted = {port for _, port in request.targets}
+    held: dict[int, list[Holder]] = {}
+    for holder in find_listeners():
+        for port in {address.port for address in holder.addresses}:
+            if not wanted or port in wanted:
+                held.setdefault(port, []).append(holder)
+    if "--json" in request.given:
+        on = sorted(held.items())
+        return _print_json(_entries(PortResult(p, "", False, h, [], [], None, None, {}) for p, h in on))
+    system = _ThisSystem()
+    rows = [row for port in sorted(held) for row in _rows(system, port, held[port])]
+    if "--quiet" in request.given:
         return 0
-    rows = []
-    for port, on_it in held:
-        for root, children in _families(on_it):
-            addresses = ", ".join(a.host for a in root.addresses if a.port == port)
-            pid = f"{root.pid or '-'}{f' +{len(children)}' if children else ''}"
-            up = _span(time.time() - root.started) if root.started else "-"
-            rows.append((str(port), addresses, pid, root.user or "-", up, _project(root.cwd), root.command or "-"))
-    if not request.quiet:
-        for line in _table([("PORT", "ADDRESS", "PID", "USER", "UP", "FOLDER", "COMMAND"), *rows]):
-            _print(line)
+    for line in _table([("PORT", "ADDRESS", "PID", "UP", "USER", "FOLDER", "COMMAND"), *rows], _room()) if rows else ():
+        _print(line)
+    notes = {f"Nobody listens on {'these ports' if wanted else 'any TCP port'}": not rows,
+             "+N: and N child processes, which hold the port, too": any("+" in row[2] for row in rows),
+             "-: a process that you may not see; an administrator may": any(row[2] == "-" for row in rows)}  # fmt: skip
+    for note in (note for note, applies in notes.items() if applies):
+        _write(sys.stderr, note)
     return 0
 
 
-def _project(folder: str) -> str:
-    """The project that a folder lies in: the nearest one above it with a mark of a repository."""
-    marks = (".git", "pyproject.toml", "setup.cfg", "package.json", "manage.py", "go.mod", "Cargo.toml")
-    home, at = os.path.expanduser("~"), folder
-    while len(at) > 1 and at != home:
-        if any(os.path.exists(os.path.join(at, mark)) for mark in marks):
-            folder = at
-            break
-        at = os.path.dirname(at)
-    return "~" + folder[len(home) :] if len(home) > 1 and (folder + "/").startswith(home + "/") else folder or "-"
+def _rows(system: _System, port: int, holders: list[Holder]) -> Iterator[tuple[str, ...]]:
+    for root, children in _families(holders):
+        addresses = ", ".join(address.host for address in root.addresses if address.port == port)
+        pid = f"{root.pid or '-'}{f' +{len(children)}' if children else ''}"
+        up = _duration(time.time() - root.started) if root.started else "-"
+        folder = _short_folder(_facts(system, root).project or root.cwd) if root.cwd else "-"
+        yield str(port), addresses, pid, up, root.user or "-", folder, _short_command(root.command, 10_000) or f"(user {root.user})"
 
 
-def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Aligned columns; the last two give way until a row fits the terminal (a pipe has no width)."""
-    import shutil
-
-    room = shutil.get_terminal_size().columns if _on_terminal(sys.stdout) or "COLUMNS" in os.environ else 10_000
-    widths = [max(_columns(cell) for cell in column) for column in zip(*rows)]
-    for flexible, least in ((-1, 20), (-2, 12), (-1, 7)):
-        excess = sum(widths) + 2 * (len(widths) - 1) - room
-        widths[flexible] -= max(0, min(excess, widths[flexible] - least))
+def _table(rows: Sequence[Sequence[str]], room: int) -> Iterator[str]:
+    """Aligned columns. Where the room is short the user gives way first, then the folder, then the command."""
+    widths = [max(map(_columns, column)) for column in zip(*rows)]
+    if sum(widths) + 2 * (len(widths) - 1) > room:
+        rows, widths = [(*row[:-3], *row[-2:]) for row in rows], [*widths[:-3], *widths[-2:]]
+    for flexible, least in ((-2, 10), (-1, 24), (-2, 6), (-1, 7)):
+        widths[flexible] -= max(0, min(sum(widths) + 2 * (len(widths) - 1) - room, widths[flexible] - least))
     for row in rows:
-        yield _fit("  ".join(_fit(cell, width) for cell, width in zip(row, widths)).rstrip(), room).rstrip()
+        cells = [*row[:-2], _short_folder(row[-2], widths[-2]), _cut(row[-1], widths[-1])]
+        yield _cut("  ".join(cell + " " * (width - _columns(cell)) for cell, width in zip(cells, widths)).rstrip(), room)
 
 
-def _columns(text: str) -> int:
-    """How many columns of a terminal a text takes: a wide character takes two.
-
-    >>> _columns("api"), _columns("项目")
-    (3, 4)
-    """
-    if text.isascii():
-        return len(text)
-    import unicodedata
-
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def _fit(text: str, width: int) -> str:
-    if _columns(text) > width:
-        while _columns(text) > width - 1:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (width - _columns(text))
-
-
-def _wait(request: Any) -> int:
-    port, host = request.ports[0], request.host
-    if request.until == "free":
-        wait_until_free(port, host, request.timeout)
+def _wait(request: _Request) -> int:
+    (host, port), timeout = next(iter(request.targets)), request.given.get("--timeout")
+    until, seconds = request.given.get("--until", "free"), None if timeout is None else float(timeout)
+    if until == "free":
+        wait_until_free(port, host, seconds)
     else:
-        wait_until_listening(port, None if host == _DEFAULTS["host"] else host, request.timeout)
-    _say(INFO, f"✅ Port {port} is {request.until}")
+        wait_until_listening(port, None if host == "0.0.0.0" else host, seconds)
+    _say(INFO, f"✅ Port {port} is {until}")
     return 0
 
 
-def _pick(request: Any) -> int:
-    _print(str(find_free_port(request.ports[0], request.host)))
-    return 0
+def _pick(request: _Request) -> int:
+    (host, first), *others = request.targets
+    port, last = first, others[-1][1] if others else 65535
+    few: list[int] = []
+    while port <= last and len(few) < 4 and first not in few:
+        port = find_free_port(port, host)
+        # A browser that asks for localhost tries ::1, too: there, another server would answer.
+        if port <= last and not (host == "0.0.0.0" and PortManager(port, "localhost").is_port_in_use(port)):
+            few.append(port)
+        port += 1
+    if not few:
+        raise PortError(f"no port from {first} to {last} is free", first, host)
+    return _print(str(few[os.urandom(1)[0] % len(few)]))  # so that starts at the same moment may get different ones
 
 
 if __name__ == "__main__":

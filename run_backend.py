@@ -20,6 +20,7 @@ from port_manager import (
     __version__,
     _beside,
     _nearest,
+    _print,
     _resolved,
     _write,
     bind_port,
@@ -524,9 +525,9 @@ def _imported(app: str) -> Any:
     return found() if app.endswith("()") else found
 
 
-def _say(text: str, stream: Any = None) -> None:
-    """Print a line; plainly on a console that cannot show its symbol."""
-    _write(stream or sys.stdout, text)
+def _say(text: str) -> None:
+    """Print a line; where that fails, the server still starts."""
+    _write(sys.stdout, text)
 
 
 def _run(words: Sequence[str]) -> int:
@@ -595,7 +596,7 @@ def _start(
 def _warn_of_those_beside(endpoint: Endpoint) -> None:
     """A command of which nothing is known may bind localhost or ::, where others can be in its way."""
     for sentence in _beside(*reversed(endpoint)):
-        _say(f"⚠️  {sentence}; a server that binds localhost or :: would fail", sys.stderr)
+        _write(sys.stderr, f"⚠️  {sentence}; a server that binds localhost or :: would fail")
 
 
 def _start_here(handle: Callable[[socket.socket], Any], wanted: Endpoint, policy: str | None = None) -> int:
@@ -615,26 +616,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     before = words[: words.index("--")] if "--" in words else words
-    if "--help" in before or "-h" in before:
-        _say(USAGE.rstrip())
-        return 0
-    if before == ["--version"]:
-        _say(f"run_backend {__version__}")
-        return 0
     try:
+        if "--help" in before or "-h" in before:
+            _print(USAGE.rstrip())
+            return 0
+        if before == ["--version"]:
+            _print(f"run_backend {__version__}")
+            return 0
         return _run(words)
     except _WrongCall as wrong:
-        _say(f"run_backend: {wrong}", sys.stderr)
+        _write(sys.stderr, f"run_backend: {wrong}")
         return 2
     except _CannotStart as error:
         reason, status = error.args
-        _say(f"❌ {reason}", sys.stderr)
+        _write(sys.stderr, f"❌ {reason}")
         return int(status)
     except PortError as error:
-        _say(f"❌ {error.reason}", sys.stderr)
+        _write(sys.stderr, f"❌ {error.reason}")
         return 1
     except KeyboardInterrupt as interruption:
-        _say(str(interruption) or "Interrupted", sys.stderr)
+        _write(sys.stderr, str(interruption) or "Interrupted")
         return 130
 
 

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 
+from .environ import made
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
 
@@ -49,12 +51,8 @@ def environment() -> str:
 
 def main() -> int:
     os.chdir(ROOT)
-    if missing():
-        python = environment()
-        return subprocess.run([python, "-m", "tests", *sys.argv[1:]], check=False).returncode
-    import pytest
-
-    return int(pytest.main(sys.argv[1:]))
+    python = environment() if missing() else sys.executable
+    return subprocess.run([python, "-m", "pytest", *sys.argv[1:]], env=made(), check=False).returncode
 
 
 if __name__ == "__main__":

@@ -17,6 +17,12 @@ from typing import Any, Callable, Iterator
 
 import pytest
 
+from .environ import made
+
+environment = made()
+os.environ.clear()
+os.environ.update(environment)
+
 ROOT = Path(__file__).resolve().parent.parent
 HOLDER = str(ROOT / "tests" / "holder.py")
 PORT_MANAGER = str(ROOT / "port_manager.py")
@@ -27,7 +33,10 @@ NOBODY = 65534
 TELLS_BOUND = LINUX and tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 8)
 bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 nothing tells of such a socket")
 
+PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded machine little is quick
+
 sys.path.insert(0, str(ROOT))
+from . import seam
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,7 +51,7 @@ def birth(pid: int) -> str | None:
     return None if fields[0] in "ZX" else fields[19]
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> bool:
+def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -77,11 +86,9 @@ class Held:
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "HOST", "PORT", "APP", "COLUMNS", "GUNICORN_CMD_ARGS"):
-        monkeypatch.delenv(name, raising=False)
-    for name in [name for name in os.environ if name.startswith(("UVICORN_", "GRANIAN_", "FLASK_"))]:
-        monkeypatch.delenv(name)
+def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a loaded machine a tool may take long to answer, and a process to end."""
+    seam.limits(monkeypatch, tool_timeout=PATIENCE, forced_wait=PATIENCE)
 
 
 @pytest.fixture
@@ -179,10 +186,12 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     return lambda: "\n".join(record.getMessage() for record in caplog.records if record.name == "port_manager")
 
 
-def command_line(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``python port_manager.py …`` to its end, in Python's idea of the environment (readline has its own)."""
-    options = {"env": dict(os.environ), "capture_output": True, "text": True, "timeout": 60, **options}
-    return subprocess.run([sys.executable, PORT_MANAGER, *words], check=False, **options)
+def command_line(*words: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``python port_manager.py …`` to its end; names in capitals are variables of its environment."""
+    # os.environ is named since readline sets LINES and COLUMNS in the C library's environment alone.
+    environ = {**(os.environ if env is None else env), **{key: options.pop(key) for key in [*options] if key.isupper()}}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": PATIENCE, **options}
+    return subprocess.run([sys.executable, PORT_MANAGER, *words], check=False, env=environ, **options)
 
 
 def shown_until_closed(terminal: int) -> str:
@@ -235,7 +244,7 @@ def in_a_box(setup: str, question: str) -> str:
     script = f'ip link set lo up; {setup}; exec "{sys.executable}" -c "$QUESTION"'
     done = subprocess.run(
         ["unshare", "--mount", "--net", "sh", "-ec", script],
-        env={**os.environ, "QUESTION": f"import port_manager as p, os, socket; {question}"},
+        env={**os.environ, "QUESTION": f"import port_manager as p, os, pytest, socket; from tests import seam; {question}"},
         capture_output=True,
         text=True,
         check=False,

@@ -13,7 +13,8 @@ import pytest
 import port_manager
 from port_manager import PortManager, ensure_port_available
 
-from .conftest import LINUX, as_nobody, can_bind, command_line, eventually
+from . import seam
+from .conftest import LINUX, PATIENCE, as_nobody, can_bind, command_line, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -77,7 +78,7 @@ def test_udp_on_the_same_number_lives(port, hold):
 def test_only_what_conflicts_goes(port, hold, asked, dies, lives, way, monkeypatch, said):
     """The bind address was ignored: a listener on another interface was taken for ours and killed."""
     if way == "proc_net":
-        monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(port_manager._ask_proc_net,)))
+        seam.only(monkeypatch, "proc_net")
     bystander = hold((lives[0], port), v6only=lives[1]) if lives else None
     holder = hold((dies[0], port), v6only=dies[1])
     if way == "proc_net" and dies == ("::", False):  # which does not tell that it takes IPv4, too
@@ -117,7 +118,7 @@ def test_a_supervisor_that_started_us_lives(port, start):
         " capture_output=True, text=True)); print('alive')"
     )
     done = start(sys.executable, "-c", program, str(port), port_manager.__file__)
-    said, _ = done.communicate(timeout=30)
+    said, _ = done.communicate(timeout=PATIENCE)
     assert "ancestor of this process" in said and "status 1" in said and said.endswith("alive\n")
 
 
@@ -128,21 +129,20 @@ def test_no_signal_for_pid_1_and_below(pid, monkeypatch, said):
     assert PortManager().kill_process(pid) is False
     assert f"❌ Process {pid} is left alone: PID {pid} stands for the system or for whole groups" in said()
     with pytest.raises(ValueError, match="never signalled"):
-        port_manager._Pin(pid, 0, None)
+        seam.send(pid, signal.SIGTERM)
 
 
 def test_the_file_signals_in_one_place():
-    """A pin is checked when it is made, and only a pin reaches the two calls that signal."""
+    """A PID is checked before it gets there, and no other place calls what signals."""
     with open(port_manager.__file__, encoding="utf-8") as file:
         source = file.read()
-    inside = source[source.index("def _signal(pin: _Pin") : source.index("def _request(")]
-    for call in ("os.kill(", "pidfd_send_signal(", "killpg"):
-        assert source.count(call) == inside.count(call) == (call != "killpg")
+    calls = ("os.kill(", "pidfd_send_signal(", "killpg")
+    assert [source.count(call) for call in calls] == [1, 1, 0]
 
 
 def test_kernel_threads_live(said, monkeypatch):
-    monkeypatch.setattr(port_manager, "_signal", lambda *_: pytest.fail("a signal was sent"))
-    kthreadd = port_manager._read_proc(2).get(2)
+    seam.on_signal(monkeypatch, lambda *_: pytest.fail("a signal was sent"))
+    kthreadd = seam.read(2)
     if not kthreadd or not kthreadd.kernel:
         pytest.skip("no thread of the kernel is to be seen here")
     assert PortManager().kill_process(2) is False
@@ -153,13 +153,12 @@ def test_the_pid_was_reused_between_look_and_signal(ports, hold, monkeypatch):
     """The process that was looked at ends, and its PID now is a bystander's."""
     port = ports()
     holder, bystander = hold(("127.0.0.1", port), exit_after=0.3), hold(("127.0.0.1", ports()))
-    owners = port_manager._owners_by_proc
 
-    def reused(rows, first, thorough):
-        return [row._replace(pid=bystander.pid) if row.pid == holder.pid else row for row in owners(rows, first, thorough)]
+    def reused(rows):
+        return [row._replace(pid=bystander.pid) if row.pid == holder.pid else row for row in rows]
 
-    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(owners=reused))
-    monkeypatch.setattr(port_manager, "_signal", lambda *_: pytest.fail("a signal was sent"))
+    seam.owners_answer(monkeypatch, reused)
+    seam.on_signal(monkeypatch, lambda *_: pytest.fail("a signal was sent"))
     ensure_port_available(port)
     assert bystander.alive() == [bystander.pid]
 
@@ -167,10 +166,9 @@ def test_the_pid_was_reused_between_look_and_signal(ports, hold, monkeypatch):
 def test_the_pid_is_reused_where_there_is_no_pidfd(hold, port, monkeypatch):
     """Without a handle, the start times are compared just before the signal."""
     bystander = hold(("127.0.0.1", port))
-    pin = port_manager._Pin(bystander.pid, 12345, None)
-    port_manager._signal(pin, signal.SIGKILL)
+    seam.send(bystander.pid, signal.SIGKILL, start=12345)
     assert not eventually(lambda: bystander.alive() == [], 0.1)
-    port_manager._signal(pin._replace(birth=port_manager._read_proc(bystander.pid)[bystander.pid].birth), signal.SIGKILL)
+    seam.send(bystander.pid, signal.SIGKILL)
     assert eventually(lambda: bystander.alive() == [])
 
 
@@ -222,9 +220,7 @@ def test_one_who_must_stay_saves_the_others(port, hold, monkeypatch, said):
     """Nobody is half-stopped: when one holder is refused, the port stays held, and so all of them stay."""
     held = hold(("127.0.0.1", port), children=2)
     last = held.children[-1]
-    monkeypatch.setattr(
-        port_manager, "GUARDS", (lambda holder, case: "it is precious" if holder.pid == last else None,)
-    )
+    seam.precious(monkeypatch, last)
     assert ensure_port_available(port) is False
     assert held.alive() == [held.pid, *held.children]
     assert f"❌ Process {last} (" in said() and "is left alone: it is precious" in said()

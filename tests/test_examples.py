@@ -21,7 +21,8 @@ import pytest
 import port_manager
 import run_backend
 
-from .conftest import LINUX, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
+from . import seam
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the examples show Linux")
 
@@ -118,7 +119,7 @@ class Project:
             return self._start("sh", "-c", command, cwd=self.folder, env=self.environ, stdout=log)
 
     def answer(self) -> str:
-        with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=5) as page:
+        with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=PATIENCE) as page:
             return page.read().decode()
         return ""
 
@@ -126,7 +127,7 @@ class Project:
         served: list[str] = []
         for _ in range(2):
             self.start(command)
-            assert eventually(lambda: self.answer() not in ("", *served), 20), self.log.read_text()
+            assert eventually(lambda: self.answer() not in ("", *served)), self.log.read_text()
             served.append(self.answer())
 
 
@@ -150,7 +151,7 @@ def matched(expected: list[str], output: str, between: str = r"\n") -> bool:
 def test_what_a_terminal_shows(project, text):
     project.write(STAND_IN)
     project.start("python3 run_backend.py")
-    assert eventually(project.answer, 20), project.log.read_text()
+    assert eventually(project.answer), project.log.read_text()
     for step in text.split("$ ")[1:]:
         command, *lines = step.splitlines()
         if "-m tests" in command:  # it is what runs this test
@@ -160,11 +161,11 @@ def test_what_a_terminal_shows(project, text):
         process = project.start(command)
         expected = [shown(line, project.port) for line in lines]
         others = r"\n(?:.*\n)*" if "list" in command else r"\n"  # ports of other programs may stand between
-        assert eventually(lambda: matched(expected, project.log.read_text(), others), 20), project.log.read_text()  # noqa: B023
+        assert eventually(lambda: matched(expected, project.log.read_text(), others)), project.log.read_text()  # noqa: B023
         if "run_backend" in command and "production" not in command:
-            assert eventually(lambda: project.answer() not in ("", former), 20), project.log.read_text()  # noqa: B023
+            assert eventually(lambda: project.answer() not in ("", former)), project.log.read_text()  # noqa: B023
         else:
-            assert process.wait(20) == (1 if "production" in command or " check" in command else 0)
+            assert process.wait(PATIENCE) == (1 if "production" in command or " check" in command else 0)
             rest = project.log.read_text().splitlines()[len(lines) :]
             assert "list" in command or not lines or rest == []
 
@@ -226,7 +227,7 @@ def test_the_socket_that_is_kept(project, text):
     project.write({"src/main.py": ASGI, "serve.py": text})
     for _ in range(2):
         process = project.start("exec python serve.py")
-        assert eventually(project.answer, 20) and process.poll() is None, project.log.read_text()
+        assert eventually(project.answer) and process.poll() is None, project.log.read_text()
 
 
 def test_the_session_in_python(port):
@@ -240,24 +241,24 @@ def test_the_shape_of_the_json(project):
     (text,) = blocks("json", '"would_stop"')
     project.write(STAND_IN)
     project.start("python3 run_backend.py --port 8000")
-    assert eventually(project.answer, 20), project.log.read_text()
+    assert eventually(project.answer), project.log.read_text()
 
     def shape(value):
         if isinstance(value, dict):
             return {key: shape(inner) for key, inner in value.items()}
         return [shape(inner) for inner in value] if isinstance(value, list) else type(value)
 
-    project.start(f"python3 port_manager.py check {project.port} --json").wait(20)
+    project.start(f"python3 port_manager.py check {project.port} --json").wait(PATIENCE)
     assert shape(json.loads(project.log.read_text())) == shape(json.loads(text))
 
 
-@pytest.mark.parametrize("line", [line for line in port_manager.HELP.splitlines() if line.startswith("  port_manager.py")])
+@pytest.mark.parametrize("line", [line for line in seam.HELP.splitlines() if line.startswith("  port_manager.py")])
 def test_an_example_of_the_help(project, hold, line):
     words = re.split(" {2,}", line.strip())[0]
     hold(("127.0.0.1", project.port))
     words = words.replace("3000-3010", f"{project.port}-{project.port}").replace("--timeout 30", "--timeout 1")
     process = project.start(f"python3 {words}")
-    assert process.wait(20) == (1 if " check " in words else 0), project.log.read_text()
+    assert process.wait(PATIENCE) == (1 if " check " in words else 0), project.log.read_text()
     assert can_bind(project.port) == (" free 8000" in words)
 
 

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-import port_manager
 from port_manager import ensure_port_available
 
+from . import seam
 from .conftest import ROOT_USER, as_nobody, eventually
 
 TEST_NET = "192.0.2.1"  # set aside for documentation: no machine has it
@@ -50,33 +50,31 @@ def test_every_way_to_write_this_machine(port, host):
 def test_in_use(port, asked, hold, monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "production")
     hold(("127.0.0.1", port))
-    assert port_manager._obstacle(port, asked) == (True, f"port {port} is already in use")
+    assert seam.probe(port, asked) == f"port {port} is already in use"
     assert ensure_port_available(port, asked) is False
 
 
 def test_localhost_means_both_families(port, hold):
     hold(("::1", port))
-    assert port_manager._obstacle(port, "127.0.0.1") is None
-    assert port_manager._obstacle(port, "localhost") == (True, f"port {port} is already in use")
+    assert seam.probe(port, "127.0.0.1") is None
+    assert seam.probe(port, "localhost") == f"port {port} is already in use"
 
 
 @pytest.mark.parametrize("off", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT])
 def test_localhost_where_ipv6_is_off(port, off, hold, monkeypatch):
-    probe = port_manager._bind_error
-
     def without_ipv6(family, address):
-        return OSError(off, "off") if family == socket.AF_INET6 else probe(family, address)
+        return OSError(off, "off") if family == socket.AF_INET6 else seam.bind_error(family, address)
 
-    monkeypatch.setattr(port_manager, "_bind_error", without_ipv6)
-    assert port_manager._obstacle(port, "localhost") is None
-    assert port_manager._obstacle(port, "::1")[0] is False
+    seam.stand_in(monkeypatch, "bind", without_ipv6)
+    assert seam.probe(port, "localhost") is None
+    assert "::1" in seam.probe(port, "::1")
     hold(("127.0.0.1", port))
-    assert port_manager._obstacle(port, "localhost") == (True, f"port {port} is already in use")
+    assert seam.probe(port, "localhost") == f"port {port} is already in use"
 
 
 def test_localhost_where_no_family_is_on(port, monkeypatch):
-    monkeypatch.setattr(port_manager, "_bind_error", lambda *_: OSError(errno.EADDRNOTAVAIL, "off"))
-    assert port_manager._obstacle(port, "localhost") == (False, "::1 is not an address of this machine")
+    seam.stand_in(monkeypatch, "bind", lambda *_: OSError(errno.EADDRNOTAVAIL, "off"))
+    assert seam.probe(port, "localhost") == "::1 is not an address of this machine"
 
 
 def test_the_troubles_have_messages_of_their_own(port, said, monkeypatch):
@@ -84,11 +82,11 @@ def test_the_troubles_have_messages_of_their_own(port, said, monkeypatch):
     assert ensure_port_available(port, "no.such.host.invalid") is False
     assert ensure_port_available(port, "a" * 80) is False  # longer than a label of a name may be
     assert ensure_port_available(port, "nul\0byte") is False
-    monkeypatch.setattr(port_manager, "_bind_error", lambda *_: PermissionError(errno.EACCES, "Permission denied"))
+    seam.stand_in(monkeypatch, "bind", lambda *_: PermissionError(errno.EACCES, "Permission denied"))
     assert ensure_port_available(80) is False
-    monkeypatch.setattr(port_manager, "_bind_error", lambda *_: OSError(errno.EAFNOSUPPORT, "not supported"))
+    seam.stand_in(monkeypatch, "bind", lambda *_: OSError(errno.EAFNOSUPPORT, "not supported"))
     assert ensure_port_available(port, "::1") is False
-    monkeypatch.setattr(port_manager, "_bind_error", lambda *_: OSError(errno.ENOBUFS, "No buffer space"))
+    seam.stand_in(monkeypatch, "bind", lambda *_: OSError(errno.ENOBUFS, "No buffer space"))
     assert ensure_port_available(port) is False
     assert said().splitlines() == [
         f"❌ {TEST_NET} is not an address of this machine",
@@ -106,8 +104,8 @@ def test_no_permission_for_real():
     with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as limit:
         if int(limit.read()) < 82:
             pytest.skip("this system lets everybody bind low ports")
-    held, sentence = as_nobody(lambda: port_manager._obstacle(81, "127.0.0.1"))
-    assert (held, sentence[:29]) == (False, "no permission to bind port 81")
+    sentence = as_nobody(lambda: seam.probe(81, "127.0.0.1"))
+    assert sentence[:29] == "no permission to bind port 81"
 
 
 def test_time_wait_counts_as_free(port):
@@ -148,18 +146,18 @@ def test_the_probe_leaves_nothing_behind(port):
 def test_a_host_name_stands_for_all_its_addresses(port, hold, monkeypatch):
     addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (5, 6, 6)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
-    assert port_manager._obstacle(port, "my-laptop") is None
+    assert seam.probe(port, "my-laptop") is None
     hold(("127.0.0.6", port))
-    assert port_manager._obstacle(port, "my-laptop") == (True, f"port {port} is already in use")
+    assert seam.probe(port, "my-laptop") == f"port {port} is already in use"
 
 
 def test_macos_probes_what_the_wildcard_shadows(port, hold, monkeypatch):
     """There SO_REUSEADDR lets a wildcard be bound beside 127.0.0.1, and the other way round."""
     monkeypatch.setattr(sys, "platform", "darwin")
     asked = []
-    monkeypatch.setattr(port_manager, "_bind_error", lambda family, address: asked.append(address[0]))
+    seam.stand_in(monkeypatch, "bind", lambda family, address: asked.append(address[0]))
     for host in ("0.0.0.0", "127.0.0.1", "127.0.0.2", "localhost", "::"):
-        assert port_manager._obstacle(port, host) is None
+        assert seam.probe(port, host) is None
     assert asked == [
         *("0.0.0.0", "127.0.0.1"),
         *("127.0.0.1", "0.0.0.0"),
@@ -178,7 +176,7 @@ def test_windows_is_asked_for_the_port_exclusively(port, monkeypatch):
 
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)
     monkeypatch.setattr(socket, "socket", Recorder)
-    assert port_manager._bind_error(socket.AF_INET, ("127.0.0.1", port)) is None
+    assert seam.probe(port, "127.0.0.1") is None
     assert options == [(socket.SOL_SOCKET, -5, 1)]
 
 

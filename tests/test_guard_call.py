@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,8 @@ import pytest
 import port_manager
 from port_manager import server_endpoints
 
-from .conftest import LINUX, ROOT, can_bind, eventually
+from . import seam
+from .conftest import LINUX, PATIENCE, ROOT, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -323,31 +325,27 @@ def test_a_spawned_child_of_a_script_does_nothing(app, port, hold):
 
 
 def test_ctrl_c_while_it_waits(app, port, hold, start):
-    hold(("127.0.0.1", port), ignore_term=True)
+    hold(("127.0.0.1", port), drain=True)
     process = start(
         sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), cwd=app.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     for line in process.stdout:
         if line.startswith("Process using port"):
             break
-    assert eventually(lambda: not can_bind(port))
-    import signal
-    import time
-
-    time.sleep(0.3)
+    assert eventually(lambda: can_bind(port))  # it has been asked
     os.kill(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=10)
+    rest, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and rest.startswith("Interrupted; asked to stop") and rest.count("\n") == 1
 
 
 def test_where_nobody_can_tell_it_says_so(app, port, hold, monkeypatch):
     """guard() itself must not fail where the look does."""
     hold(("127.0.0.1", port))
-    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: None,)))
-    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", port) is False
+    seam.only(monkeypatch, lambda port: None)
+    assert seam.is_in_the_family("uvicorn", "127.0.0.1", port) is False
 
 
 def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(port_manager, "_run", lambda *_: pytest.fail("a tool was started"))
-    assert port_manager._is_in_the_family("uvicorn", "127.0.0.2", port) is False
+    seam.stand_in(monkeypatch, "run a tool", lambda *_: pytest.fail("a tool was started"))
+    assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False

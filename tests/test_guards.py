@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 import port_manager
-from port_manager import Endpoint, Holder, ensure_port_available
+from port_manager import ensure_port_available
 
+from . import seam
 from .conftest import (
     LINUX,
     NOBODY,
+    PATIENCE,
     PORT_MANAGER,
     ROOT_USER,
     as_nobody,
@@ -143,21 +145,17 @@ def test_what_shares_our_own_control_group_is_not_foreign(port, hold, cgroup, pa
         text=True,
     )
     cgroup(freed.pid, path)
-    _, told = freed.communicate("go\n", timeout=30)
+    _, told = freed.communicate("go\n", timeout=PATIENCE)
     assert freed.returncode == 0, told
     assert held.alive() == []
 
 
 def test_a_terminal_that_is_a_unit_does_not_make_a_service(monkeypatch):
     path = "/user.slice/user-1.slice/user@1.service/app.slice/console.service"
-    holder = Holder(77, 1, "alice", "python", "", "", None, ())
     system = path.replace("/user.slice/user-1.slice/user@1.service/app.slice", "/system.slice")
     places = ((34816, path, None), (0, path, "systemctl --user stop console"), (34816, system, "systemctl stop console"))
     for tty, place, sentence in places:
-        monkeypatch.setattr(port_manager, "_cgroups", lambda pid, place=place: {} if pid == "self" else {"": place})
-        process = port_manager._Process(77, 1, 77, tty, 1, 1.0, "", "python", "", False, False, False)
-        look = port_manager._Look(port_manager.LINUX, [], [holder], [], {77: process}, {})
-        why = port_manager._because_a_service(holder, port_manager._Case(look, "kill", 80, "0.0.0.0"))
+        why = seam.managed(monkeypatch, place, tty)
         assert why is sentence or sentence in why
 
 
@@ -172,29 +170,9 @@ def proxy(port, hold):
     return held
 
 
-def listing(port, name="web"):
-    return f"printf '{ID}\\t{name}\\t0.0.0.0:{port}->80/tcp, [::]:{port}->80/tcp\\n{ID[::-1]}\\tdb\\t5432/tcp\\n'"
-
-
-def test_the_container_that_publishes_the_port_is_stopped_not_its_proxy(port, proxy, tools, said):
-    """docker-proxy was killed: the container stayed up, and its published port was gone until a restart."""
-    calls = tools("docker", f'case $1 in ps) {listing(port)};; stop) kill {proxy.pid};; esac')
-    assert ensure_port_available(port) is True
-    assert calls.read_text().splitlines()[-1] == "docker stop web"
-    assert "✅ Stopped the container web; start it again with: docker start web" in said()
-    assert "Successfully killed" not in said()
-
-
-def test_podman_is_asked_where_docker_knows_nothing(port, proxy, tools, said):
-    tools("docker", 'exit 1')
-    calls = tools("podman", f'case $1 in ps) {listing(port, "api")};; stop) kill {proxy.pid};; esac')
-    assert ensure_port_available(port) is True
-    assert calls.read_text().splitlines()[-1] == "podman stop api"
-
-
 @pytest.mark.parametrize("script", ["exit 1", "echo garbage", "printf 'a\\tb\\n'", "exec sleep 9"], ids=str)
 def test_without_an_answer_the_proxy_stays_and_the_words_help(port, proxy, tools, said, script, monkeypatch):
-    monkeypatch.setattr(port_manager, "TOOL_TIMEOUT", 0.3)
+    seam.limits(monkeypatch, tool_timeout=0.3)
     tools("docker", script)
     tools("podman", "exit 127")
     refused(port, said, "it publishes the port of a container", f"docker ps --filter publish={port}", "and stop that")
@@ -207,58 +185,6 @@ def test_a_container_that_does_not_publish_the_port_is_not_stopped(port, proxy, 
     tools("podman", "exit 127")
     refused(port, said, "it publishes the port of a container")
     assert "stop other" not in calls.read_text() and proxy.alive() == [proxy.pid]
-
-
-@pytest.mark.parametrize("failing", ["exit 1", "echo no such engine >&2; exit 1", "exit 0"])
-def test_a_stop_that_fails_is_told(port, proxy, tools, said, failing, monkeypatch):
-    monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.1)
-    tools("docker", f"case $1 in ps) {listing(port)};; stop) {failing};; esac")
-    sentences = {
-        "exit 0": ("❌ The container web was stopped, and the port stays held all the same", "again with: docker start web"),
-        "exit 1": ("❌ The container web could not be stopped (no answer)", "type: docker stop web"),
-    }
-    refused(port, said, *sentences.get(failing, ("❌ The container web could not be stopped (no such engine)", "type: docker stop web")))
-    assert proxy.alive() == [proxy.pid]
-
-
-def test_a_process_inside_a_container_is_stopped_with_it(port, hold, cgroup, tools, said):
-    held = hold(("127.0.0.1", port))
-    cgroup(held.pid, f"docker/{ID}")
-    tools("docker", f"case $1 in ps) printf '{ID}\\tweb\\t\\n';; stop) kill {held.pid};; esac")
-    assert ensure_port_available(port) is True
-    assert "✅ Stopped the container web" in said()
-
-
-@pytest.mark.parametrize("policy", ["own", "ask", "refuse"])
-def test_the_policy_holds_for_containers_too(port, proxy, tools, said, policy):
-    calls = tools("docker", f"case $1 in ps) {listing(port)};; stop) kill {proxy.pid};; esac")
-    assert ensure_port_available(port, policy=policy) is False
-    assert "stop web" not in calls.read_text() and proxy.alive() == [proxy.pid]
-
-
-def test_production_stops_no_container(port, proxy, tools, monkeypatch):
-    monkeypatch.setenv("ENVIRONMENT", "production")
-    calls = tools("docker", listing(port))
-    assert ensure_port_available(port) is False
-    assert calls.read_text() == ""
-
-
-@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
-def test_a_proxy_of_root_that_a_user_cannot_see(port, hold, tools, tmp_path, monkeypatch):
-    """The listener was docker-proxy, invisible to a normal user; the first PID left in the list was a client."""
-    tmp_path.chmod(0o755)
-    proxy = hold(("0.0.0.0", port), name="docker-proxy")
-    client = hold(("127.0.0.1", 0), connect=("127.0.0.1", port))
-    tools("docker", f"case $1 in ps) {listing(port)};; stop) kill {proxy.pid};; esac")
-    holder = Holder(None, None, "root", "", "", "", None, (Endpoint("0.0.0.0", port),))
-    look = port_manager._Look(port_manager.LINUX, [], [holder], [], {}, {})
-    case = port_manager._Case(look, "kill", port, "0.0.0.0")
-    for superuser, inside, found in ((False, False, ("docker", "web")), (True, False, None), (False, True, None)):
-        monkeypatch.setattr(port_manager, "_is_superuser", lambda answer=superuser: answer)
-        monkeypatch.setattr(port_manager, "_in_a_container", lambda answer=inside: answer)
-        assert port_manager._container_behind(case) == found  # it may be of another network, and not published at all
-    assert ensure_port_available(port) is True
-    assert client.alive() == [client.pid]
 
 
 # Squatters, other users, policies
@@ -321,12 +247,8 @@ def test_workers_that_gave_up_their_rights_go_with_their_master(port, hold):
 
 
 def test_who_cannot_be_told_stays():
-    holder = Holder(77, None, "", "", "", "", None, ())
-    look = port_manager._Look(port_manager._system(), [], [holder], None, {}, {})
-    case = port_manager._Case(look, "kill", 80, "0.0.0.0")
-    assert "it may be one of our own parents" in port_manager._refusal(case)
-    case = case._replace(look=look._replace(ancestry=[]))
-    assert "it cannot be told whose it is" in port_manager._refusal(case)
+    assert "it may be one of our own parents" in seam.refusal(None)
+    assert "it cannot be told whose it is" in seam.refusal([])
 
 
 def test_own_stops_only_what_was_started_from_this_project(port, hold, tmp_path, monkeypatch, said):
@@ -459,7 +381,7 @@ def test_ask_on_a_terminal(port, hold, answer, status):
     question = shown.splitlines()[-1]  # it says all by itself: the lines above may have gone into a log
     assert question.startswith(f"Stop process {held.pid} (") and question.endswith(f") to free port {port}? [y/N] ")
     os.write(terminal, answer.encode())
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     with contextlib.suppress(OSError):
         while time.monotonic() < end and os.read(terminal, 4096):
             pass
@@ -497,9 +419,3 @@ def test_force_lifts_the_environment_and_no_guard(port, hold, monkeypatch):
     done = command_line("free", str(port), "--host", "127.0.0.1", "--force", env=environ)
     assert done.returncode == 0, done.stderr
     assert held.alive() == []
-
-
-def test_every_guard_has_a_reason_to_be():
-    """The list reads like a policy; each of its rules is a function that answers with a sentence or None."""
-    names = [guard.__name__ for guard in port_manager.GUARDS]
-    assert len(set(names)) == len(names) and all(name.startswith("_because_") for name in names)

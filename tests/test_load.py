@@ -12,7 +12,7 @@ import pytest
 
 from port_manager import ensure_port_available
 
-from .conftest import LINUX, PORT_MANAGER, ROOT, can_bind
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, can_bind
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -82,7 +82,7 @@ def test_many_callers_at_once(port, ports, hold, start, callers, rounds, workers
         running = [start(sys.executable, *calls[number % 2], cwd=str(ROOT)) for number in range(callers)]
         ends = []
         for call in running:
-            said = call.communicate(timeout=60)[0]
+            said = call.communicate(timeout=PATIENCE)[0]
             ends.append((call.returncode, said))
         assert [end for end in ends if end[0] != 0] == []
         assert can_bind(port, "0.0.0.0")

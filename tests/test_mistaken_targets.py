@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 import port_manager
-from port_manager import Endpoint, Holder, PortError, PortManager, bind_port, ensure_port_available, find_listeners
+from port_manager import Holder, PortError, PortManager, bind_port, ensure_port_available, find_listeners
 
+from . import seam
 from .conftest import (
     LINUX,
+    PATIENCE,
     PORT_MANAGER,
     ROOT,
     ROOT_USER,
@@ -36,10 +38,10 @@ def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatc
     """In a container with the host's /proc, its PIDs are those of other processes here."""
     held = hold(("127.0.0.1", port))
     real = os.readlink
-    port_manager._proc_is_ours.cache_clear()
-    request.addfinalizer(port_manager._proc_is_ours.cache_clear)
+    seam.forget()
+    request.addfinalizer(seam.forget)
     monkeypatch.setattr(
-        port_manager.os, "readlink", lambda path, **where: "1" if path == "/proc/self" else real(path, **where)
+        os, "readlink", lambda path, **where: "1" if path == "/proc/self" else real(path, **where)
     )
     assert ensure_port_available(port) is False and held.alive() == [held.pid]
     assert PortManager().kill_process(held.pid) is False and held.alive() == [held.pid]
@@ -72,17 +74,16 @@ def test_a_socket_that_shares_its_address_is_no_holder(port, ports, hold, said):
 def test_an_ancestor_that_is_hidden_may_be_the_holder(monkeypatch):
     """hidepid hides a parent of another user (sudo), and with it who is above: nobody can be ruled out."""
     me = os.getpid()
-    ours = port_manager._read_proc(me)[me]._replace(parent=4_000_000)
-    hidden = port_manager.LINUX._replace(read=lambda pid: {me: ours} if pid == me else {})
-    monkeypatch.setattr(port_manager, "LINUX", hidden)
-    assert port_manager._ancestry(hidden, {}) is None
+    ours = seam.read(me)._replace(parent=4_000_000)
+    seam.readings(monkeypatch, "linux", lambda pid: {me: ours} if pid == me else {})
+    assert seam.ancestry() is None
 
 
 @pytest.mark.parametrize("end", ["gone", "going"])
 def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, end):
     """The new parent is an ancestor as well: it was above the old one, and may hold the port."""
     me = os.getpid()
-    ours, init = (port_manager._read_proc(pid)[pid] for pid in (me, 1))
+    ours, init = (seam.read(pid) for pid in (me, 1))
     end = {} if end == "gone" else {4_000_000: ours._replace(pid=4_000_000, parent=0, zombie=True)}
     parents = iter([4_000_000, 1, 1])
 
@@ -90,9 +91,8 @@ def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, end):
         process = {me: ours, 1: init._replace(parent=0)}.get(pid)
         return {pid: process._replace(parent=next(parents)) if pid == me else process} if process else end
 
-    system = port_manager.LINUX._replace(read=read)
-    monkeypatch.setattr(port_manager, "LINUX", system)
-    assert port_manager._ancestry(system, {}) == [me, 1]
+    seam.readings(monkeypatch, "linux", read)
+    assert seam.ancestry() == [me, 1]
 
 
 def test_a_thread_is_not_a_process_of_its_own(said):
@@ -117,6 +117,7 @@ def test_a_stand_by_is_no_holder(port, ports, start, hold, said):
     """It is older than the call and takes the port when that is free; whoever held nothing is not stopped."""
     code = (
         "import socket, sys, time\n"
+        "print('spins', flush=True)\n"
         "while True:\n"
         "    s = socket.socket(); s.setsockopt(1, 2, 1)\n"
         "    try: s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); break\n"
@@ -125,63 +126,11 @@ def test_a_stand_by_is_no_holder(port, ports, start, hold, said):
     )
     held = hold(("127.0.0.1", port))
     waiting = start(sys.executable, "-S", "-c", code, str(port))
-    time.sleep(0.3)
+    assert waiting.stdout.readline() == "spins\n"
     available = ensure_port_available(port)
     assert held.alive() == []
     assert waiting.poll() is None and birth(waiting.pid)
     assert available or "was taken again" in said()
-
-
-@pytest.mark.parametrize(
-    ("published", "stopped"),
-    [("127.0.0.1", "precious"), ("127.0.0.2", "web"), ("0.0.0.0", "web")],
-    ids=["another-address", "this-address", "every-address"],
-)
-def test_a_container_is_stopped_for_its_own_address_alone(published, stopped):
-    holder = Holder(77, 1, "root", "docker-proxy", "docker-proxy", "", None, (Endpoint("127.0.0.2", 80),))
-    assert port_manager._publishes(f"{published}:80->80/tcp", holder.addresses[0]) == (stopped == "web")
-
-
-@pytest.mark.parametrize(
-    ("published", "endpoint", "dual", "same"),
-    [
-        ("0.0.0.0", "0.0.0.0", False, True),
-        ("0.0.0.0", "127.0.0.1", False, True),
-        ("[::]", "::", False, True),
-        ("[::]", "::1", False, True),
-        ("0.0.0.0", "::1", False, False),
-        ("[::]", "0.0.0.0", False, False),
-        ("0.0.0.0", "::", False, False),
-        ("0.0.0.0", "::", True, True),
-        ("127.0.0.1", "::", True, False),
-    ],
-)
-def test_a_container_publishes_for_its_own_family(published, endpoint, dual, same):
-    """A socket of IPv6 beside a port that was published for IPv4 is another program's."""
-    assert port_manager._publishes(f"{published}:80->80/tcp", Endpoint(endpoint, 80), dual) is same
-
-
-@pytest.mark.parametrize(
-    ("environ", "context", "local"),
-    [
-        ({}, "unix:///var/run/docker.sock", True),
-        ({}, "ssh://deploy@production", False),
-        ({}, None, True),  # an engine older than contexts
-        ({"DOCKER_HOST": "ssh://deploy@production"}, "unix:///var/run/docker.sock", False),
-        ({"DOCKER_HOST": "unix:///run/user/1000/docker.sock"}, "unix:///run/user/1000/docker.sock", True),
-        ({"DOCKER_HOST": "tcp://10.0.0.5:2375"}, None, False),
-        ({"DOCKER_CONTEXT": "production"}, None, False),
-        ({"CONTAINER_HOST": "ssh://root@production"}, "unix:///var/run/docker.sock", False),
-    ],
-    ids=str,
-)
-def test_another_machines_engine_is_not_asked_to_stop_anything(monkeypatch, environ, context, local):
-    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINER_CONNECTION"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(port_manager, "_run", lambda *words, **_: (1, "", "") if context is None else (0, context + "\n", ""))
-    assert port_manager._engine_is_local("docker") == local
 
 
 @pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
@@ -236,10 +185,7 @@ def test_what_runs_in_a_namespace_of_its_own_is_left_alone(port, start, said, fi
     ],
 )
 def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
-    monkeypatch.setattr(port_manager, "_cgroups", lambda pid: {} if pid == "self" else {"": path})
-    holder = Holder(77, 1, "alice", "python", "", "", None, ())
-    case = port_manager._Case(port_manager._Look(port_manager.LINUX, [], [holder], [], {}, {}), "kill", 80, "0.0.0.0")
-    why = port_manager._because_a_container(holder, case) or port_manager._because_a_service(holder, case)
+    why = seam.managed(monkeypatch, path)
     assert why is sentence or sentence in why
 
 
@@ -258,8 +204,7 @@ def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
     ids=["editor", "browser", "tunnel", "desktop", "multiplexer", "editors-server", "debugged-program", "folder-name"],
 )
 def test_who_holds_ports_for_others(name, command, protected):
-    holder = Holder(77, 1, "alice", name, command, "", None, ())
-    assert (port_manager._because_a_squatter(holder, None) is not None) == protected
+    assert (seam.protected(name, command) is not None) == protected
 
 
 @pytest.mark.parametrize(
@@ -286,14 +231,11 @@ def test_who_holds_ports_for_others(name, command, protected):
 def test_names_from_ps(program, words, name, protected):
     """The name is that of the program: blanks in its path and paths among its words lead to no other."""
     row = f"38146 900 38146 S ttys001 alice Mon Nov 23 10:15:00 2026 {program} {words}"
-    process = port_manager._parse_ps(row, f"  999 /bin/x\n38146 {program}\ngarbage\n")[38146]
+    process = seam.parse("ps", row, f"  999 /bin/x\n38146 {program}\ngarbage\n")[38146]
     assert process.name == name
-    holder = Holder(38146, 900, "alice", process.name, process.command, "", None, ())
-    case = port_manager._Case(port_manager._Look(port_manager.MACOS, [], [holder], [], {}, {}), "kill", 80, "0.0.0.0")
-    why = port_manager._because_a_squatter(holder, case) or port_manager._because_a_container(holder, case)
-    assert (why is not None) == protected
+    assert (seam.protected(process.name, process.command, "macos") is not None) == protected
     if " " not in program:  # a ps that tells no names
-        assert port_manager._parse_ps(row)[38146].name == name
+        assert seam.parse("ps", row)[38146].name == name
 
 
 @pytest.mark.parametrize(
@@ -305,7 +247,7 @@ def test_names_from_ps(program, words, name, protected):
     ],
 )  # fmt: skip
 def test_names_of_windows(name, protected):
-    assert (port_manager._because_a_squatter(Holder(77, 1, "", name, "", "", None, ()), None) is not None) == protected
+    assert (seam.protected(name, system="windows") is not None) == protected
 
 
 @pytest.mark.parametrize(
@@ -324,14 +266,14 @@ def test_names_of_windows(name, protected):
     ids=lambda value: value.split()[0],
 )
 def test_editors_and_browsers_are_closed_by_hand(name, command):
-    assert port_manager._because_a_squatter(Holder(77, 1, "", name, command, "", None, ()), None)
+    assert seam.protected(name, command)
 
 
 def test_a_wildcard_of_ipv6_is_not_blamed_for_what_may_be_another(ports, hold, monkeypatch, said):
     """Where netlink is refused, nothing tells a v6-only listener from a dual-stack one, and a client may be in the way."""
     port, server = ports(), ports()
-    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(port_manager._ask_proc_net,)))
-    monkeypatch.setattr(port_manager, "_ask_sock_diag", lambda *_: None)
+    seam.only(monkeypatch, "proc_net")
+    seam.stand_in(monkeypatch, "sock_diag", lambda *_: None)
     hold(("127.0.0.1", server))
     bystander = hold(("::", port), v6only=True)
     client = hold(("127.0.0.1", port), reuse=False, connect=("127.0.0.1", server))
@@ -371,24 +313,32 @@ def test_the_same_link_local_address_on_another_interface():
         "def listen(zone):\n"
         "    s = socket.socket(socket.AF_INET6); s.bind(('fe80::1', 8000, 0, socket.if_nametoindex(zone))); s.listen(); return s\n"
         "both = listen('d0'), listen('d1')\n"
-        "rows = [len(p._blocking(p._ask_sock_diag(8000), p._addresses(f'fe80::1%{z}', 8000))) for z in ('d0', 'd1', 'lo')]\n"
-        "unknown = [row._replace(address='fe80::1') for row in p._ask_sock_diag(8000)]\n"
-        "print(rows, p._conflict(unknown[0], 'fe80::1%2'), p.find_listeners(8000, 'fe80::1%d0')[0].addresses[0].port)"
+        "found = [p.find_listeners(8000, f'fe80::1%{zone}') for zone in ('d0', 'd1', 'lo')]\n"
+        "print([[len(holder.addresses) for holder in holders] for holders in found], seam.conflict('fe80::1', 'fe80::1%2'))"
     )
-    assert in_a_box(setup, question).endswith("[1, 1, 0] None 8000")
+    assert in_a_box(setup, question).endswith("[[1], [1], []] None")
 
 
 def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, said):
-    """While the person thinks, the holder may become another program."""
+    """While the person thinks, the holder may become one who must stay."""
     held = hold(("127.0.0.1", port))
-
-    def agree(manner, question):
-        name = find_listeners(port)[0].name
-        monkeypatch.setattr(port_manager, "SQUATTERS", (((name,), "it has become another"),))
-
-    monkeypatch.setattr(port_manager, "_disagreement", agree)
+    seam.stand_in(monkeypatch, "question", lambda *_: seam.precious(monkeypatch, held.pid))
     assert ensure_port_available(port, policy="ask") is False
-    assert "it has become another" in said() and held.alive() == [held.pid]
+    assert "it is precious" in said() and held.alive() == [held.pid]
+
+
+def test_a_yes_is_for_the_holder_that_was_asked_about(port, hold, monkeypatch, said):
+    """While the person thinks, another may have taken the port."""
+    held = hold(("127.0.0.1", port))
+    others = []
+
+    def agree(*_):
+        held.end()
+        others.append(hold(("127.0.0.1", port)))
+
+    seam.stand_in(monkeypatch, "question", agree)
+    assert ensure_port_available(port, policy="ask") is False
+    assert "somebody else holds the port now" in said().lower() and others[0].alive() == [others[0].pid]
 
 
 @pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0", "[::]"])
@@ -416,8 +366,7 @@ def test_a_process_lives_as_long_as_one_of_its_threads(port, hold, pinning):
     child = held.children[0]
     assert eventually(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
     assert {holder.pid for holder in find_listeners(port, thorough=True)} == {held.pid, child}
-    born = port_manager._read_proc(child)[child].birth
-    assert not port_manager._has_exited(port_manager.LINUX, port_manager._Pin(child, born, None))
+    assert not seam.has_exited(child)
     assert ensure_port_available(port, "127.0.0.1", grace=1) is True
     assert held.alive() == [] and can_bind(port)
 
@@ -426,9 +375,9 @@ def test_a_proc_of_another_namespace_where_our_number_is_the_same_by_chance():
     if not (ROOT_USER and shutil.which("unshare")):
         pytest.skip("needs root and unshare")
     question = (
-        "import os, port_manager as p; real = os.readlink\n"
+        "import os; from tests import seam; real = os.readlink\n"
         "os.readlink = lambda path, **at: str(os.getpid()) if path == '/proc/self' else real(path, **at)\n"
-        "print(os.getpid(), p._proc_is_ours(os.getpid()))"
+        "print(os.getpid(), seam.proc_is_ours(os.getpid()))"
     )
     inside = ["unshare", "--pid", "--fork", sys.executable, "-c", question]
     for options, ours in ((["--mount-proc"], "True"), ([], "False")):
@@ -454,14 +403,14 @@ def test_without_a_descriptor_to_spare_nobody_is_gone(hold, ports, spare):
 def test_a_name_that_is_forgotten_meanwhile(port, hold, monkeypatch, said):
     """The name server answered for the bind probe, and not for the look: an answer, not an exception."""
     held = hold(("127.0.0.1", port))
-    answers = iter([port_manager._addresses("127.0.0.1", port)])
+    answers = iter([socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)])
 
-    def resolved(host, port):
+    def resolved(*_, **__):
         for answer in answers:
             return answer
-        raise port_manager.PortError("host name 'flaky' is unknown", port, host)
+        raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(port_manager, "_resolved", resolved)
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
     assert ensure_port_available(port, "flaky") is False and held.alive() == [held.pid]
     assert "Host name 'flaky' is unknown" in said()
 
@@ -475,12 +424,9 @@ def test_bind_port_frees_no_more_than_it_binds(port, hold):
 
 def test_a_parent_that_did_not_start_the_taker_is_not_accused(port, hold, monkeypatch):
     taker = hold(("127.0.0.1", port))
-    look = port_manager._look_at(port, "127.0.0.1")
     bystander = subprocess.Popen(["sleep", "60"])
     try:
-        pin = port_manager._pinned(port_manager.LINUX, [bystander.pid], {})[bystander.pid]
-        why = port_manager._why_taken_again(port, "127.0.0.1", look, [pin])
-        port_manager._unpin([pin])
+        why = seam.taken_again(port, "127.0.0.1", bystander.pid)
     finally:
         bystander.kill()
         bystander.wait()
@@ -490,11 +436,8 @@ def test_a_parent_that_did_not_start_the_taker_is_not_accused(port, hold, monkey
 def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
     """The port is free, and the process that cannot be ended is not kept quiet about."""
     held = hold(("127.0.0.1", port), drain=True)
-    monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.0)
-    real = port_manager._request
-    monkeypatch.setattr(
-        port_manager, "_request", lambda *words, firmly: None if firmly else real(*words, firmly=firmly)
-    )
+    seam.limits(monkeypatch, forced_wait=0.0)
+    seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
     assert ensure_port_available(port, grace=0.3) is True
     assert f"⚠️  Process {held.pid} does not end even when forced" in said()
 
@@ -522,7 +465,7 @@ def test_waiting_for_what_cannot_come_ends():
 
 def test_a_long_line_of_parents_is_ordered():
     holders = [Holder(pid, pid - 1, "", "", "", "", None, ()) for pid in range(3000, 1, -1)]
-    assert [holder.pid for holder in port_manager._roots_first(holders)] == list(range(2, 3001))
+    assert [holder.pid for holder in seam.roots_first(holders)] == list(range(2, 3001))
 
 
 def test_workers_of_an_interpreter_in_a_folder_with_a_blank(tmp_path, port):
@@ -547,7 +490,7 @@ def test_workers_of_an_interpreter_in_a_folder_with_a_blank(tmp_path, port):
     )
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHOME": sys.base_prefix}
     words = [str(python), "-X", "utf8", "-m", "uvicorn", "main:app", "--port", str(port)]
-    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.stdout == "[0, 0]\n", done
 
 

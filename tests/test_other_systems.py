@@ -18,6 +18,9 @@ import pytest
 import port_manager
 from port_manager import CannotTell, PortManager, ensure_port_available, find_listeners
 
+from . import seam
+from .conftest import PATIENCE
+
 PORT = 8000
 ANY = "0.0.0.0"
 
@@ -26,10 +29,9 @@ ANY = "0.0.0.0"
 def machine(monkeypatch, fp):
     """A machine whose port is held until somebody is stopped, and whose tools are played back."""
     state = SimpleNamespace(held=True, signals=[], error=OSError(errno.EADDRINUSE, "in use"))
-    monkeypatch.setattr(port_manager, "_bind_error", lambda *_: state.error if state.held else None)
-    monkeypatch.setattr(port_manager, "_found", lambda tool: tool)
-    monkeypatch.setattr(port_manager, "RESTART_WATCH", 0.05)
-    monkeypatch.setattr(port_manager, "FIRM_WAIT", 0.3)
+    seam.stand_in(monkeypatch, "bind", lambda *_: state.error if state.held else None)
+    seam.stand_in(monkeypatch, "find a tool", lambda tool: tool)
+    seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3)
     fp.allow_unregistered(False)
 
     def kill(pid, number):
@@ -40,12 +42,6 @@ def machine(monkeypatch, fp):
     monkeypatch.setattr(os, "kill", kill)
     state.release = lambda *_: setattr(state, "held", False)
     return state
-
-
-def system(monkeypatch, platform, name):
-    monkeypatch.setattr(sys, "platform", platform)
-    if platform != "linux":
-        monkeypatch.setattr(port_manager, "_my_name", lambda system: name)
 
 
 # macOS
@@ -127,7 +123,7 @@ class Queue:
 def macos(machine, monkeypatch, fp):
     import select
 
-    system(monkeypatch, "darwin", "alice")
+    seam.on_system(monkeypatch, "darwin", "alice")
     for name in ("KQ_EV_ADD", "KQ_EV_ONESHOT", "KQ_FILTER_PROC", "KQ_NOTE_EXIT"):
         monkeypatch.setattr(select, name, 1, raising=False)
     monkeypatch.setattr(select, "kevent", lambda *args: args, raising=False)
@@ -145,9 +141,9 @@ def macos(machine, monkeypatch, fp):
     def read_ps(pid):
         """What ps tells: the holder is a zombie once it has been signalled."""
         listing = PS.format(me=9999)
-        return port_manager._parse_ps(listing if machine.held else listing.replace(" 38146 S ", " 38146 Z "), COMM)
+        return seam.parse("ps", listing if machine.held else listing.replace(" 38146 S ", " 38146 Z "), COMM)
 
-    monkeypatch.setattr(port_manager, "MACOS", port_manager.MACOS._replace(read=read_ps))
+    seam.readings(monkeypatch, "macos", read_ps)
     return SimpleNamespace(lsof=lsof, state=machine, fp=fp)
 
 
@@ -156,11 +152,11 @@ def test_macos_reads_ps(macos, fp):
     keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
     fp.register(["ps", "-axww", *(word for key in keys for word in ("-o", f"{key}="))], stdout=PS.format(me=9999))
     fp.register(["ps", "-axww", "-o", "pid=", "-o", "comm="], stdout=COMM)
-    processes = port_manager._read_ps(38146)
+    processes = seam.read_by_ps(38146)
     assert processes[555].name == "OrbStack Helper" and processes[501].name == "firefox"
     assert processes[701].leader and not processes[38146].leader and not processes[1].leader
     assert processes[38146].parent == 701 and processes[666].zombie and not processes[701].zombie
-    assert processes == port_manager.MACOS.read(None)
+    assert processes == seam.reader("macos")(None)
 
 
 def test_macos_finds_the_holder(macos):
@@ -208,16 +204,6 @@ def test_macos_our_shell_stays(macos, said):
     assert macos.state.signals == []
 
 
-def test_macos_a_container_is_stopped_through_docker(macos, said):
-    macos.lsof(LSOF_HELD.replace("p38146", "p555"))
-    listing = f"{'ab' * 32}\tweb\t0.0.0.0:8000->80/tcp\n"
-    macos.fp.register(["docker", "ps", macos.fp.any()], stdout=listing)
-    macos.fp.register(["docker", "context", macos.fp.any()], stdout="unix:///Users/alice/.docker/run/docker.sock\n")
-    macos.fp.register(["docker", "stop", "web"], callback=macos.state.release)
-    assert ensure_port_available(PORT) is True
-    assert "start it again with: docker start web" in said() and macos.state.signals == []
-
-
 def test_macos_a_hidden_holder_is_not_guessed(macos, said):
     """lsof shows a user only his own processes: the bind is refused, and nobody is to be seen."""
     macos.lsof("")
@@ -238,20 +224,19 @@ def test_macos_a_reused_pid_is_not_signalled(macos, monkeypatch):
     macos.lsof(LSOF_HELD)
     later = PS.format(me=9999).replace("09:30:00", "09:59:59")
     looks = iter([PS.format(me=9999)] * 2)  # for the ancestry, and when it is pinned
-    reader = lambda pid: port_manager._parse_ps(next(looks, later))
-    monkeypatch.setattr(port_manager, "MACOS", port_manager.MACOS._replace(read=reader))
-    monkeypatch.setattr(port_manager, "ROUNDS", 1)
+    reader = lambda pid: seam.parse("ps", next(looks, later))
+    seam.readings(monkeypatch, "macos", reader)
+    seam.limits(monkeypatch, rounds=1)
     assert ensure_port_available(PORT) is False
     assert macos.state.signals == []
 
 
 def test_macos_without_ps_nobody_is_stopped(macos, monkeypatch, said):
     macos.lsof(LSOF_HELD)
-    monkeypatch.setattr(port_manager, "MACOS", port_manager.MACOS._replace(read=lambda pid: {}))
+    seam.readings(monkeypatch, "macos", lambda pid: {})
     assert ensure_port_available(PORT) is False
     assert "it may be one of our own parents" in said()
-    pin = port_manager._Pin(38146, "birth", None)
-    assert port_manager._has_exited(port_manager.MACOS, pin) is None  # "cannot tell" is not "gone"
+    assert seam.has_exited(38146, "macos", "unknown") is None  # "cannot tell" is not "gone"
     assert macos.state.signals == []
 
 
@@ -261,24 +246,21 @@ def test_macos_without_ps_nobody_is_stopped(macos, monkeypatch, said):
 )
 def test_macos_what_launchd_runs_stays(macos, monkeypatch, pid, sentence):
     monkeypatch.setattr(os, "getuid", lambda: 501)
-    monkeypatch.setattr(port_manager, "_is_superuser", lambda: False)
-    holder = port_manager.Holder(pid, 1, "alice", "x", "x", "", None, ())
-    why = port_manager._because_a_launchd_job(holder, port_manager._Case(SimpleNamespace(system=port_manager.MACOS), "kill", PORT, ANY))
+    why = seam.managed_by_launchd(monkeypatch, pid)
     assert why is sentence or sentence in why
 
 
 def test_macos_nobody_is_signalled_whom_ps_no_longer_tells_of(macos, monkeypatch, said):
     """ps may hang just when the signal is due: "cannot tell" is no permission."""
     macos.lsof(LSOF_HELD)
-    answers = iter([port_manager._parse_ps(PS.format(me=9999), COMM)] * 2)  # for the ancestry, and when it is pinned
-    monkeypatch.setattr(port_manager, "MACOS", port_manager.MACOS._replace(read=lambda pid: next(answers, {})))
-    monkeypatch.setattr(port_manager, "ROUNDS", 1)
+    answers = iter([seam.parse("ps", PS.format(me=9999), COMM)] * 2)  # for the ancestry, and when it is pinned
+    seam.readings(monkeypatch, "macos", lambda pid: next(answers, {}))
+    seam.limits(monkeypatch, rounds=1)
     assert ensure_port_available(PORT) is False
     assert macos.state.signals == []
-    pin = port_manager._Pin(38146, "birth", None)
     for firmly in (False, True):
         with pytest.raises(PermissionError, match="it could not be verified that it is still the same process"):
-            port_manager._request(port_manager.MACOS, pin, port_manager._manner(), firmly)
+            seam.ask_to_stop("macos", 38146, firmly)
     assert macos.state.signals == []
 
 
@@ -305,7 +287,7 @@ def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, port, status
     listing = LSOF_HELD.replace("tIPv4\nPTCP\nn*:8000\nTST=LISTEN", f"tIPv6\nPTCP\nn*:{port}\nTST=LISTEN")
     macos.fp.register(["lsof", "-nP", f"-iTCP:{port}", "-F", "pftdPnT"], stdout=listing)
     macos.fp.register(["netstat", "-an", "-p", "tcp"], stdout=NETSTAT_BSD, returncode=status)
-    assert port_manager._parse_netstat_bsd(NETSTAT_BSD) == {8000: False, 8001: True}
+    assert seam.parse("netstat of macOS", NETSTAT_BSD) == {8000: False, 8001: True}
     assert ensure_port_available(port) is stopped
     assert {pid for pid, _ in macos.state.signals} == ({38146} if stopped else set())
 
@@ -313,8 +295,8 @@ def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, port, status
 def test_macos_sockets_exclude_each_other_only_at_equal_addresses(monkeypatch):
     """With SO_REUSEADDR, as every server has it there; loopback and wildcard hide each other, and count too."""
     monkeypatch.setattr(sys, "platform", "darwin")
-    rows = [port_manager._Socket(a, 80, True, None, 9, None, 0, None) for a in ("127.0.0.1", "192.168.1.5", ANY)]
-    found = {wanted: [row.address for row in rows if port_manager._conflict(row, wanted)] for wanted in (ANY, "127.0.0.1", "10.0.0.1")}
+    held = ("127.0.0.1", "192.168.1.5", ANY)
+    found = {wanted: [a for a in held if seam.conflict(a, wanted)] for wanted in (ANY, "127.0.0.1", "10.0.0.1")}
     assert found == {ANY: ["127.0.0.1", ANY], "127.0.0.1": ["127.0.0.1", ANY], "10.0.0.1": []}
 
 
@@ -323,18 +305,18 @@ def test_macos_what_is_shadowed_counts_only_when_it_is_in_use(monkeypatch, numbe
     """On macOS the wildcard's ports below 1024 are free to all, and loopback's are not."""
     monkeypatch.setattr(sys, "platform", "darwin")
     errors = {"127.0.0.1": OSError(number, "no")}
-    monkeypatch.setattr(port_manager, "_bind_error", lambda family, address: errors.get(address[0]))
-    assert port_manager._obstacle(80, ANY) is None
+    seam.stand_in(monkeypatch, "bind", lambda family, address: errors.get(address[0]))
+    assert seam.probe(80, ANY) is None
     errors["127.0.0.1"] = OSError(errno.EADDRINUSE, "in use")
-    assert port_manager._obstacle(80, ANY) == (True, "port 80 is already in use")
+    assert seam.probe(80, ANY) == "port 80 is already in use"
 
 
 @pytest.mark.parametrize("number", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT])
 def test_a_bsd_without_ipv6_has_a_localhost(monkeypatch, number):
     monkeypatch.setattr(sys, "platform", "freebsd14")
-    monkeypatch.setattr(port_manager, "_bind_error", lambda family, address: OSError(number, "no") if ":" in address[0] else None)
-    assert port_manager._obstacle(8000, "localhost") is None
-    assert port_manager._obstacle(8000, "::1")[0] is False
+    seam.stand_in(monkeypatch, "bind", lambda family, address: OSError(number, "no") if ":" in address[0] else None)
+    assert seam.probe(8000, "localhost") is None
+    assert "::1" in seam.probe(8000, "::1")
 
 
 @pytest.mark.parametrize(
@@ -349,7 +331,7 @@ def test_a_bsd_without_ipv6_has_a_localhost(monkeypatch, number):
 )
 def test_an_lsof_that_complains_and_tells_nothing_cannot_tell(machine, fp, complaint, told):
     fp.register(["lsof", fp.any()], stderr=complaint, returncode=1)
-    assert port_manager._ask_lsof(PORT) == ([] if told else None)
+    assert seam.ask("lsof", PORT) == ([] if told else None)
 
 
 def test_waiting_starts_no_tool_again_and_again(macos):
@@ -360,8 +342,8 @@ def test_waiting_starts_no_tool_again_and_again(macos):
 
 
 def test_macos_without_lsof_nobody_can_tell(machine, monkeypatch):
-    system(monkeypatch, "darwin", "alice")
-    monkeypatch.setattr(port_manager, "_found", lambda tool: None)
+    seam.on_system(monkeypatch, "darwin", "alice")
+    seam.stand_in(monkeypatch, "find a tool", lambda tool: None)
     with pytest.raises(CannotTell):
         find_listeners(PORT)
 
@@ -377,7 +359,7 @@ def test_kqueue_where_the_process_has_gone(monkeypatch):
         monkeypatch.setattr(select, name, 1, raising=False)
     monkeypatch.setattr(select, "kevent", lambda *args: args, raising=False)
     monkeypatch.setattr(select, "kqueue", Gone, raising=False)
-    port_manager._nap(port_manager.MACOS, [port_manager._Pin(38146, "birth", None)], 1)
+    seam.sleep("macos", [38146], 1)
 
 
 # The BSDs
@@ -395,12 +377,12 @@ alice    python3.11 900   3   tcp4   127.0.0.1:18000       *:*
 
 
 def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
-    system(monkeypatch, "freebsd14", "alice")
+    seam.on_system(monkeypatch, "freebsd14", "alice")
     fp.keep_last_process(True)
     fp.register(["sockstat", "-46l", "-P", "tcp", "-p", "8000"], stdout=SOCKSTAT)
     fp.register(["ps", fp.any()], stdout=PS.format(me=os.getpid()))
     fp.register(["lsof", fp.any()], stdout="")
-    rows = port_manager._on(PORT, port_manager._ask_sockstat(PORT))
+    rows = seam.ask("sockstat", PORT)
     assert [(row.pid, row.address, row.v6only) for row in rows] == [
         (38146, "127.0.0.1", None), (38147, "::", False), (812, "::", True),
     ]  # fmt: skip
@@ -408,7 +390,7 @@ def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
 
 
 def test_freebsd_falls_back_to_lsof(machine, monkeypatch, fp):
-    system(monkeypatch, "freebsd13", "alice")
+    seam.on_system(monkeypatch, "freebsd13", "alice")
     fp.keep_last_process(True)
     fp.register(["sockstat", fp.any()], returncode=1)
     fp.register(["lsof", "-nP", fp.any()], stdout=LSOF_HELD)
@@ -423,7 +405,7 @@ def test_freebsd_falls_back_to_lsof(machine, monkeypatch, fp):
 )
 def test_each_system_has_its_list(monkeypatch, platform, name):
     monkeypatch.setattr(sys, "platform", platform)
-    assert port_manager._system().name == name and port_manager._system().ways
+    assert seam.system_of(platform) == name
 
 
 # Windows
@@ -461,19 +443,14 @@ def netstat(language="English", owner=38146):
 """.replace("\n", "\r\n").encode(CODE_PAGES[language])
 
 
-def cim(*extra):
-    rows = [
-        (4, 0, "", "System", ""),
-        (700, 1, 133000000000000000, "explorer.exe", "C:\\Windows\\explorer.exe"),
-        (9998, 700, 133000000010000000, "cmd.exe", '"C:\\Windows\\system32\\cmd.exe"'),
-        (9999, 9998, 133000000020000000, "python.exe", "python port_manager.py free 8000"),
-        (38146, 9998, 133000000030000000, "python.exe", '"C:\\Program Files\\Python\\python.exe" -m uvicorn ""x, y"" a:app'),
-        (9120, 700, 133000000040000000, "firefox.exe", "firefox.exe"),
-        *extra,
-    ]
-    quoted = (tuple(str(cell).replace('"', '""') for cell in row) for row in rows)
-    lines = ['"ProcessId","ParentProcessId","Created","Name","CommandLine"', *('"{}","{}","{}","{}","{}"'.format(*row) for row in quoted)]
-    return "\r\n".join(lines).encode()
+PROCESSES = (
+    (4, 0, 0, "System", ""),
+    (700, 1, 133000000000000000, "explorer.exe", "C:\\Windows\\explorer.exe"),
+    (9998, 700, 133000000010000000, "cmd.exe", '"C:\\Windows\\system32\\cmd.exe"'),
+    (9999, 9998, 133000000020000000, "python.exe", "python port_manager.py free 8000"),
+    (38146, 9998, 133000000030000000, "python.exe", '"C:\\Program Files\\Python\\python.exe" -m uvicorn ""x, y"" a:app'),
+    (9120, 700, 133000000040000000, "firefox.exe", "firefox.exe"),
+)
 
 
 @pytest.fixture
@@ -495,17 +472,12 @@ def windows(machine, monkeypatch, fp):
     )
     monkeypatch.setitem(sys.modules, "_winapi", api)
     fp.keep_last_process(True)
-    tool = port_manager._windows_tool
+    tool = seam.windows_tool
 
-    def play(*extra, owner=38146, user="DESKTOP\\alice", shell=0, elsewhere=b":8000 ", **kwargs):
-        verbose = f'"python.exe","{owner}","Console","1","9 K","Running","{user}","0:00:01","N/A"\r\n'
+    def play(*extra, owner=38146, user="DESKTOP\\alice", elsewhere=b":8000 ", **kwargs):
         fp.register([tool("NETSTAT.EXE"), "-ano"], stdout=netstat(owner=owner, **kwargs).replace(b":8000 ", elsewhere))
         fp.register([tool("whoami.exe")], stdout="desktop\\alice\r\n")
-        for pid in {owner, *(row[0] for row in extra)}:
-            row = verbose.replace(str(owner), str(pid))
-            fp.register([tool("tasklist.exe"), "/V", "/FO", "CSV", "/NH", "/FI", f"PID eq {pid}"], stdout=row)
-        powershell = [tool("WindowsPowerShell\\v1.0\\powershell.exe"), fp.any()]
-        fp.register(powershell, stdout="" if shell else cim(*extra), returncode=shell)
+        seam.play_windows(monkeypatch, [*PROCESSES, *extra], user)
 
     def kill(pid, *words, **answer):
         fp.register([tool("taskkill.exe"), "/PID", str(pid), *words], **answer)
@@ -516,17 +488,17 @@ def windows(machine, monkeypatch, fp):
 def test_windows_tools_are_started_by_their_full_path(windows, monkeypatch):
     """A bare netstat would be found in the current folder first."""
     monkeypatch.setenv("SYSTEMROOT", "D:\\Win")
-    assert port_manager._windows_tool("NETSTAT.EXE").startswith("D:\\Win")
+    assert seam.windows_tool("NETSTAT.EXE").startswith("D:\\Win")
 
 
 @pytest.mark.parametrize("language", NETSTAT)
 def test_windows_reads_the_shape_and_not_the_words(windows, language):
     windows.play(language=language)
-    rows = port_manager._on(PORT, port_manager._ask_netstat_ano(PORT))
+    rows = seam.ask("netstat -ano", PORT)
     assert [row.v6only for row in rows] == [False, True, True]  # a dual-stack socket has a row for each family
     assert [(row.pid, row.address) for row in rows] == [(38146, "127.0.0.1"), (38146, "::1"), (7002, "fe80::1")]
     assert [holder.pid for holder in find_listeners(PORT, "localhost")] == [38146]
-    assert [row.pid for row in port_manager._on(80, port_manager._ask_netstat_ano(80))] == [4]
+    assert [row.pid for row in seam.ask("netstat -ano", 80)] == [4]
 
 
 def test_windows_describes_the_holder(windows):
@@ -542,8 +514,8 @@ def test_windows_force_is_used_at_once_where_it_is_needed(windows, said):
     windows.kill(38146, returncode=1, stderr="FEHLER: Der Prozess kann nur erzwungen beendet werden (mit /F-Option).\r\n")
     windows.kill(38146, "/F", stdout="ERFOLGREICH\r\n", callback=windows.state.release)
     begun = time.monotonic()
-    assert ensure_port_available(PORT, "127.0.0.1") is True
-    assert time.monotonic() - begun < 2
+    assert ensure_port_available(PORT, "127.0.0.1", grace=PATIENCE) is True
+    assert time.monotonic() - begun < PATIENCE
     assert "✅ Successfully killed process 38146" in said()
     assert not any("/T" in list(call) for call in windows.fp.calls)
     assert windows.api.opened == []
@@ -612,46 +584,27 @@ def test_windows_a_reserved_range_beside_a_v6only_listener(windows, said):
     windows.state.error = PermissionError(errno.EACCES, "forbidden")
     windows.state.error.winerror = 10013
     windows.play(elsewhere=b":8010 ")
-    rows = [port_manager._Socket("::", PORT, True, None, 38146, None, 0, True)]
-    assert port_manager._blocking(rows, port_manager._addresses(ANY, PORT)) == []
+    assert not seam.conflict("::", ANY, v6only=True)
     assert ensure_port_available(PORT) is False and "taskkill" not in str(windows.fp.calls)
 
 
-def test_windows_a_part_of_the_processes_is_no_answer(windows, monkeypatch):
-    """PowerShell was cut off: a parent that is missing there may be alive."""
-    windows.play(shell=1)
-    windows.fp.register([windows.tool("tasklist.exe"), "/FO", "CSV", "/NH"], stdout="")
-    assert port_manager._read_windows(None) == {}
-    assert port_manager._ancestry(port_manager.WINDOWS, {}) is None
-
-
-def test_windows_a_look_starts_powershell_once(windows):
-    windows.play()
-    look = port_manager._look_at(PORT, "127.0.0.1")
-    assert [holder.pid for holder in look.holders] == [38146]
-    assert sum("powershell" in str(call) for call in windows.fp.calls) == 1
-
-
-def test_windows_the_program_is_pinned_before_it_is_judged(windows):
+def test_windows_the_program_is_pinned_before_it_is_judged(windows, monkeypatch):
     """kill_process: what the ancestry had to read before is read again once the PID is held."""
     windows.play()
     order = []
     opened = windows.api.OpenProcess
     windows.api.OpenProcess = lambda *words: order.append("pinned") or opened(*words)
-    read = port_manager._read_windows
-    port_manager.WINDOWS, before = port_manager.WINDOWS._replace(read=lambda pid: order.append("read") or read(pid)), port_manager.WINDOWS
-    try:
-        windows.kill(38146, callback=windows.state.release)
-        assert PortManager(PORT, "127.0.0.1").kill_process(38146) is True
-    finally:
-        port_manager.WINDOWS = before
+    read = seam.reader("windows")
+    seam.readings(monkeypatch, "windows", lambda pid: order.append("read") or read(pid))
+    windows.kill(38146, callback=windows.state.release)
+    assert PortManager(PORT, "127.0.0.1").kill_process(38146) is True
     assert "read" in order[order.index("pinned") :]
 
 
 def test_windows_more_processes_than_can_be_waited_for(windows):
     waited = []
     windows.api.WaitForMultipleObjects = lambda handles, every, milliseconds: waited.append(len(handles))
-    port_manager._nap(port_manager.WINDOWS, [port_manager._Pin(pid, "birth", pid) for pid in range(2, 102)], 0.1)
+    seam.sleep("windows", range(2, 102), 0.1)
     assert waited == [63]
 
 
@@ -663,14 +616,9 @@ def test_windows_tools_of_the_current_folder_are_not_started(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("PATH", f".{os.pathsep}{os.pathsep}relative")
-    assert port_manager._found("docker") is None
+    assert seam.found("docker") is None
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert port_manager._found("docker") == str(tmp_path / "docker.exe")
-
-
-def test_windows_the_text_of_powershell_is_utf8():
-    assert port_manager._decoded("José 项目".encode()) == "José 项目"
-    assert "OutputEncoding = $before" in port_manager._CIM_QUERY  # it would stay changed in the user's console
+    assert seam.found("docker") == str(tmp_path / "docker.exe")
 
 
 @pytest.mark.parametrize(
@@ -686,15 +634,15 @@ def test_windows_the_child_of_a_reloader(windows, monkeypatch, parent, environ, 
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     windows.play((9997, 700, 133000000015000000, "python.exe", parent))
-    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", PORT) is family
+    assert seam.is_in_the_family("uvicorn", "127.0.0.1", PORT) is family
 
 
 def test_the_child_of_multiprocessing_is_in_the_family(monkeypatch):
     """uvicorn --reload and --workers, and others: on every system."""
-    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", PORT) is False
+    assert seam.is_in_the_family("uvicorn", "127.0.0.1", PORT) is False
     spawned = SimpleNamespace(parent_process=lambda: SimpleNamespace(pid=1))
     monkeypatch.setitem(sys.modules, "multiprocessing.process", spawned)
-    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", PORT) is True
+    assert seam.is_in_the_family("uvicorn", "127.0.0.1", PORT) is True
 
 
 def test_windows_a_dead_owner_without_heirs_is_nobody_to_stop(windows, said):
@@ -725,14 +673,6 @@ def test_windows_another_users_process_stays(windows, said):
     assert "it belongs to user N/A, and you are desktop\\alice" in said()
 
 
-def test_windows_without_powershell_nobody_is_stopped(windows, said):
-    """tasklist knows no parents: it cannot be ruled out that the holder is an ancestor of ours."""
-    windows.play(shell=1)
-    windows.fp.register([windows.tool("tasklist.exe"), "/FO", "CSV", "/NH"], stdout='"python.exe","38146","Console","1","25,000 K"\r\n"cmd.exe","9999","Console","1","9 K"\r\n')
-    assert ensure_port_available(PORT, "127.0.0.1") is False
-    assert "Process 38146 (python.exe) is left alone: it may be one of our own parents" in said()
-
-
 def test_windows_a_reserved_range_has_no_holder(windows, said):
     windows.state.error = PermissionError(errno.EACCES, "forbidden")
     windows.state.error.winerror = 10013
@@ -754,10 +694,9 @@ def test_windows_no_handle_where_it_may_not_be_opened(windows):
 
     windows.api.OpenProcess = denied
     windows.play()
-    pin = port_manager._pinned(port_manager.WINDOWS, [38146], {})[38146]
-    assert pin == (38146, "133000000030000000", None)
-    assert port_manager._has_exited(port_manager.WINDOWS, pin) is False
-    assert port_manager._has_exited(port_manager.WINDOWS, pin._replace(birth="0")) is True
+    assert seam.hold("windows", 38146) is None
+    assert seam.has_exited(38146, "windows") is False
+    assert seam.has_exited(38146, "windows", start="0") is True
 
 
 def test_windows_the_programs_own_calls(windows):
@@ -766,95 +705,3 @@ def test_windows_the_programs_own_calls(windows):
     assert manager.get_process_using_port(PORT) == 38146
     windows.kill(38146, callback=windows.state.release)
     assert manager.kill_process(38146) is True
-
-
-# WSL
-
-
-@pytest.fixture
-def wsl(machine, monkeypatch, fp):
-    monkeypatch.setattr(sys, "platform", "linux")
-    release = SimpleNamespace(release="5.15.153.1-microsoft-standard-WSL2")
-    monkeypatch.setattr(os, "uname", lambda: release)
-    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: [],)))
-    monkeypatch.setattr(port_manager, "_ask_sock_diag", lambda *_: [])
-    monkeypatch.setattr(port_manager, "_windows_drive", lambda: "/mnt/c")
-    fp.keep_last_process(True)
-    folder = "/mnt/c/Windows/System32"
-    fp.register([f"{folder}/WindowsPowerShell/v1.0/powershell.exe", fp.any()], stdout=cim())
-    fp.register(["wslinfo", "--networking-mode"], stdout="mirrored\n")
-    fp.register([f"{folder}/tasklist.exe", "/V", fp.any()], stdout='"python.exe","38146","Console","1","9 K","Running","DESKTOP\\alice","0:00:01","N/A"\r\n')
-
-    def play(me="alice"):
-        fp.register([f"{folder}/NETSTAT.EXE", "-ano"], stdout=netstat())
-        fp.register([f"{folder}/whoami.exe"], stdout=f"desktop\\{me}\r\n")
-
-    return SimpleNamespace(state=machine, fp=fp, folder=folder, play=play)
-
-
-def test_wsl_a_windows_process_holds_the_port(wsl, said, monkeypatch):
-    """With mirrored networking no Linux process is found, and Windows answers through interop."""
-    wsl.play()
-    wsl.fp.register([f"{wsl.folder}/taskkill.exe", "/PID", "38146"], callback=wsl.state.release)
-    monkeypatch.setattr(port_manager, "_has_exited", lambda *_: not wsl.state.held)
-    assert ensure_port_available(PORT, "127.0.0.1") is True
-    assert wsl.state.signals == [] and "✅ Successfully killed process 38146" in said()
-
-
-def test_wsl_the_process_is_named_as_one_of_windows(wsl, said):
-    wsl.play(me="bob")
-    assert ensure_port_available(PORT, "127.0.0.1") is False
-    assert "❌ Windows process 38146 (" in said() and "it belongs to user DESKTOP\\alice" in said()
-
-
-def test_wsl_a_windows_pid_is_not_taken_for_ours(wsl, said, monkeypatch):
-    """Windows has PIDs of its own: the same number here is somebody else."""
-    monkeypatch.setattr(os, "getpid", lambda: 38146)
-    wsl.play()
-    look = port_manager._look_at(PORT, "127.0.0.1")
-    assert look.system is port_manager.WINDOWS
-    assert port_manager._refusal(port_manager._Case(look, "kill", PORT, "0.0.0.0")) is None
-
-
-@pytest.mark.parametrize("mode", ["nat\n", "virtioproxy\n", "wsl1\n", "", None])
-def test_wsl_without_mirrored_networking_windows_has_ports_of_its_own(wsl, monkeypatch, said, mode):
-    """A server of Windows never holds the port of a server of Linux there, whatever number it has."""
-    monkeypatch.setattr(port_manager, "_run", lambda *words, **_: None if mode is None else (0, mode, ""))
-    monkeypatch.setattr(port_manager, "_ask_netstat_ano", lambda port: pytest.fail("Windows was asked"))
-    assert ensure_port_available(PORT, "127.0.0.1") is False
-    assert "nobody who may be seen holds port" in said().lower()
-
-
-def test_wsl_a_socket_of_linux_is_not_looked_for_in_windows(wsl, monkeypatch):
-    client = port_manager._Socket("127.0.0.1", PORT, False, port_manager.Endpoint("1.2.3.4", 5), None, 0, 7, None)
-    monkeypatch.setattr(port_manager, "_every_socket", lambda port: [client])
-    wsl.play()
-    assert find_listeners(PORT, "127.0.0.1") == []
-
-
-def test_wsl_interop_may_be_off(wsl, said, monkeypatch):
-    monkeypatch.setattr(port_manager, "_found", lambda tool: tool if tool == "wslinfo" else None)
-    assert ensure_port_available(PORT, "127.0.0.1") is False
-    assert "WSL's interoperability, which would tell, is switched off" in said()
-
-
-def test_wsl_a_free_port_asks_nobody(wsl):
-    wsl.state.held = False
-    assert find_listeners(PORT) == [] and ensure_port_available(PORT)
-    assert len(wsl.fp.calls) == 0
-
-
-@pytest.mark.parametrize(
-    ("mounts", "drive"),
-    [
-        ("C:\\134 /mnt/c 9p rw,aname=drvfs 0 0\n", "/mnt/c"),
-        ("none / ext4 rw 0 0\nC: /win/c drvfs rw 0 0\n", "/win/c"),
-        ("none / ext4 rw 0 0\n", "/mnt/c"),
-        ("\n", "/mnt/c"),
-    ],
-)
-def test_wsl_where_windows_is_mounted(tmp_path, monkeypatch, mounts, drive):
-    (tmp_path / "mounts").write_text(mounts)
-    real = open
-    monkeypatch.setattr("builtins.open", lambda path, *a, **k: real(tmp_path / "mounts" if path == "/proc/mounts" else path, *a, **k))
-    assert port_manager._windows_drive() == drive

@@ -22,11 +22,10 @@ import pytest
 
 from port_manager import ensure_port_available, find_listeners
 
-from .conftest import LINUX, NOBODY, ROOT, ROOT_USER, RUN_BACKEND, birth, can_bind, eventually
+from .conftest import LINUX, NOBODY, PATIENCE, ROOT, ROOT_USER, RUN_BACKEND, birth, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
-PATIENCE = 15.0  # seconds that a server may need on a slow machine
 GRACE = 1.5  # an idle client keeps some of the servers from ending by themselves
 QUIET = 0.7  # seconds in which whoever respawns its workers would have done so
 
@@ -99,7 +98,7 @@ http {
 
 
 def ask_http(port: int, path: str = "/") -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -112,7 +111,7 @@ def ask_http(port: int, path: str = "/") -> str:
 
 def ask_redis(port: int) -> str:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
             connection.sendall(b"PING\r\n")
             return connection.recv(16).decode()
     except OSError:
@@ -239,7 +238,7 @@ def listener_pids(port: int) -> set[int | None]:
 
 
 def is_gone(run: Run) -> bool:
-    return eventually(lambda: not run.alive(), PATIENCE)
+    return eventually(lambda: not run.alive())
 
 
 def stays_free(port: int, run: Run) -> bool:
@@ -290,7 +289,7 @@ def serve(start, tmp_path):
             )
         begun = Run(process, log)
         if wait:
-            eventually(lambda: process.poll() is not None or begun.serves(port, server), PATIENCE)
+            eventually(lambda: process.poll() is not None or begun.serves(port, server))
             assert begun.has_served and process.poll() is None, begun
         return begun
 
@@ -415,7 +414,7 @@ def test_guard_does_nothing_where_the_server_binds_first(name, serve, port):
     family = first.family()
     second = serve(server, port, wait=False)
     assert second.status() != 0 and "ddress already in use" in second.text(), second
-    assert set(family) <= set(first.family()) and eventually(lambda: first.serves(port, server), PATIENCE), first
+    assert set(family) <= set(first.family()) and eventually(lambda: first.serves(port, server)), first
     assert f"ort {port} is" not in first.text() + second.text(), (first, second)
 
 
@@ -433,11 +432,11 @@ def test_guard_stops_nobody_where_servers_share_the_port(name, serve, port, said
         loaded = list(tmp_path.glob(f"loaded-{run.pid}-*"))
         return len(loaded) == SHARES_THE_PORT[name] or run.process.poll() is not None
 
-    assert eventually(lambda: have_loaded(first), PATIENCE), first
+    assert eventually(lambda: have_loaded(first)), first
     family = first.family()
     assert len(family) >= server.processes, first
     second = serve(server, port)
-    assert eventually(lambda: have_loaded(second), PATIENCE), (first, second)
+    assert eventually(lambda: have_loaded(second)), (first, second)
     assert set(family) <= set(first.family()) and len(second.family()) >= server.processes, (first, second)
     assert f"ort {port} is" not in first.text() + second.text(), (first, second)
     assert ensure_port_available(port, grace=GRACE) is True, (said(), first, second)

@@ -22,12 +22,10 @@ import run_backend
 from port_manager import Endpoint
 from run_backend import CANDIDATES, app_kind, find_app, main, server_command
 
-from .conftest import LINUX, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
+from . import seam
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
-
-# What a test starts in this process must neither replace it nor serve for ever: these are put back on purpose.
-become, serve_here = run_backend._become, run_backend._serve_here
 
 FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n"
 FLASK = "from flask import Flask\napp = Flask(__name__)\n"
@@ -42,16 +40,18 @@ greeting = "hello"
 BARE = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import run_backend
-run_backend._installed = lambda module: False
+import pytest, run_backend
+from tests import seam
+seam.stand_in(pytest.MonkeyPatch(), "installed", lambda module: False)
 raise SystemExit(run_backend.main(sys.argv[1:]))
 """
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    for name in ("_become", "_serve_here"):
-        monkeypatch.setattr(run_backend, name, lambda *words, name=name: pytest.fail(f"{name}{words}"))
+    """What a test starts in this process must neither replace it nor serve for ever."""
+    for part in ("become", "serve here"):
+        seam.stand_in(monkeypatch, part, lambda *words, part=part: pytest.fail(f"{part}{words}"))
 
 
 @pytest.fixture
@@ -73,26 +73,26 @@ def project(tmp_path, monkeypatch):
 def attempts(monkeypatch):
     """What would have been started, as (command or None for this process, endpoints, wanted)."""
     made = []
-    monkeypatch.setattr(run_backend, "_start", lambda *words: made.append(words[:3]) or 0)
-    monkeypatch.setattr(run_backend, "_start_here", lambda _, wanted, *__: made.append((None, [wanted], wanted)) or 0)
+    seam.stand_in(monkeypatch, "start", lambda *words: made.append(words[:3]) or 0)
+    seam.stand_in(monkeypatch, "start here", lambda _, wanted, *__: made.append((None, [wanted], wanted)) or 0)
     return made
 
 
 def installed(monkeypatch, names):
-    monkeypatch.setattr(run_backend, "_installed", lambda module: module in names.split())
+    seam.stand_in(monkeypatch, "installed", lambda module: module in names.split())
 
 
 def call(*words, code=None):
     """Run ``python run_backend.py …`` (or Python code instead) to its end."""
     program = ["-c", code] if code else [RUN_BACKEND]
     return subprocess.run(
-        [sys.executable, *program, *words], capture_output=True, encoding="utf-8", timeout=60, check=False
+        [sys.executable, *program, *words], capture_output=True, encoding="utf-8", timeout=PATIENCE, check=False
     )
 
 
 def asked(port, host="127.0.0.1"):
     """What the server on a port answers; nothing while there is none."""
-    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=5)) as connection:
+    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=PATIENCE)) as connection:
         try:
             connection.request("GET", "/")
             return connection.getresponse().read().decode()
@@ -102,7 +102,7 @@ def asked(port, host="127.0.0.1"):
 
 def served_by(process, port):
     """Whether this very process comes to answer there; an answer ends the wait, and so does its end."""
-    eventually(lambda: f"Process {process.pid} " in asked(port) or process.poll() is not None, 10)
+    eventually(lambda: f"Process {process.pid} " in asked(port) or process.poll() is not None)
     return f"Process {process.pid} " in asked(port)
 
 
@@ -121,10 +121,10 @@ def test_the_next_run_takes_the_page_over(project, port, start, monkeypatch, tol
     assert served_by(first, port)
     second = start(sys.executable, RUN_BACKEND, *words)
     assert served_by(second, port)
-    assert first.wait(10) == -signal.SIGTERM
+    assert first.wait(PATIENCE) == -signal.SIGTERM
     assert f"✅ Starting server on 0.0.0.0:{port}\n" in first.stdout.read()
     os.kill(second.pid, signal.SIGTERM)
-    assert second.wait(10) == -signal.SIGTERM
+    assert second.wait(PATIENCE) == -signal.SIGTERM
     said = second.stdout.read()
     assert f"Process using port: {first.pid} ({sys.executable}" in said
     assert said.index("No app was found here") < said.index("now available") < said.index("✅ Starting server on")
@@ -159,7 +159,7 @@ def test_an_app_that_a_function_makes(project, port, start):
 
 def test_one_who_listens_beside_is_told_of(project, port, hold, capsys, monkeypatch):
     """What binds localhost or :: would meet it; what binds 0.0.0.0 does not: it lives, and the person knows."""
-    monkeypatch.setattr(run_backend, "_become", lambda *_: 0)
+    seam.stand_in(monkeypatch, "become", lambda *_: 0)
     beside = hold(("::1", port), v6only=True)
     assert main(["--port", str(port), "--", "true"]) == 0
     said = capsys.readouterr()
@@ -177,7 +177,7 @@ def test_ctrl_c_ends_the_page_without_a_traceback(project, port, start):
     server = start(sys.executable, RUN_BACKEND, "--port", str(port), "--host", "127.0.0.1")
     assert served_by(server, port)
     os.kill(server.pid, signal.SIGINT)
-    assert server.wait(10) == 130
+    assert server.wait(PATIENCE) == 130
     said = server.stdout.read()
     assert f"✅ Starting server on 127.0.0.1:{port}\n" in said and "Traceback" not in said
 
@@ -197,12 +197,12 @@ def test_the_servers_of_the_standard_library(kind, host, port):
         pytest.skip(f"{host} is switched off here")
     namespace = {}
     exec(WSGI, namespace)
-    handle = run_backend._page_server if kind == "page" else run_backend._wsgi_server(namespace["application"])
+    handle = seam.page_server if kind == "page" else seam.wsgi_server(namespace["application"])
     made, heard = [], {}
 
     def ask(server):
         heard["get"] = asked(port, host)
-        with socket.create_connection((host, port), timeout=5) as raw:
+        with socket.create_connection((host, port), timeout=PATIENCE) as raw:
             raw.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
             heard["head"] = b"".join(iter(lambda: raw.recv(4096), b""))
         server.shutdown()
@@ -214,7 +214,7 @@ def test_the_servers_of_the_standard_library(kind, host, port):
 
     asking = threading.Thread(target=lambda: ask(made[0]))
     listener = port_manager.bind_port(port, host)
-    assert serve_here(serve, listener) == 0
+    assert seam.serve_here(serve, listener) == 0
     asking.join()
     assert f"Process {os.getpid()} " in heard["get"] and f"on {'port ' * (kind == 'page')}{port}" in heard["get"]
     head, _, body = heard["head"].decode().partition("\r\n\r\n")
@@ -228,12 +228,12 @@ def test_ctrl_c_in_the_servers_of_the_standard_library(port):
         raise KeyboardInterrupt
 
     def serve(listener):
-        server = run_backend._page_server(listener)
+        server = seam.page_server(listener)
         server.service_actions = interrupted
         return server
 
     listener = port_manager.bind_port(port, "127.0.0.1")
-    assert serve_here(serve, listener) == 130
+    assert seam.serve_here(serve, listener) == 130
     assert listener.fileno() == -1
 
 
@@ -503,10 +503,10 @@ def test_a_module_that_an_import_hook_finds_exists(monkeypatch):
             return found if name == "found_by_a_hook" else None
 
     monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Hook])
-    assert run_backend._exists("found_by_a_hook") and run_backend._exists("json")
-    assert not run_backend._exists("found_by_nobody")
+    assert seam.exists("found_by_a_hook") and seam.exists("json")
+    assert not seam.exists("found_by_nobody")
     monkeypatch.setitem(sys.modules, "without_a_spec", object())
-    assert run_backend._exists("without_a_spec")
+    assert seam.exists("without_a_spec")
 
 
 def test_a_candidate_without_an_app_is_passed_over(project):
@@ -677,9 +677,9 @@ def on(monkeypatch, system):
 def test_a_server_that_is_not_installed(monkeypatch, system, kind, options, said):
     on(monkeypatch, system)
     installed(monkeypatch, "")
-    with pytest.raises(run_backend._CannotStart) as caught:
+    with pytest.raises(seam.CannotStart) as caught:
         server_command("m:app", kind, "0.0.0.0", 80, options)
-    assert caught.value.args == (said.replace("{pip}", run_backend._pip("")[:-1]), 1)
+    assert caught.value.args == (said.replace("{pip}", seam.pip("")[:-1]), 1)
 
 
 def test_the_interpreter_that_a_hint_names_is_this_one(monkeypatch, tmp_path):
@@ -687,15 +687,15 @@ def test_the_interpreter_that_a_hint_names_is_this_one(monkeypatch, tmp_path):
     python = tmp_path / "python3"
     python.symlink_to(sys.executable)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert run_backend._pip("uvicorn") == f"{python} -m pip install uvicorn"
+    assert seam.pip("uvicorn") == f"{python} -m pip install uvicorn"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert run_backend._pip("uvicorn") == "python3 -m pip install uvicorn"
+    assert seam.pip("uvicorn") == "python3 -m pip install uvicorn"
 
 
 def test_django_is_asked_for_before_anybody_is_stopped(project, monkeypatch):
     project({"manage.py": "from django.core.management import execute_from_command_line"})
     installed(monkeypatch, "")
-    with pytest.raises(run_backend._CannotStart, match="manage.py needs Django, which is not installed"):
+    with pytest.raises(seam.CannotStart, match="manage.py needs Django, which is not installed"):
         server_command("manage.py", "django", "0.0.0.0", 80)
     installed(monkeypatch, "django")
     assert server_command("manage.py", "django", "0.0.0.0", 80)
@@ -709,7 +709,7 @@ def test_installed(tmp_path, monkeypatch):
     (tmp_path / "a_mere_folder").mkdir()
     (tmp_path / "a_mere_folder" / "conf.py").write_text("")
     names = ("json", "served_by_this", "no_such_package", "a_mere_folder")
-    assert [run_backend._installed(name) for name in names] == [True, True, False, False]
+    assert [seam.installed(name) for name in names] == [True, True, False, False]
 
 
 # Nobody is stopped for a server that cannot start
@@ -752,14 +752,14 @@ def test_nobody_is_stopped_for_what_cannot_start(
     held = hold(("127.0.0.1", port))
     words = [word.replace("{program}", sys.executable) for word in words]
     if status is None:  # it names no port that can be had: nothing is freed, and its server will tell
-        monkeypatch.setattr(run_backend, "_become", lambda *_: 7)
+        seam.stand_in(monkeypatch, "become", lambda *_: 7)
         status, said = 7, ""
     assert main(["--port", str(port), "--host", "127.0.0.1", *words]) == status
     err = capsys.readouterr().err
     if said is None:
         assert err.count("\n") == 1 and err.endswith(f"; {instead}\n")
     else:
-        python = run_backend._pip("").partition(" ")[0]
+        python = seam.pip("").partition(" ")[0]
         for name, value in (("python", python), ("port", str(port)), ("instead", instead)):
             said = said.replace(f"{{{name}}}", value)
         assert err == (f"{said}\n" if said else "")
@@ -832,9 +832,7 @@ def test_production_from_a_shell(project, port, hold, monkeypatch):
 def test_a_port_that_is_lost_between_the_look_and_the_bind(project, port, hold, monkeypatch, capsys, said):
     """The failure has a reason, and it is shown."""
     hold(("127.0.0.1", port))
-    monkeypatch.setattr(
-        port_manager, "_ensure", lambda port, host, _: port_manager._Outcome(port, host, True, [], [], None)
-    )
+    seam.taken_before_the_bind(monkeypatch)
     assert main(["--port", str(port)]) == 1
     assert f"port {port} is already in use" in (said() + capsys.readouterr().err).lower()
 
@@ -861,7 +859,7 @@ def test_next_takes_another_port(project, port, hold, start, how):
     if how == "page":
         assert served_by(server, taken)
     else:
-        assert server.stdout.readline() == f"127.0.0.1 {taken}\n" and server.wait(10) == 0
+        assert server.stdout.readline() == f"127.0.0.1 {taken}\n" and server.wait(PATIENCE) == 0
     assert held.alive() == [held.pid]
 
 
@@ -888,8 +886,8 @@ def test_next_stops_nobody_who_was_faster(project, port, hold, monkeypatch, how)
     held = hold(("127.0.0.1", port))
     find, answers = run_backend.find_free_port, iter([port])
     monkeypatch.setattr(run_backend, "find_free_port", lambda *words: next(answers, None) or find(*words))
-    monkeypatch.setattr(run_backend, "_become", lambda *_: 0)
-    monkeypatch.setattr(run_backend, "_serve_here", lambda _, listener: listener.close() or 0)
+    seam.stand_in(monkeypatch, "become", lambda *_: 0)
+    seam.stand_in(monkeypatch, "serve here", lambda _, listener: listener.close() or 0)
     words = ["--", "true"] if how == "command" else []
     main(["--next", "--port", str(port), "--host", "127.0.0.1", *words])
     assert held.alive() == [held.pid]
@@ -902,7 +900,7 @@ def test_it_becomes_the_command(project, port, hold, start):
     held = hold(("127.0.0.1", port))
     code = "import os; print(os.getpid(), os.getppid(), os.environ['HOST'], os.environ['PORT']); raise SystemExit(7)"
     server = start(sys.executable, RUN_BACKEND, "--port", str(port), "--", sys.executable, "-c", code)
-    out, _ = server.communicate(timeout=20)
+    out, _ = server.communicate(timeout=PATIENCE)
     assert out.splitlines()[-2:] == [
         f"✅ Starting server on 0.0.0.0:{port}",
         f"{server.pid} {os.getpid()} 0.0.0.0 {port}",  # no process of ours stands between
@@ -916,7 +914,7 @@ def test_a_signal_reaches_the_command(project, port, start, number):
     server = start(sys.executable, RUN_BACKEND, "--port", str(port), "--", "sleep", "60")
     assert eventually(lambda: name_of(server.pid) == "sleep")
     os.kill(server.pid, number)
-    assert server.wait(10) == -number
+    assert server.wait(PATIENCE) == -number
 
 
 def test_the_command_inherits_no_ignored_signal(project, port):
@@ -966,9 +964,9 @@ def test_start_frees_every_endpoint_and_becomes_the_first(monkeypatch, capsys, r
     freed, became = [], []
     answers = iter([True, reached])
     monkeypatch.setattr(run_backend, "ensure_port_available", lambda *words, **_: freed.append(words) or next(answers))
-    monkeypatch.setattr(run_backend, "_become", lambda *words: became.append(words) or 5)
+    seam.stand_in(monkeypatch, "become", lambda *words: became.append(words) or 5)
     endpoints = [Endpoint("127.0.0.1", 9000), Endpoint("::1", 9001)]
-    assert run_backend._start(["gunicorn"], endpoints, Endpoint("0.0.0.0", 8000)) == (5 if reached else 1)
+    assert seam.start(["gunicorn"], endpoints, Endpoint("0.0.0.0", 8000)) == (5 if reached else 1)
     assert freed == [(9000, "127.0.0.1"), (9001, "::1")]
     assert became == ([(["gunicorn"], endpoints[0])] if reached else [])
     assert capsys.readouterr().out == ("✅ Starting server on 127.0.0.1:9000, [::1]:9001\n" if reached else "")
@@ -976,7 +974,7 @@ def test_start_frees_every_endpoint_and_becomes_the_first(monkeypatch, capsys, r
 
 def test_a_command_that_names_no_port_frees_none(project, monkeypatch, capsys):
     monkeypatch.setattr(run_backend, "ensure_port_available", lambda *_, **__: pytest.fail("a port was freed"))
-    monkeypatch.setattr(run_backend, "_become", lambda command, wanted: 3 if wanted.port == 8000 else 4)
+    seam.stand_in(monkeypatch, "become", lambda command, wanted: 3 if wanted.port == 8000 else 4)
     assert main(["--", sys.executable, "manage.py", "migrate"]) == 3
     assert capsys.readouterr().out == f"✅ Starting {sys.executable}, which names no port\n"
 
@@ -1001,7 +999,7 @@ def same_signals():
 def test_a_program_that_is_gone_when_its_turn_comes(project, port, monkeypatch, capsys, same_signals):
     project({"server": "#!/bin/sh\n"})
     os.chmod("server", 0o755)
-    monkeypatch.setattr(run_backend, "_become", become)
+    seam.stand_in(monkeypatch, "become", seam.become)
     monkeypatch.setattr(run_backend, "ensure_port_available", lambda *_, **__: os.remove("server") or True)
     assert main(["--port", str(port), "--", "./server"]) == 126
     assert capsys.readouterr().err == "❌ ./server cannot be started: No such file or directory\n"
@@ -1019,7 +1017,7 @@ def test_becoming(monkeypatch, same_signals):
     monkeypatch.setenv("OTHER", "kept")
     monkeypatch.setenv("PORT", "1")
     with pytest.raises(Became) as caught:
-        become(["npm", "run"], Endpoint("::1", 9000))
+        seam.become(["npm", "run"], Endpoint("::1", 9000))
     assert caught.value.args == ("npm", ["npm", "run"], "::1", "9000", "kept", [signal.SIG_DFL] * 2)
     assert os.environ["PORT"] == "1" and "HOST" not in os.environ
 
@@ -1030,7 +1028,7 @@ def test_becoming(monkeypatch, same_signals):
 def test_windows_waits_for_the_command(monkeypatch):
     on(monkeypatch, "nt")
     code = "import os, sys; sys.exit(7 if (os.environ['HOST'], os.environ['PORT']) == ('::1', '9000') else 1)"
-    assert become([sys.executable, "-c", code], Endpoint("::1", 9000)) == 7
+    assert seam.become([sys.executable, "-c", code], Endpoint("::1", 9000)) == 7
 
 
 def test_windows_waits_on_when_the_console_interrupts(monkeypatch):
@@ -1048,7 +1046,7 @@ def test_windows_waits_on_when_the_console_interrupts(monkeypatch):
 
     on(monkeypatch, "nt")
     monkeypatch.setattr(subprocess, "Popen", Child)
-    assert become(["uvicorn"], Endpoint("0.0.0.0", 9000)) == 3
+    assert seam.become(["uvicorn"], Endpoint("0.0.0.0", 9000)) == 3
 
 
 def test_windows_is_given_the_program_that_was_found(project, port, monkeypatch):
@@ -1065,7 +1063,7 @@ def test_windows_is_given_the_program_that_was_found(project, port, monkeypatch)
     on(monkeypatch, "nt")
     monkeypatch.setattr(shutil, "which", lambda program: rf"C:\node\{program}.CMD")
     monkeypatch.setattr(subprocess, "Popen", Child)
-    monkeypatch.setattr(run_backend, "_become", become)
+    seam.stand_in(monkeypatch, "become", seam.become)
     assert main(["--port", str(port), "--", "npm", "run", "dev"]) == 0
     assert started == [[r"C:\node\npm.CMD", "run", "dev"]]
 
@@ -1079,10 +1077,10 @@ def test_a_wsgi_app_under_the_standard_library(project, port, start):
     first = start(*command)
     assert served_by(first, port)
     second = start(*command)
-    assert served_by(second, port) and first.wait(10) == -signal.SIGTERM
+    assert served_by(second, port) and first.wait(PATIENCE) == -signal.SIGTERM
     assert asked(port) == f"Process {second.pid} says hello on {port}"
     os.kill(second.pid, signal.SIGINT)
-    assert second.wait(10) == 130 and "Traceback" not in second.stdout.read()
+    assert second.wait(PATIENCE) == 130 and "Traceback" not in second.stdout.read()
 
 
 @pytest.mark.parametrize("how", ["page", "wsgi"])
@@ -1097,7 +1095,7 @@ def test_the_port_is_kept_from_the_look_on(project, port, hold, monkeypatch, cap
         return 9
 
     installed(monkeypatch, "")
-    monkeypatch.setattr(run_backend, "_serve_here", serve)
+    seam.stand_in(monkeypatch, "serve here", serve)
     monkeypatch.setattr(sys, "path", list(sys.path))
     if how == "wsgi":
         project({"served_in_this_test.py": WSGI})
@@ -1116,7 +1114,7 @@ def test_the_app_that_is_imported_may_be_an_attribute(project, monkeypatch):
     project({"app_of_this_test.py": "class state:\n    app = 'found'\n"})
     monkeypatch.setattr(sys, "path", list(sys.path))
     try:
-        assert run_backend._imported("app_of_this_test:state.app") == "found"
+        assert seam.imported("app_of_this_test:state.app") == "found"
     finally:
         sys.modules.pop("app_of_this_test", None)
 
@@ -1163,7 +1161,7 @@ def test_five_runs_take_the_port_over_from_each_other(fastapi_project, port, sta
         assert served_by(runs[-1], port)
         reload = " --reload" if "--reload" in words else ""
         assert asked(port) == f"Process {runs[-1].pid} says 你好: --host 0.0.0.0 --port {port}{reload}"
-        assert all(earlier.wait(10) == -signal.SIGTERM for earlier in runs[:-1])
+        assert all(earlier.wait(PATIENCE) == -signal.SIGTERM for earlier in runs[:-1])
 
 
 def test_host_port_and_app_of_the_environment_with_a_real_server(fastapi_project, port, start, monkeypatch):
@@ -1185,7 +1183,7 @@ def test_a_console_of_ascii(project, port, start, monkeypatch):
     server = start(sys.executable, RUN_BACKEND, "--port", str(port), stderr=subprocess.PIPE)
     assert served_by(server, port)
     os.kill(server.pid, signal.SIGINT)
-    out, err = server.communicate(timeout=10)
+    out, err = server.communicate(timeout=PATIENCE)
     assert out.splitlines()[1:] == [f"Starting server on 0.0.0.0:{port}"]
     assert err.startswith(f"Port {port} is available\n") and "Traceback" not in err and server.returncode == 130
 
@@ -1202,7 +1200,7 @@ def test_a_line_that_the_console_cannot_show(monkeypatch, capsys, encoding):
 
     console = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", console)
-    run_backend._say("✅ Starting")
+    seam.say_the_start("✅ Starting")
     assert console.buffer.getvalue().decode() == ("Starting\n" if encoding == "ascii" else "✅ Starting\n")
 
 
@@ -1220,3 +1218,24 @@ def test_without_a_console(project, port, start):
     code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
     server = start(sys.executable, "-c", code, RUN_BACKEND, "--port", str(port), stderr=subprocess.PIPE)
     assert served_by(server, port)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("words", "where", "status"),
+    [
+        ("--help", ">/dev/full", 1),
+        ("--version", ">/dev/full", 1),
+        ("--port http", "2>/dev/full", 2),
+        ("--port http", ">&- 2>&-", 2),
+        ("--port {port} -- sh -c 'exit 7'", ">/dev/full 2>/dev/full", 7),
+        ("--port {port} -- sh -c 'exit 7'", ">&- 2>&-", 7),
+    ],
+)
+def test_streams_that_are_full_or_closed_leave_the_status(project, port, words, where, status, unbuffered):
+    shell = f'exec "{sys.executable}" "{RUN_BACKEND}" {words.format(port=port)} {where}'
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["sh", "-c", shell], env=environ, capture_output=True, text=True, check=False)
+    told = "❌ standard output cannot be written: No space left on device\n" if status == 1 else ""
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", told)

@@ -9,18 +9,13 @@ import sys
 
 import pytest
 
-import port_manager
 from port_manager import CannotTell, ensure_port_available, find_listeners
 
+from . import seam
 from .conftest import LINUX, REFUSE_NETLINK, boxes, eventually, in_a_box
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the tools of Linux")
 SBIN = os.pathsep.join(["/usr/sbin", "/sbin", "/usr/local/sbin"])
-WAYS = {"ss": port_manager._ask_ss, "lsof": port_manager._ask_lsof, "netstat": port_manager._ask_netstat}
-
-
-def only(monkeypatch, *ways):
-    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=ways))
 
 
 @pytest.fixture(params=["ss", "lsof", "netstat"])
@@ -28,7 +23,7 @@ def tool(request, monkeypatch):
     """Each tool alone: neither sock_diag nor /proc/net is asked."""
     if not shutil.which(request.param, path=f"{os.environ['PATH']}{os.pathsep}{SBIN}"):
         pytest.skip(f"{request.param} is not installed")
-    only(monkeypatch, WAYS[request.param])
+    seam.only(monkeypatch, request.param)
     return request.param
 
 
@@ -96,13 +91,13 @@ def test_a_name_that_lists_the_pid_of_another(port, hold, way, monkeypatch, port
     """The quoted name in ss is chosen by the process; netstat prints it behind the PID."""
     if not shutil.which(way, path=f"{os.environ['PATH']}{os.pathsep}{SBIN}"):
         pytest.skip(f"{way} is not installed")
-    only(monkeypatch, WAYS[way])
+    seam.only(monkeypatch, way)
     bystander = hold(("127.0.0.1", ports()))
     spoof = f'",pid={bystander.pid},fd=1)'[:15] if way == "ss" else f"{bystander.pid}/x"
     liar = hold(("127.0.0.1", port), name=spoof)
-    assert eventually(lambda: port_manager._read_proc(liar.pid)[liar.pid].name == spoof)
+    assert eventually(lambda: seam.read(liar.pid).name == spoof)
     if way == "ss":
-        assert bystander.pid in [row.pid for row in WAYS[way](port)]  # the row claims it …
+        assert bystander.pid in [row.pid for row in seam.ask(way, port)]  # the row claims it …
     assert [holder.pid for holder in find_listeners(port)] == [liar.pid]  # … and /proc does not confirm it
     assert ensure_port_available(port) is True
     assert bystander.alive() == [bystander.pid]
@@ -113,9 +108,9 @@ def test_busybox_netstat(port, hold, planted, monkeypatch):
     if not shutil.which("busybox"):
         pytest.skip("busybox is not installed")
     planted("netstat", 'exec busybox netstat "$@"')
-    only(monkeypatch, port_manager._ask_netstat)
+    seam.only(monkeypatch, "netstat")
     held = hold(("127.0.0.1", port), ("::1", port))
-    rows = port_manager._on(port, port_manager._ask_netstat(port))
+    rows = seam.ask("netstat", port)
     assert {row.address for row in rows} == {"127.0.0.1", "::1"}
     assert [holder.pid for holder in find_listeners(port)] == [None]
     assert ensure_port_available(port) is False
@@ -129,9 +124,9 @@ def test_an_alpine_lsof_lists_everything_and_harms_nobody(port, hold, planted, m
     """busybox lsof ignores every option and lists every open file: xargs kill then kills the container."""
     listing = "for p in /proc/[0-9]*; do for f in $p/fd/*; do printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f); done; done"
     planted("lsof", listing)
-    only(monkeypatch, port_manager._ask_lsof)
+    seam.only(monkeypatch, "lsof")
     held = hold(("127.0.0.1", port))
-    assert port_manager._ask_lsof(port) is None
+    assert seam.ask("lsof", port) is None
     with pytest.raises(CannotTell):
         find_listeners(port)
     assert ensure_port_available(port) is False
@@ -157,11 +152,11 @@ def test_an_alpine_lsof_lists_everything_and_harms_nobody(port, hold, planted, m
     ids=["hang", "fail", "crash", "garbage", "noise", "binary", "pid1", "lsof", "ss", "netstat", "busybox"],
 )
 def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkeypatch, name, script):
-    monkeypatch.setattr(port_manager, "TOOL_TIMEOUT", 0.3)
+    seam.limits(monkeypatch, tool_timeout=0.3)
     port = ports()
     held, bystander = hold(("127.0.0.1", port)), hold(("127.0.0.1", ports()))
     planted(name, script.replace("{port}", str(port)).replace("{bystander}", str(bystander.pid)))
-    only(monkeypatch, WAYS[name])
+    seam.only(monkeypatch, name)
     assert ensure_port_available(port) is False
     assert bystander.alive() == [bystander.pid] and held.alive() == [held.pid]
 
@@ -170,7 +165,7 @@ def test_a_lie_about_a_socket_that_the_bystander_holds_is_found_out_at_the_end(p
     """The best of lies names a real socket of the bystander; natively, the kernel is asked first, and knows better."""
     port, other = ports(), ports()
     held, bystander = hold(("127.0.0.1", port)), hold(("127.0.0.1", other))
-    inode = port_manager._ask_sock_diag(other)[0].inode
+    inode = seam.ask("sock_diag", other)[0].inode
     planted("ss", f"echo 'LISTEN 0 9 127.0.0.1:{port} 0.0.0.0:* users:((\"x\",pid={bystander.pid},fd=3)) ino:{inode}'")
     assert ensure_port_available(port) is True
     assert (bystander.alive(), held.alive()) == ([bystander.pid], [])
@@ -183,28 +178,28 @@ def test_tools_are_found_in_sbin_and_not_in_relative_folders(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     for path in ("", ".", f".{os.pathsep}", "relative"):
         monkeypatch.setenv("PATH", path)
-        answer = port_manager._run("ss", "-V")
+        answer = seam.run("ss", "-V")
         assert answer is None or "planted" not in answer[1]
     monkeypatch.delenv("PATH")
-    assert port_manager._run("no-such-tool-anywhere") is None
+    assert seam.run("no-such-tool-anywhere") is None
     if os.path.exists("/usr/sbin/ip"):
         monkeypatch.setenv("PATH", "/nowhere")
-        assert port_manager._run("ip", "-V") is not None
+        assert seam.run("ip", "-V") is not None
 
 
 def test_the_runner(planted, monkeypatch):
     planted("speaks", 'printf "%s|$LC_ALL|$1" "$(cat)"; echo complaint >&2; exit 4')
-    assert port_manager._run("speaks", "a b") == (4, "|C|a b", "complaint\n")  # and standard input is empty
+    assert seam.run("speaks", "a b") == (4, "|C|a b", "complaint\n")  # and standard input is empty
     planted("bytes", "printf 'caf\\351 \\344\\270\\255'")
-    assert port_manager._run("bytes")[1] == "caf\\xe9 中"
-    assert port_manager._decoded("项目".encode()) == "项目"
+    assert seam.run("bytes")[1] == "caf\\xe9 中"
+    assert seam.decoded("项目".encode()) == "项目"
     monkeypatch.setattr(sys, "platform", "win32")
-    assert port_manager._decoded(b"plain") == "plain"
+    assert seam.decoded(b"plain") == "plain"
     monkeypatch.setattr(sys, "platform", "linux")
     planted("broken", "")
     with open(shutil.which("broken"), "w") as file:
         file.write("\x7fELF and nothing more")
-    assert port_manager._run("broken") is None
+    assert seam.run("broken") is None
 
 
 def test_an_empty_path_leaves_the_native_ways(port, hold, monkeypatch):
@@ -215,7 +210,7 @@ def test_an_empty_path_leaves_the_native_ways(port, hold, monkeypatch):
 
 
 def test_when_none_can_tell_the_port_is_held(port, hold, monkeypatch, said):
-    only(monkeypatch, *(lambda port: None for _ in range(3)))
+    seam.only(monkeypatch, *(lambda port: None for _ in range(3)))
     held = hold(("127.0.0.1", port))
     assert ensure_port_available(port) is False
     assert f"❌ No way of asking could tell who holds port {port}, so that it is treated as held" in said()
@@ -233,8 +228,8 @@ def test_tools_are_asked_where_the_kernel_is_not_allowed_to_answer(tmp_path):
     tool.write_text(f"#!/bin/sh\necho asked >> {log}\nexit 1\n")
     tool.chmod(0o755)
     question = (
-        f"os.environ['PATH'] = '{tmp_path}:' + os.environ['PATH']\n" + REFUSE_NETLINK + "p._ask_proc_net = None\n"
-        "p.LINUX = p.LINUX._replace(ways=(p._ask_sock_diag, lambda port: None, p._ask_ss))\n"
+        f"os.environ['PATH'] = '{tmp_path}:' + os.environ['PATH']\n" + REFUSE_NETLINK +
+        "seam.only(pytest.MonkeyPatch(), 'sock_diag', lambda port: None, 'ss')\n"
         "try: p.find_listeners(8000)\nexcept p.CannotTell as error: print(error.reason)"
     )
     assert in_a_box("true", "\n" + question).endswith("could tell who holds port 8000, so that it is treated as held")

@@ -7,9 +7,8 @@ import struct
 
 import pytest
 
-import port_manager
-
-from .test_other_systems import LSOF_BOUND, LSOF_HELD, NETSTAT, PS, SOCKSTAT, cim, netstat
+from . import seam
+from .test_other_systems import LSOF_BOUND, LSOF_HELD, NETSTAT, PS, SOCKSTAT, netstat
 
 SEED = 20261123
 ROUNDS = 3000
@@ -66,15 +65,11 @@ def justified_by_lsof(row, text):
 
 
 PARSERS = {
-    "ss": (port_manager._parse_ss, [SS], justified_by_line),
-    "lsof": (port_manager._parse_lsof, [LSOF_HELD, LSOF_BOUND], justified_by_lsof),
-    "netstat": (port_manager._parse_netstat, [NET_TOOLS, BUSYBOX], justified_by_line),
-    "sockstat": (port_manager._parse_sockstat, [SOCKSTAT], justified_by_line),
-    "netstat-ano": (
-        port_manager._parse_netstat_ano,
-        [port_manager._decoded(netstat(language=language)) for language in NETSTAT],
-        justified_by_line,
-    ),
+    "ss": ([SS], justified_by_line),
+    "lsof": ([LSOF_HELD, LSOF_BOUND], justified_by_lsof),
+    "netstat": ([NET_TOOLS, BUSYBOX], justified_by_line),
+    "sockstat": ([SOCKSTAT], justified_by_line),
+    "netstat -ano": ([seam.decoded(netstat(language=language)) for language in NETSTAT], justified_by_line),
 }
 
 
@@ -113,22 +108,22 @@ def mangled(text: str, rng: random.Random) -> str:
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_unharmed_listings_are_read(name):
-    parse, texts, justified = PARSERS[name]
+    texts, justified = PARSERS[name]
     for text in texts:
-        rows = port_manager._on(PORT, parse(text))
+        rows = seam.on(PORT, seam.parse(name, text))
         assert rows and all(row.port == PORT and isinstance(row.listening, bool) for row in rows)
         assert all(row.pid is None or justified(row, text) for row in rows)
-        assert {row.port for row in parse(text)} >= {PORT}
+        assert {row.port for row in seam.parse(name, text)} >= {PORT}
 
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_torture(name):
-    parse, texts, justified = PARSERS[name]
+    texts, justified = PARSERS[name]
     rng = random.Random(SEED)
     found = 0
     for _ in range(ROUNDS):
         text = mangled(rng.choice(texts), rng)
-        for row in port_manager._on(PORT, parse(text) or []):
+        for row in seam.on(PORT, seam.parse(name, text) or []):
             assert row.port == PORT, text
             assert row.pid is None or row.pid >= 2, text
             assert row.pid is None or justified(row, text), (row, text)
@@ -139,42 +134,34 @@ def test_torture(name):
 @pytest.mark.parametrize("name", PARSERS)
 def test_noise_is_no_answer(name):
     """Nobody and "cannot tell" differ: what is not the tool's output is not read as "nobody"."""
-    parse, _, _ = PARSERS[name]
     rng = random.Random(SEED)
     for text in ("garbage", "\0", "1\t/bin/busybox\t/dev/null", "no such option", "Permission denied\n" * 3):
-        assert parse(text) is None
+        assert seam.parse(name, text) is None
     for _ in range(300):
         noise = "".join(chr(rng.randrange(1, 0x3000)) for _ in range(rng.randrange(1, 200)))
-        assert not parse(noise)
+        assert not seam.parse(name, noise)
 
 
 def test_a_lsof_that_answers_with_another_tools_listing():
     for text in (SS, NET_TOOLS, BUSYBOX, SOCKSTAT, PROC_NET):
-        assert not port_manager._parse_lsof(text)
+        assert not seam.parse("lsof", text)
 
 
-def test_torture_of_the_descriptions():
+def test_torture_of_ps():
     rng = random.Random(SEED)
-    tasklist = '"python.exe","38146","Console","1","25,000 K"\r\n"System","4","Services","0","9 K"\r\n'
     for _ in range(ROUNDS):
-        for parse, text in (
-            (port_manager._parse_ps, PS.replace("{me}", "9999")),
-            (port_manager._parse_cim, cim().decode()),
-            (port_manager._parse_tasklist, tasklist),
-        ):
-            for pid, process in parse(mangled(text, rng)).items():
-                assert pid == process.pid >= 0
-                assert (process.name + process.command).isprintable()
-        port_manager._publishes(mangled("0.0.0.0:8000->80/tcp, [::]:8000-8002->80/tcp", rng), port_manager.Endpoint("::", PORT))
+        for pid, process in seam.parse("ps", mangled(PS.replace("{me}", "9999"), rng)).items():
+            assert pid == process.pid >= 0
+            assert (process.name + process.command).isprintable()
 
 
 def test_torture_of_proc_net():
     rng = random.Random(SEED)
-    assert [row.inode for row in port_manager._parse_proc_net(PROC_NET.splitlines())] == [73, 74]
-    assert [row.inode for row in port_manager._parse_proc_net(PROC_NET.splitlines(), 0xFFFF)] == [73, 74, 75]
+    assert [row.inode for row in seam.parse("proc_net", PROC_NET.splitlines())] == [73, 74]
+    assert [row.inode for row in seam.parse("proc_net", PROC_NET.splitlines(), 0xFFFF)] == [73, 74, 75]
     for _ in range(ROUNDS):
         text = mangled(PROC_NET, rng)
-        for row in port_manager._on(PORT, port_manager._parse_proc_net(text.splitlines())):
+        for row in seam.on(PORT, seam.parse("proc_net", text.splitlines())):
             assert (row.port, row.listening, row.pid) == (PORT, True, None)
             assert lines_with(text.upper(), ":1F40", str(row.inode))
 
@@ -188,7 +175,7 @@ def sock_diag(port: int) -> bytes:
 
 def test_torture_of_sock_diag():
     rng = random.Random(SEED)
-    rows, finished = port_manager._parse_sock_diag(sock_diag(PORT))
+    rows, finished = seam.parse("sock_diag", sock_diag(PORT))
     assert finished and [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
     for _ in range(ROUNDS):
         data = bytearray(sock_diag(PORT))
@@ -196,7 +183,7 @@ def test_torture_of_sock_diag():
             data[rng.randrange(len(data))] = rng.randrange(256)
         data = data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data
         try:
-            rows, _ = port_manager._parse_sock_diag(bytes(data))
+            rows, _ = seam.parse("sock_diag", bytes(data))
         except ValueError:
             continue
         assert all(0 <= row.port <= 65535 and row.pid is None for row in rows)
@@ -204,5 +191,5 @@ def test_torture_of_sock_diag():
 
 def test_a_v6only_attribute_that_is_cut_or_endless():
     for attributes in (b"", b"\x05\0\x0b\0", b"\0\0\x01\0\x01", b"\x01\0\x07\0\x09" * 5, b"\xff\xff\x0c\0\x09"):
-        assert port_manager._v6only_attribute(attributes) is None
-    assert port_manager._v6only_attribute(b"\x05\0\x08\0\0\0\0\0\x05\0\x0b\0\x01\0\0\0") is True
+        assert seam.parse("v6only", attributes) is None
+    assert seam.parse("v6only", b"\x05\0\x08\0\0\0\0\0\x05\0\x0b\0\x01\0\0\0") is True

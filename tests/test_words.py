@@ -12,6 +12,7 @@ import pytest
 
 import port_manager
 
+from . import seam
 from .conftest import ROOT
 
 ASK = "import port_manager; port_manager.ensure_port_available({port})"
@@ -71,7 +72,7 @@ def test_a_console_that_cannot_show_symbols_gets_plain_text(encoding):
     real = "ascii" if encoding == "no-such-codec" else encoding
     stream = Console(raw, encoding=real, errors="strict")
     for line in ("✅ Port 80 is available", "⚠️  Port 80 is already in use", "💡 Development", "🚨 Port conflict", "❌ No…"):
-        port_manager._write(stream, line)
+        seam.write(stream, line)
     assert raw.getvalue().decode(real).splitlines() == [
         "Port 80 is available", "Port 80 is already in use", "Development", "Port conflict", "No...",
     ]  # fmt: skip
@@ -85,7 +86,7 @@ def test_a_strict_ascii_console_of_a_real_process(port):
 
 def test_other_letters_are_escaped_where_they_cannot_be_shown():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
-    port_manager._write(stream, "❌ in /srv/项目")
+    seam.write(stream, "❌ in /srv/项目")
     assert stream.buffer.getvalue() == b"in /srv/\\u9879\\u76ee\n"
 
 
@@ -97,8 +98,8 @@ def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
     closed = io.StringIO()
     closed.close()
     for stream in (closed, None, Broken()):
-        port_manager._write(stream, "✅ said")
-        assert not port_manager._on_terminal(stream)
+        seam.write(stream, "✅ said")
+        assert not seam.on_terminal(stream)
     for code in ("sys.stderr.close()", "sys.stderr = None", "os.close(2)"):
         program(f"import os, sys; {code}; {ASK}", port)
 
@@ -111,24 +112,24 @@ def test_a_handler_on_a_closed_stream_raises_nothing(monkeypatch):
     monkeypatch.setattr(logger, "handlers", [handler])
     monkeypatch.setattr(logger, "propagate", False)
     stream.close()
-    port_manager._say(port_manager.ERROR, "✅ said")
+    seam.say(logging.ERROR, "✅ said")
 
 
 def test_clean_text():
-    assert port_manager._clean("plain 项目 é") == "plain 项目 é"
-    assert port_manager._clean("a\x1b[31m\x07\r\nb\u202e\x9b\udce9") == "a?[31m???b???"
+    assert seam.clean("plain 项目 é") == "plain 项目 é"
+    assert seam.clean("a\x1b[31m\x07\r\nb\u202e\x9b\udce9") == "a?[31m???b???"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(-3, "0 s"), (0.4, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h"), (90000, "1 d")]
 )
 def test_spans(seconds, text):
-    assert port_manager._span(seconds) == text
+    assert seam.span(seconds) == text
 
 
 def test_titles_are_short_and_complete():
     holder = port_manager.Holder(7, 1, "alice", "node", "node " + "x" * 500, "/srv/api", None, ())
-    assert len(port_manager._title(holder)) < 175 and port_manager._title(holder).endswith("…)")
-    assert port_manager._full_title(holder).endswith(", user alice, in /srv/api)")
+    assert len(seam.title(holder)) < 175 and seam.title(holder).endswith("…)")
+    assert seam.title(holder, full=True).endswith(", user alice, in /srv/api)")
     unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
-    assert port_manager._title(unknown) == port_manager._full_title(unknown) == "? (unknown)"
+    assert seam.title(unknown) == seam.title(unknown, full=True) == "? (unknown)"

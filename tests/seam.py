@@ -1,0 +1,254 @@
+"""The one place where the tests know the inside of port_manager.py: what is renamed there is renamed here.
+
+``patch`` is pytest's monkeypatch; a system is "linux", "macos", "freebsd" or "windows". Sockets have the fields
+address, port, listening, pid, inode and v6only; processes pid, parent, name, command, zombie, kernel and leader.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Iterable
+
+import port_manager as pm
+from port_manager import Holder
+
+ROUNDS = pm.ROUNDS
+SYSTEMS: dict[str, Any] = {"linux": pm._Linux, "macos": pm._MacOS, "freebsd": pm._FreeBSD, "windows": pm._Windows}
+SOURCES: dict[str, Callable[..., Any]] = {
+    "sock_diag": pm._ask_sock_diag, "bound": lambda port: pm._ask_sock_diag(port, 1 << 13),
+    "proc_net": pm._ask_proc_net, "ss": pm._ask_ss, "lsof": pm._ask_lsof, "netstat": pm._ask_netstat,
+    "sockstat": pm._ask_sockstat,
+}  # fmt: skip
+PARSERS: dict[str, Callable[..., Any]] = {
+    "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_listeners, "lsof": pm._parse_lsof,
+    "netstat": pm._parse_listeners, "sockstat": pm._parse_sockstat, "netstat -ano": pm._parse_netstat_ano,
+    "netstat of macOS": pm._parse_netstat_bsd, "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
+}  # fmt: skip
+# What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
+write, say, on_terminal = pm._write, pm._say, pm._on_terminal
+clean, span, title, decoded = pm._clean, pm._duration, pm._title, pm._decoded
+bind_error, run, found, windows_tool = pm._bind_error, pm._run, pm._found, pm._windows_tool
+proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear
+roots_first, families, is_in_the_family = pm._roots_first, pm._families, pm._is_a_child
+
+# What a test may put in the place of a part: stand_in(patch, "bind", answer).
+PARTS: dict[str, tuple[Any, str]] = {
+    "bind": (pm, "_bind_error"),  # (family, address) -> OSError or None
+    "run a tool": (pm, "_run"),  # (tool, *options) -> (status, output, complaint) or None
+    "find a tool": (pm, "_found"),  # (tool) -> its path or None
+    "sock_diag": (pm, "_ask_sock_diag"),  # (port) -> sockets or None
+    "question": (pm, "_agreed"),  # (question) -> whether the person says yes
+    "stop": (pm, "_stop"),  # (system, pins, options) -> (who was asked, who lives on, why)
+}
+
+
+def stand_in(patch: Any, part: str, answer: Callable[..., Any]) -> None:
+    """Let the function answer stand for a part of the module."""
+    patch.setattr(*PARTS[part], answer)
+    if part == "sock_diag":
+        patch.setattr(pm._Linux, "sources", (answer, *pm._Linux.sources[1:]))
+
+
+def taken_before_the_bind(patch: Any) -> None:
+    """Let every port count as freed, whoever holds it."""
+    patch.setattr(pm, "_ensure", lambda port, host, _: pm.PortResult(port, host, True, [], [], [], None, None, {}))
+
+
+def limits(patch: Any, **limits: float) -> None:
+    """Set tool_timeout, forced_wait, restart_watch (seconds) or rounds."""
+    for name, value in limits.items():
+        patch.setattr(pm, name.upper(), value)
+
+
+# Is the port free?
+
+
+def probe(port: int, host: str) -> str | None:
+    """What keeps a server from binding here, as a sentence."""
+    obstacle = pm._probe(port, host)
+    return obstacle.reason if obstacle else None
+
+
+def conflict(address: str, wanted: str, v6only: bool | None = None) -> bool | None:
+    """Whether a listener at the address keeps another from binding the wanted one."""
+    return pm._conflict(pm._Socket(address, 80, True, None, 9, None, 0, v6only), wanted)
+
+
+# Tools and sources
+
+
+def on(port: int | None, rows: list[Any]) -> list[Any]:
+    """Those on the port."""
+    return pm._blocking(rows, port, None)
+
+
+def ask(source: str, port: int | None) -> list[Any] | None:
+    """The sockets that one source tells of, those on the port alone where one is named; None where it cannot tell."""
+    rows = SOURCES[source](port)
+    return None if rows is None else on(port, rows)
+
+
+def parse(source: str, text: Any, *more: Any) -> Any:
+    """The rows of a listing; None where it is no output of this tool."""
+    return PARSERS[source](text, *more)
+
+
+def only(patch: Any, *sources: Any) -> None:
+    """Let Linux ask these sources alone, by name; a function of the port stands for one of its own."""
+    ways = tuple(SOURCES.get(source, source) if isinstance(source, str) else source for source in sources)
+    patch.setattr(pm._Linux, "sources", ways)
+
+
+def read_by_ps(pid: int) -> Any:
+    """Every process, by ps."""
+    return pm._MacOS().read(pid)
+
+
+# Systems and their processes
+
+
+def _system(name: str | None) -> Any:
+    """The system of that name, or this machine's."""
+    return SYSTEMS[name]() if name else pm._ThisSystem()
+
+
+def system_of(platform: str) -> str:
+    """The system that a machine of this platform counts as."""
+    found = pm._system_of(platform)
+    return next((name for name, system in SYSTEMS.items() if system is found), found.__name__)
+
+
+def on_system(patch: Any, platform: str, me: str) -> None:
+    """Make the module believe that it runs there, as the user me."""
+    patch.setattr(pm, "_ThisSystem", pm._system_of(platform))
+    patch.setattr(pm, "_user_name", lambda uid: me)
+
+
+def reader(system: str) -> Any:
+    """What reads the processes of a system."""
+    return _system(system).read
+
+
+def readings(patch: Any, system: str, read: Callable[[int | None], dict[int, Any]]) -> None:
+    """Let read(pid) stand for it."""
+    patch.setattr(SYSTEMS[system], "read", lambda self, pid: read(pid))
+
+
+def owners_answer(patch: Any, answer: Callable[..., Any]) -> None:
+    """Let answer(rows) stand for the search for the owners of sockets; it is given what the real one found."""
+    real = pm._Linux.owners
+    patch.setattr(pm._Linux, "owners", lambda *words: answer(real(*words)))
+
+
+def process(pid: int, parent: int | None, name: str = "python", tty: object = 0) -> Any:
+    """A process that does not exist."""
+    return pm._Process(pid, parent, pid, tty, 1, 1.0, "", name, "", False, False, False)
+
+
+def read(pid: int) -> Any:
+    """A process of this machine; None where there is none."""
+    return pm._Linux().read(pid).get(pid)
+
+
+def ancestry(system: str | None = None) -> list[int] | None:
+    """This process and those above it; None where that cannot be told."""
+    found = _system(system).ancestry()
+    return found.pids if found.complete else None
+
+
+def youngest_first(patch: Any, contents: Callable[[str], bytes]) -> list[int]:
+    """The PIDs in the order in which they are looked at, where contents(path) stands for reading /proc."""
+    patch.setattr(pm, "_contents", contents)
+    return pm._pids_from_the_youngest()
+
+
+# Who must stay
+
+
+def protected(name: str, command: str = "", system: str = "linux") -> str | None:
+    """Why a program of that name is left alone, whatever it holds the port for."""
+    holder = Holder(77, 1, "alice", name, command, "", None, ())
+    manager = pm._published(holder, 80) if name in pm._PROXIES else None
+    return _system(system).protects(holder) or (manager and f"{manager.name}: {manager.stop}")
+
+
+def managed(patch: Any, cgroup: str, tty: object = None) -> str | None:
+    """What is said of the manager of a process in that control group (on that terminal), where ours is in none."""
+    patch.setattr(pm, "_cgroups", lambda pid: [] if pid == "self" else [cgroup])
+    patch.setattr(pm, "_numbers", lambda pid, field: [])
+    system = pm._Linux()
+    system.known[77] = process(77, 1, tty=tty or 0)
+    manager = system.managed_by(Holder(77, 1, "alice", "python", "", "", None, ()), 80, [77])
+    return f"{manager.name}: {manager.stop}" if manager else None
+
+
+def managed_by_launchd(patch: Any, pid: int) -> str | None:
+    """What is said of the manager of a process that launchd has started, where we are a normal user."""
+    patch.setattr(os, "geteuid", lambda: 501)
+    manager = pm._MacOS().managed_by(Holder(pid, 1, "alice", "x", "x", "", None, ()), 80, [pid])
+    return f"{manager.name}: {manager.stop}" if manager else None
+
+
+def precious(patch: Any, pid: int) -> None:
+    """Let this process be one who must stay, and no other."""
+    patch.setattr(pm, "_must_stay", lambda look, holder, *_: iter(["it is precious"] if holder.pid == pid else []))
+
+
+# Stop and verify
+
+
+def _options() -> Any:
+    return pm._options([80], 5.0, "kill")
+
+
+def _pin(pid: int, system: str | None, start: object = None) -> Any:
+    known = _system(system).read(pid) if start is None and pid > 1 else {}
+    return pm._Pin(pid, known[pid].start if pid in known else start, None)
+
+
+def send(pid: int, firmly: bool, start: object = None) -> None:
+    """Signal a process without a handle, if it has this start time (its own where none is given)."""
+    pm._ThisSystem().stop(_pin(pid, None, start), _options(), firmly)
+
+
+def on_signal(patch: Any, instead: Callable[[int, bool, Callable[[], None]], Any]) -> None:
+    """Let instead(pid, whether it is SIGKILL, a function that sends it) stand for each signal."""
+    real = pm._Linux.signal
+    patch.setattr(
+        pm._Linux,
+        "signal",
+        lambda self, pin, options, firmly: instead(pin.pid, firmly, lambda: real(self, pin, options, firmly)),
+    )
+
+
+def at_the_last_check(patch: Any, before: Callable[[], Any] = bool, after: Callable[[], Any] = bool) -> None:
+    """Call these around the check that the process still holds the port."""
+    real = pm._Linux.still_holds
+    patch.setattr(pm._Linux, "still_holds", lambda *words: (before(), real(*words), after())[1])
+
+
+def ask_to_stop(system: str, pid: int, firmly: bool) -> None:
+    """Ask a process whose start time is unknown to stop."""
+    _system(system).stop(_pin(pid, system, "unknown"), _options(), firmly)
+
+
+def hold(system: str, pid: int) -> Any:
+    """The handle of a process that is held fast, or None."""
+    return _system(system).hold([pid])[pid].handle
+
+
+def has_exited(pid: int, system: str = "linux", start: object = None) -> bool | None:
+    """Whether the process with this start time (its own where none is given) has ended; None: cannot tell."""
+    return _system(system).has_exited(_pin(pid, system, start))
+
+
+def sleep(system: str, pids: Iterable[int], seconds: float) -> None:
+    """Wait until one of these exits."""
+    _system(system).sleep([pm._Pin(pid, "start", pid) for pid in pids], seconds)
+
+
+def taken_again(port: int, host: str, suspect: int) -> str:
+    """What is said where the port has been taken again while this process lives."""
+    freeing = pm._Freeing(port, host, _options())
+    freeing.supervisors[suspect] = _pin(suspect, None)
+    return str(freeing.taken_again(pm._look(port, host)))
