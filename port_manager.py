@@ -2529,7 +2529,9 @@ class _Freeing:
             return False
         old = any(row.inode in self.sockets for row in look.sockets)
         young = any((holder.started or 0.0) > self.began for holder in look.holders)
-        return bool(look.sockets) and not old and (bool(self.sockets) or young)
+        masters = self.masters.keys()
+        others = any(not masters & {holder.pid, *look.system.parents(holder.pid)} for holder in look.holders)
+        return others and not old and (bool(self.sockets) or young)
 
     def stop(self, look: _Look) -> str | None:
         """Stop all of the holders of a look, or none: why somebody lives on."""
@@ -2599,7 +2601,7 @@ class _Freeing:
         """Who took the port, and on whose behalf; a master that did so is stopped with its workers in the next round."""
         system = look.system
         taker = f" by process {_title(look.holders[0])}" if look.holders else ""
-        above = system.parents(look.holders[0].pid) if look.holders else self.supervisors
+        above = [look.holders[0].pid, *system.parents(look.holders[0].pid)] if look.holders else list(self.supervisors)
         living = [pid for pid, pin in self.supervisors.items() if pid in above and not system.has_exited(pin)]
         boss = system.process(living[0]) if living else None
         if boss is None:
