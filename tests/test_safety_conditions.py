@@ -7,6 +7,7 @@ namespaces of its own, ``apart`` in a process of its own (see apart.py).
 from __future__ import annotations  # noqa: I001
 
 import contextlib
+import functools
 import json
 import os
 import pty
@@ -62,6 +63,27 @@ def test_the_pid_changes_hands_between_look_and_signal(sent, pinning):
     when_it_says(str(pid), swap)
     assert ensure_port_available(8000, MINE, grace=1) is False
     assert sent == [] and birth(pid) and Path(f"/proc/{pid}/comm").read_text() == "ssh\n"
+
+
+@needs_pidfd
+@pytest.mark.parametrize("refused", [False, True], ids=["", "refused"])
+@boxed
+def test_the_pid_changes_hands_at_the_very_signal(sent, monkeypatch, refused):
+    """The handle stands for the process that was looked at; where a sandbox refuses it, that has ended before another signal."""
+    pid, swap = swapped(8000)
+    done = []
+
+    def late(real, *args):
+        if not done:
+            done.append(swap())
+        if refused:
+            raise PermissionError(1, "Operation not permitted")
+        return real(*args)
+
+    for module, name in [(signal, "pidfd_send_signal"), *([] if refused else [(os, "kill")])]:
+        monkeypatch.setattr(module, name, functools.partial(late, getattr(module, name)))
+    assert ensure_port_available(8000, MINE, grace=1) is False
+    assert sent == [] and birth(pid) and done
 
 
 @boxed
