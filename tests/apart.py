@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import os
+import platform
 import signal
 import socket
 import struct
@@ -23,8 +24,7 @@ import pytest
 from .conftest import NOBODY, boxes, command_line, eventually
 from .holder import change_command
 
-SOCKET = {"x86_64": 41, "aarch64": 198}.get(os.uname().machine if hasattr(os, "uname") else "", -1)  # the number of the call
-NETLINK = (SOCKET, 16)  # its first argument: AF_NETLINK
+NETLINK = ({"x86_64": 41, "aarch64": 198}.get(platform.machine(), -1), 16)  # the number of socket(), and AF_NETLINK
 KILL = os.kill  # what a test itself ends does not count as sent
 
 
@@ -65,7 +65,7 @@ def apart(test: Callable[..., None], *, box: bool = False) -> Callable[..., None
 
 
 def boxed(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test apart, in new namespaces of PIDs, mounts and networks: every port is free, and all ends with the test."""
+    """Run a test apart, in new namespaces of PIDs, mounts and networks: each port is free, all ends with the test."""
     return boxes(apart(test, box=True))  # type: ignore[no-any-return]
 
 
@@ -99,7 +99,8 @@ def _end_children() -> None:
 def refuse_call(error: int, number: int, first: int | None = None) -> None:
     """From here on the kernel refuses a system call (with that first argument) to this process: a seccomp filter."""
     only = [] if first is None else [(0x20, 0, 0, 16), (0x15, 0, 1, first)]
-    steps = [(0x20, 0, 0, 0), (0x15, 0, len(only) + 1, number), *only, (0x06, 0, 0, 0x00050000 | error), (0x06, 0, 0, 0x7FFF0000)]
+    ends = [(0x06, 0, 0, 0x00050000 | error), (0x06, 0, 0, 0x7FFF0000)]
+    steps = [(0x20, 0, 0, 0), (0x15, 0, len(only) + 1, number), *only, *ends]
     code = b"".join(struct.pack("HBBI", *step) for step in steps)
     program = ctypes.create_string_buffer(code, len(code))
     rules = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(program)))
@@ -145,7 +146,8 @@ class InFlight:
         self.listener = socket.create_server((host, port))
 
     def send_off(self) -> None:
-        self.ends[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [self.listener.fileno()]))])
+        descriptor = array.array("i", [self.listener.fileno()])
+        self.ends[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)])
         self.listener.close()
 
     def take_out(self) -> int:
@@ -193,12 +195,13 @@ def swapped(port: int) -> tuple[int, Callable[[], None]]:
 
 
 def family(port: int, start: Callable[..., Any], script: str) -> list[int]:
-    """Processes that a shell starts, with a listener of root's as descriptor 9; NOBODY in the script changes the user."""
+    """Processes that a shell starts, with a listener of root's as descriptor 9; NOBODY changes the user."""
 
     with socket.create_server(("127.0.0.1", port)) as listener:
         inode = os.fstat(listener.fileno()).st_ino
         script = script.replace("NOBODY", f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups")
-        start("bash", "-c", f"exec 9<&{listener.fileno()} {listener.fileno()}<&-; {script}", pass_fds=[listener.fileno()])
+        number = listener.fileno()
+        start("bash", "-c", f"exec 9<&{number} {number}<&-; {script}", pass_fds=[number])
 
     def sleeping() -> list[int]:
         """The PIDs that hold it, once the shells among them have become what they start."""
@@ -285,4 +288,30 @@ else:
         print(workers[-1].stdout.readline(), [worker.poll() for worker in workers])
     for worker in workers:
         worker.stdin.close()
+"""
+
+# What macOS's own way does where lsof and ps are planted; its signals are told, not sent.
+FOREIGN = """
+import os, signal, subprocess, sys
+os.kill = lambda *sent: print("signal", *sent)
+sys.platform = "darwin"
+import port_manager
+print(port_manager.ensure_port_available(int(sys.argv[1]), "127.0.0.1", grace=0.2))
+"""
+
+# A caller whose standard error is hardly a stream.
+STAND_IN = """
+import sys
+class Stream:
+    {members}
+    def write(self, text): pass
+sys.stderr = Stream()
+import port_manager
+answer = port_manager.ensure_port_available(int(sys.argv[1]), grace=0.6)
+sys.__stdout__.write(str(answer))
+"""
+
+# What busybox lsof does, whatever it is asked.
+ALPINE = """
+for p in /proc/[0-9]*; do for f in $p/fd/*; do printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/x $(readlink $f); done; done
 """

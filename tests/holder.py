@@ -3,12 +3,13 @@
 It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport,
 v6only, listen, udp, connect ([host, port], from the first bound address), ignore_term, drain (close the
 listener on SIGTERM, and live on), children (how many share the listener), own_sockets (each child binds for
-itself with SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies once its children run), strangers (how many processes
-without the socket are started after each child), silent_parent (the parent closes
-the listener and waits), name (of the process), first (the name of the first child),
-uid (to change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on),
-generations (on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), respawn (a
-worker that ends is followed by another), spawns (a worker by multiprocessing, which alone listens), outlives_kill (seconds for which a child stops in the middle of its end).
+itself with SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies once
+its children run), strangers (how many processes without the socket are started after each child), silent_parent
+(the parent closes the listener and waits), name (of the process), first (the name of the first child), uid (to
+change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on), generations
+(on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), respawn
+(a worker that ends is followed by another), spawns (a worker by multiprocessing, which alone listens),
+outlives_kill (seconds for which a child stops in the middle of its end).
 """
 
 import json
