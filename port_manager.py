@@ -548,10 +548,11 @@ def _explained(error: OSError, address: str, port: int) -> _Obstacle:
         return _Obstacle(False, f"no permission to bind port {port}: {why}")
     reasons = {
         errno.EADDRNOTAVAIL: f"{address} is not an address of this machine",
-        **dict.fromkeys(_FAMILY_IS_OFF, f"{address} cannot be used: its address family is switched off on this machine"),
+        **dict.fromkeys(_FAMILY_IS_OFF, f"{address} cannot be used: its address family is switched off here"),
         **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"port {port} cannot be checked: too many files are open"),
     }
-    return _Obstacle(False, reasons.get(error.errno or 0, f"{address} port {port} cannot be bound: {error.strerror or error}"))
+    other = f"{address} port {port} cannot be bound: {error.strerror or error}"
+    return _Obstacle(False, reasons.get(error.errno or 0, other))
 
 
 def _conflict(held: _Socket, wanted: str) -> bool | None:
@@ -626,7 +627,8 @@ def _found(tool: str) -> str | None:
     """The full path of a tool; shutil.which would look in the current folder first, on Windows."""
     folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
     folders += ["/usr/sbin", "/sbin", "/usr/local/sbin"] if os.sep == "/" else []
-    paths = [tool] if os.path.isabs(tool) else [os.path.join(folder, name) for folder in folders for name in (tool, f"{tool}.exe")]
+    names = [os.path.join(folder, tool) for folder in folders] if not os.path.isabs(tool) else [tool]
+    paths = (path for name in names for path in (name, f"{name}.exe"))
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
@@ -829,8 +831,8 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
 _TUNNEL = "it is a tunnel, which ends at another machine or device; end it where it runs"
 _MACHINE = "it forwards the port to a virtual machine; change that machine's settings, or shut it down"
 _FORWARDERS = {
-    **dict.fromkeys(("ssh", "autossh", "sshd", "sshd-session", "dropbear", "kubectl", "ngrok", "cloudflared", "adb"), _TUNNEL),
-    **dict.fromkeys(("VirtualBoxVM", "VBoxHeadless", "VBoxNetNAT", "vmware-vmx", "vmnet-natd"), _MACHINE),
+    **dict.fromkeys("ssh autossh sshd sshd-session dropbear kubectl ngrok cloudflared adb".split(), _TUNNEL),
+    **dict.fromkeys("VirtualBoxVM VBoxHeadless VBoxNetNAT vmware-vmx vmnet-natd".split(), _MACHINE),
 }
 
 # What holds the published ports of containers, outside of them.
@@ -841,7 +843,10 @@ _PROXIES = (
 
 # Managers of processes that are programs like others: how the name of theirs begins, the command that stops what they
 # run, and the one that lists it.
-_MANAGERS = {"PM2 v": ("PM2", "pm2 stop", "pm2 list"), "supervisord": ("supervisord", "supervisorctl stop", "supervisorctl status")}
+_MANAGERS = {
+    "PM2 v": ("PM2", "pm2 stop", "pm2 list"),
+    "supervisord": ("supervisord", "supervisorctl stop", "supervisorctl status"),
+}
 
 
 class _System:
@@ -852,7 +857,7 @@ class _System:
     """
 
     sources: tuple[Callable[[int | None], _Told], ...] = (_ask_lsof,)  # the quickest first
-    shadows: Mapping[str, str] = {}  # addresses that hide each other: sockets may share a port unless the addresses are equal
+    shadows: Mapping[str, str] = {}  # addresses that hide each other, where only equal ones exclude each other
     forwarders: Mapping[str, str] = _FORWARDERS  # names of protected programs, and what to do about each
     first_pids: tuple[int, ...] = (0, 1)  # those of the system itself
     redirects = False  # the python of a virtual environment starts the real one, with the same command line
@@ -935,7 +940,7 @@ class _System:
         return _Ancestry(line, complete, min((process.started or 0.0 for process in seen), default=0.0))
 
     def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
-        """Hold the processes, all of them first; what is read then is true of the held ones. Who cannot be read is let go."""
+        """Hold all of the processes, then read them: what is read is true of the held ones. Who cannot be read is let go."""
         handles: dict[int, int | None] = {}
         for pid in pids:
             try:
@@ -1028,7 +1033,7 @@ class _System:
         return None
 
     def program(self, pid: int, port: int) -> str:
-        """The name that a process has for its manager, ready for a shell; empty where it is not told, or of another port."""
+        """What its manager calls a process, ready for a shell; empty where that is not told, or of another port."""
         import json
         import shlex
 
@@ -1284,7 +1289,8 @@ class _Linux(_System):
 
     def children(self, pid: int) -> list[int]:
         if not _proc_has_children():
-            return [other for other in _pids_from_the_youngest() for process in [self.process(other)] if process and process.parent == pid]
+            everybody = filter(None, map(self.process, _pids_from_the_youngest()))
+            return [process.pid for process in everybody if process.parent == pid]
         children: list[int] = []
         try:
             for thread in _threads_of(pid):
@@ -1447,10 +1453,9 @@ class _Linux(_System):
             )
         if rows:
             return f"the system is still closing connections of a former server on port {port}; try again in a minute"
-        windows = "microsoft" in os.uname().release.lower()
         why = "on a kernel before 6.8, a socket that is bound and not listening cannot be named either"
-        if windows:
-            why = f"a program of Windows may hold it, too; in a terminal of Windows, netstat -ano | findstr :{port} tells"
+        if "microsoft" in os.uname().release.lower():  # WSL
+            why = f"a program of Windows may, too; in a terminal of Windows, netstat -ano | findstr :{port} tells"
         return f"nobody who may be seen holds port {port}; another user, container or namespace may ({why})"
 
 
@@ -1491,7 +1496,7 @@ def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
     """Those of the sockets that this process holds: none where it has gone or may not be read."""
     held = _sockets_in(f"/proc/{pid}/fd", links)
     if held is None:  # as of a process whose first thread has ended; the others may have theirs
-        others = (_sockets_in(f"/proc/{pid}/task/{thread}/fd", links) for thread in _threads_of(pid) if thread != str(pid))
+        others = (_sockets_in(f"/proc/{pid}/task/{thread}/fd", links) for thread in _threads_of(pid))
         held = next(filter(None, others), set())
     return held
 
@@ -1619,20 +1624,20 @@ def _unit_of(pid: int, process: _Process | None) -> Manager | None:
         if unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
             continue
         desktop = unit.startswith("dbus-") or (unit.startswith("app-") and "@" in unit)
-        if users and (desktop or (process and process.tty)):  # a terminal is a unit, too; what was started there is none
+        if users and (desktop or (process and process.tty)):  # a terminal is a unit, too; what runs in it is not
             continue
         return Manager(f"the systemd service {unit}", f"systemctl {'--user ' if users else ''}stop {unit}")
     return None
 
 
 def _socket_unit(port: int, user: str) -> Manager:
-    """The socket unit for which systemd holds a port, from the columns LISTEN UNIT ACTIVATES; its service may hold it, too."""
+    """The socket unit for which systemd holds a port, and its service: the columns are LISTEN, UNIT and ACTIVATES."""
     for line in _output("systemctl", *user.split(), "list-sockets", "--all", "--no-legend", "--no-pager").splitlines():
         fields = _clean(line).split()
         if len(fields) >= 3 and fields[0].rpartition(":")[2].partition("%")[0] == str(port):
             units = " ".join(unit for unit in fields[-2:] if unit != "-")
             return Manager(f"systemd, for {fields[-2]},", f"systemctl {user}stop {units}")
-    return Manager("systemd, for a socket unit,", f"systemctl {user}list-sockets names it, and systemctl {user}stop NAME.socket")
+    return Manager("systemd, for a socket unit,", f"systemctl {user}stop NAME.socket (systemctl {user}list-sockets tells it)")
 
 
 class _BSD(_System):
@@ -1693,8 +1698,8 @@ class _MacOS(_BSD):
     sources = (_ask_macos,)
     forwarders = {
         **_FORWARDERS,
-        "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in "
-        "System Settings, General, AirDrop & Handoff",
+        "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off "
+        "in System Settings, General, AirDrop & Handoff",
         "launchd": "it keeps the port for a service; launchctl list names it, launchctl bootout ends it",
     }
 
@@ -2045,7 +2050,8 @@ class _Look:
     def __init__(
         self, port: int, host: str, system: _System, sockets: _Sockets, pins: dict[int, _Pin], holders: list[Holder]
     ) -> None:
-        self.port, self.host, self.system, self.sockets, self.pins, self.holders = port, host, system, sockets, pins, holders
+        self.port, self.host, self.system = port, host, system
+        self.sockets, self.pins, self.holders = sockets, pins, holders
 
     def __enter__(self) -> _Look:
         return self
@@ -2066,7 +2072,7 @@ class _Look:
 def _look(
     port: int, host: str, *, hold: bool = False, thorough: bool = False, masters: Mapping[int, object] | None = None
 ) -> _Look:
-    """A look at a port; CannotTell where the system does not tell. One that holds, as before a stop, leaves no holder out.
+    """A look at a port; CannotTell where the system does not tell. One that holds leaves no holder out.
 
     ``masters`` (start times by PID) are to be stopped with the holders.
     """
@@ -2083,8 +2089,8 @@ def _search(system: _System, port: int | None, host: str | None, thorough: bool)
     wanted = _addresses(host, port or 0) if host is not None else None
     rows = system.sockets(port)
     if rows is None:
-        which = f"port {port}" if port else "which port"
-        raise CannotTell(f"nothing on this system could tell who holds {which}: it is treated as held", port or 0, host or "")
+        which = f"port {port}: it is treated as held" if port else "which port"
+        raise CannotTell(f"nothing on this system could tell who holds {which}", port or 0, host or "")
     rows = _blocking(rows, port, wanted)
     if port is not None and (thorough or not rows):
         bound = [row for row in system.every_socket(port) if not row.listening and row.peer is None]
@@ -2189,7 +2195,7 @@ def _families(holders: Iterable[Holder]) -> list[tuple[Holder, list[Holder]]]:
 
 
 def _settled(port: int, host: str, masters: Mapping[int, object]) -> _Look:
-    """A look that holds, repeated for a moment where somebody is just exiting: a socket without an owner, or none at all."""
+    """A look that holds, repeated for a moment where somebody is just exiting: a socket without an owner, or none."""
     for pause in (0.01, 0.03, 0.1, 0.3, 0.6, 0.0):
         look = _look(port, host, hold=True, masters=masters)
         if not pause or (look.holders and all(holder.pid for holder in look.holders)) or _probe(port, host) is None:
@@ -2242,23 +2248,27 @@ def _decide(look: _Look, options: _Options) -> _Decision:
             return _Decision(f"{whom}: {why}", None, managers)
     why = next(_would_end_too(look, pids, options), None)
     if why:
-        return _Decision(f"process {_title(look.holders[0])} is left alone: stopping it would also {why}", None, managers)
-    foreign = "".join(f"Process {pid} is of {where}. " for pid in pids for where in [_foreign(system, pid)] if options.policy == "" and _is_project(where))
+        whom = f"process {_title(look.holders[0])} is left alone"
+        return _Decision(f"{whom}: stopping it would also {why}", None, managers)
+    places = {pid: _foreign(system, pid) for pid in pids} if options.policy == "" else {}
+    strangers = "".join(f"Process {pid} is of {place}. " for pid, place in places.items() if _is_project(place))
+    if not strangers and options.policy != "ask":
+        return _Decision(None, None, managers)
     titles = "; ".join(_title(*family) for family in _families(look.holders))
-    asks = foreign or options.policy == "ask"
-    return _Decision(None, f"{foreign}Stop process {titles} to free port {look.port}? [y/N] " if asks else None, managers)
+    return _Decision(None, f"{strangers}Stop process {titles} to free port {look.port}? [y/N] ", managers)
 
 
 def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _Options) -> Iterator[str]:
     """Every reason to leave a holder alone, in the order of the README's list: a condition and a sentence each."""
     system = look.system
     if manager:
-        yield f"{manager.name} runs it; stop it with: {manager.stop}" if manager.stop else f"{manager.name} runs it; stop it there"
+        yield f"{manager.name} runs it; stop it " + (f"with: {manager.stop}" if manager.stop else "there")
     if holder.pid is None:
         whose = f"it is held by a process {f'of user {holder.user} ' if holder.user else ''}"
         if system.is_superuser():
             yield f"{whose}that cannot be seen from here, perhaps one of another container or namespace"
-        yield f"{whose}that you may not see; to find out: sudo python port_manager.py check {look.port}"  # free would stop it
+        # Not sudo free: that would stop it.
+        yield f"{whose}that you may not see; to find out: sudo python port_manager.py check {look.port}"
         return
     process, ancestry = system.process(holder.pid), system.ancestry()
     protected = system.protects(holder)
@@ -2282,7 +2292,7 @@ def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _O
     user = system.other_user(holder, look.sockets)
     if user is None:
         yield "it cannot be told whose it is"
-    elif user and not (holder.parent in family and system.is_superuser()):  # root's own server has workers without its rights
+    elif user and not (holder.parent in family and system.is_superuser()):  # root's server has workers without its rights
         yield f"it belongs to user {user}; only that user should stop it"
     if options.policy == "refuse":
         yield "the policy 'refuse' stops nobody"
@@ -2290,7 +2300,8 @@ def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _O
         yield "the policy 'ask' needs a terminal to ask on"
     foreign = _foreign(system, holder.pid) if options.policy in ("own", "") else ""
     if foreign and options.policy == "own":
-        yield f"it is of {foreign}, and the policy 'own' stops only what is of {_project(_our_folder()) or 'a project, which this folder is not'}"
+        ours = _clean(_project(_our_folder())) or "a project, which this folder is not"
+        yield f"it is of {foreign}, and the policy 'own' stops only what is of {ours}"
     if _is_project(foreign) and options.policy == "" and not _can_ask():
         yield (
             f"it is of {foreign}; take the next free port (--next), or stop it: port_manager.py free {look.port} "
@@ -2328,16 +2339,18 @@ def _would_end_too(look: _Look, pids: list[int], options: _Options) -> Iterator[
     rows = system.listeners_of(below)
     if rows is None:
         yield "close other ports, perhaps, which this system does not tell"
-    others = {row.port: row.pid for row in rows or () if row.port not in named and (row.pid is None or _foreign(system, row.pid))}
+    # A server of this project may have other ports, such as a debugger's or a live reload's.
+    others = {row.port: row.pid for row in rows or () if row.port not in named and _foreign(system, row.pid or 0)}
     if others:
         closed = system.process(others[min(others)])
         whose = f" ({closed.name} {closed.pid})" if closed else ""
-        yield f"close port {min(others)}{whose}; to stop all: port_manager.py free {' '.join(map(str, sorted({*named, *others})))}"
+        ports = " ".join(map(str, sorted({*named, *others})))
+        yield f"close port {min(others)}{whose}; to stop all: port_manager.py free {ports}"
 
 
 # A project is the nearest folder above a working directory with a mark of a repository.
-_MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", "package.json", "manage.py", "go.mod", "Cargo.toml", "pom.xml",
-          "build.gradle", "Gemfile", "composer.json", "mix.exs")  # fmt: skip
+_MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", "package.json", "manage.py", "go.mod", "Cargo.toml",
+          "pom.xml", "build.gradle", "Gemfile", "composer.json", "mix.exs")  # fmt: skip
 
 
 def _foreign(system: _System, pid: int) -> str:
@@ -2493,7 +2506,7 @@ class _Freeing:
         self.stopped: list[int] = []  # the PIDs of those that were asked
         self.sockets: set[int] = set()  # the inodes of those that were on the port before anybody was stopped
         self.supervisors: dict[int, _Pin] = {}  # who lives above those that have gone, and may start them again
-        self.masters: dict[int, object] = {}  # who did so and runs the same program, with its start time: it is to go, too
+        self.masters: dict[int, object] = {}  # who did so and runs the same program, with its start time: to go, too
 
     def run(self) -> PortResult:
         why: str | None = None
@@ -2507,7 +2520,9 @@ class _Freeing:
                 break
         else:
             why = f"port {self.port} is still held after {ROUNDS} attempts to free it"
-        return PortResult(self.port, self.host, self.available, self.holders, self.stopped, [], why, None, self.managers)
+        return PortResult(
+            self.port, self.host, self.available, self.holders, self.stopped, [], why, None, self.managers
+        )
 
     def round(self) -> str | None:
         """One look, and what follows from it: why this cannot go on."""
@@ -2598,7 +2613,7 @@ class _Freeing:
         return None
 
     def taken_again(self, look: _Look) -> str:
-        """Who took the port, and on whose behalf; a master that did so is stopped with its workers in the next round."""
+        """Who took the port, and on whose behalf; a master that did so is stopped with its workers in the next look."""
         system = look.system
         taker = f" by process {_title(look.holders[0])}" if look.holders else ""
         above = [look.holders[0].pid, *system.parents(look.holders[0].pid)] if look.holders else list(self.supervisors)
@@ -2610,8 +2625,8 @@ class _Freeing:
         if any(holder.parent == boss.pid and holder.command == command for holder in self.gone):
             self.masters[boss.pid] = boss.start
         return (
-            f"port {self.port} was taken again{taker}: its supervisor {boss.pid} ({_short_command(command)}) starts it anew; "
-            f"stop process {boss.pid} first"
+            f"port {self.port} was taken again{taker}: its supervisor {boss.pid} ({_short_command(command)}) starts it "
+            f"anew; stop process {boss.pid} first"
         )
 
 
@@ -2690,7 +2705,13 @@ def _preview(port: int, host: str, options: _Options) -> PortResult:
 
 
 def _options(
-    ports: Iterable[int], grace: float, policy: str | None, *, polite: str = "SIGTERM", force: bool = False, starting: bool = True
+    ports: Iterable[int],
+    grace: float,
+    policy: str | None,
+    *,
+    polite: str = "SIGTERM",
+    force: bool = False,
+    starting: bool = True,
 ) -> _Options:
     """PORT_MANAGER_POLICY says what the caller did not; what is no policy stops nobody."""
     if not isinstance(grace, (int, float)) or not 0 <= grace < 1e6:
@@ -2699,7 +2720,8 @@ def _options(
         raise ValueError(f"a policy is one of {', '.join(POLICIES)}, not {policy!r}")
     wish = os.environ.get("PORT_MANAGER_POLICY", "").strip().lower()
     if policy is None and wish and wish not in POLICIES:
-        _say(WARNING, f"PORT_MANAGER_POLICY is {_clean(wish)!r}, which is none of {', '.join(POLICIES)}: nobody is stopped")
+        known = ", ".join(POLICIES)
+        _say(WARNING, f"PORT_MANAGER_POLICY is {_clean(wish)!r}, which is none of {known}: nobody is stopped")
         wish = "refuse"
     return _Options(grace, polite, policy or wish or ("" if starting else "kill"), force, starting, tuple(ports))
 
@@ -2769,7 +2791,12 @@ def find_free_port(start: int = 8000, host: str = "0.0.0.0") -> int:
 
 
 def bind_port(
-    port: int = 8000, host: str = "0.0.0.0", *, inheritable: bool = False, grace: float = GRACE, policy: str | None = None
+    port: int = 8000,
+    host: str = "0.0.0.0",
+    *,
+    inheritable: bool = False,
+    grace: float = GRACE,
+    policy: str | None = None,
 ) -> socket.socket:
     """Free the port and keep it: a socket that is bound and already queues connections for its server.
 
@@ -2980,7 +3007,8 @@ def _stop_process(pid: int, port: int, host: str, options: _Options) -> str | No
     system = _ThisSystem()
     exists = system.exists(pid)
     if not exists:
-        return None if exists is False else f"process {pid} is left alone: it is a thread of another process, or may not be seen"
+        why = f"process {pid} is left alone: it is a thread of another process, or may not be seen"
+        return None if exists is False else why
     with _Look(port, host, system, [], system.hold([pid]), []) as look:
         look.holders = _holders(system, [], [pid])
         if not look.pins:

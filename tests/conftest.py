@@ -242,9 +242,10 @@ boxes = pytest.mark.skipif(
 def in_a_box(setup: str, question: str) -> str:
     """Ask a question of Python in namespaces that a shell command has set up."""
     script = f'ip link set lo up; {setup}; exec "{sys.executable}" -c "$QUESTION"'
+    imports = "import os, pytest, socket\nimport port_manager as p\nfrom tests import seam"
     done = subprocess.run(
         ["unshare", "--mount", "--net", "sh", "-ec", script],
-        env={**os.environ, "QUESTION": f"import port_manager as p, os, pytest, socket; from tests import seam; {question}"},
+        env={**os.environ, "QUESTION": f"{imports}\n{question}"},
         capture_output=True,
         text=True,
         check=False,

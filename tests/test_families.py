@@ -33,7 +33,8 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
     ],
     ids=["single", "reloader", "prefork", "orphans", "strangers", "reuseport", "silent-parent", "stubborn", "bound-only"],
 )
-def test_all_holders_go(port, hold, spec, pinning, said):
+def test_all_holders_go(port, hold, spec, pinning, said, monkeypatch):
+    seam.limits(monkeypatch, restart_watch=0.2)  # some leave a living parent
     if "listen" in spec and not TELLS_BOUND:
         pytest.skip("before Linux 6.8 nothing tells of such a socket")
     held = hold(("127.0.0.1", port), **spec)

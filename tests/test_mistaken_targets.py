@@ -293,8 +293,9 @@ time.sleep(60)
 """
 
 
-def test_one_who_reserved_the_number_for_a_server_is_no_holder(port, start):
+def test_one_who_reserved_the_number_for_a_server_is_no_holder(port, start, monkeypatch):
     """A test runner binds a port, keeps it, and hands its number over: it blocks nobody, and is no master."""
+    seam.limits(monkeypatch, restart_watch=0.2)
     runner = start(sys.executable, "-S", "-c", RESERVING, str(port))
     runner.stdout.readline()
     (server,) = find_listeners(port, "127.0.0.1")

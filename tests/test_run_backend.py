@@ -587,8 +587,7 @@ def test_a_module_is_read_and_never_imported(project, attempts, monkeypatch, wor
         ("site/manage.py", "site/manage.py", "django"),
     ],
 )
-@pytest.mark.parametrize("how", ["word", "APP"])
-def test_an_app_that_is_named(project, attempts, monkeypatch, how, word, app, kind):
+def test_an_app_that_is_named(project, attempts, monkeypatch, word, app, kind):
     installed(monkeypatch, "uvicorn waitress gunicorn")
     project(
         {
@@ -604,18 +603,20 @@ def test_an_app_that_is_named(project, attempts, monkeypatch, how, word, app, ki
         }
     )
     word = word.replace("{folder}", str(project.folder))
-    monkeypatch.setenv("APP", "web.py" if how == "word" else word)
-    assert main([word, "--workers=2"] if how == "word" else ["--workers=2"]) == 0
+    monkeypatch.setenv("APP", "web.py")
+    assert main([word, "--workers=2"]) == 0
     expected = server_command(app, kind, "0.0.0.0", 8000, ["--workers=2"])
     assert attempts == [(expected, [Endpoint("0.0.0.0", 8000)], Endpoint("0.0.0.0", 8000))]
 
 
-def test_an_app_of_the_environment_may_be_a_module(project, attempts, monkeypatch):
+@pytest.mark.parametrize(("word", "app"), [("web", "web:app"), ("./web.py", "web:app"), ("web:api", "web:api")])
+def test_an_app_of_the_environment(project, attempts, monkeypatch, word, app):
+    """It may be a module, too, which on the command line would be anything."""
     installed(monkeypatch, "uvicorn")
-    project({"web.py": FASTAPI})
-    monkeypatch.setenv("APP", "web")
+    project({"web.py": FASTAPI + "api = app\n"})
+    monkeypatch.setenv("APP", word)
     assert main([]) == 0
-    assert attempts[0][0][3] == "web:app"
+    assert attempts[0][0][3] == app
 
 
 def test_the_app_may_stand_between_options(project, attempts, monkeypatch):

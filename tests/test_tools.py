@@ -133,21 +133,20 @@ def test_an_alpine_lsof_lists_everything_and_harms_nobody(port, hold, planted, m
     assert "no way of asking could tell who holds" in said().lower() and held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize("name", ["ss", "lsof", "netstat"])
 @pytest.mark.parametrize(
-    "script",
+    ("name", "script"),
     [
-        "exec sleep 9",
-        "exit 3",
-        "kill -9 $$",
-        "echo garbage",
-        "head -c 300000 /dev/urandom",
-        "printf '\\0\\377\\376'",
-        "echo 'p1\nf3\ntIPv4\nPTCP\nn*:{port}\nTST=LISTEN'",
-        "echo 'p{bystander}\nf3\ntIPv4\nd99\nPTCP\nn127.0.0.1:{port}\nTST=LISTEN'",
-        "echo 'LISTEN 0 9 127.0.0.1:{port} 0.0.0.0:* users:((\"x\",pid={bystander},fd=3)) ino:99'",
-        "echo 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN 0 99 {bystander}/x'",
-        "echo 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN {bystander}/x'",
+        ("ss", "exec sleep 9"),
+        ("ss", "exit 3"),
+        ("ss", "kill -9 $$"),
+        ("lsof", "echo garbage"),
+        ("ss", "head -c 300000 /dev/urandom"),
+        ("netstat", "printf '\\0\\377\\376'"),
+        ("lsof", "echo 'p1\nf3\ntIPv4\nPTCP\nn*:{port}\nTST=LISTEN'"),
+        ("lsof", "echo 'p{bystander}\nf3\ntIPv4\nd99\nPTCP\nn127.0.0.1:{port}\nTST=LISTEN'"),
+        ("ss", "echo 'LISTEN 0 9 127.0.0.1:{port} 0.0.0.0:* users:((\"x\",pid={bystander},fd=3)) ino:99'"),
+        ("netstat", "echo 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN 0 99 {bystander}/x'"),
+        ("netstat", "echo 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN {bystander}/x'"),
     ],
     ids=["hang", "fail", "crash", "garbage", "noise", "binary", "pid1", "lsof", "ss", "netstat", "busybox"],
 )

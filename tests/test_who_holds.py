@@ -129,11 +129,6 @@ def test_a_pid_alone_is_not_described(port, hold, monkeypatch):
     assert PortManager(port).get_process_using_port(port) == held.pid
 
 
-def test_the_parent_of_a_family_is_the_one_that_is_named(port, hold, native):
-    held = hold(("127.0.0.1", port), children=2)
-    assert PortManager(port).get_process_using_port(port) == held.pid
-
-
 def test_a_look_ends_with_the_last_socket_of_a_process(port, monkeypatch):
     with socket.create_server(("127.0.0.1", port)), open(os.devnull) as null:
         later = fcntl.fcntl(null, fcntl.F_DUPFD, 1000)
