@@ -300,3 +300,33 @@ def can_bind(port: int, host: str = "127.0.0.1") -> bool:
         except OSError:
             return False
     return True
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The signals that this process has sent with success: (PID, number). None is let through to a PID below 2."""
+    signals: list[tuple[int, int]] = []
+    pids: dict[int, int] = {}
+
+    def kill(pid: int, number: int, real: Callable[[int, int], None] = os.kill) -> None:
+        if pid >= 2:
+            real(pid, number)
+        signals.append((pid, number))
+
+    monkeypatch.setattr(os, "kill", kill)
+    monkeypatch.setattr(os, "killpg", lambda group, number: signals.append((-group, number)))
+    if hasattr(os, "pidfd_open"):
+
+        def opened(pid: int, flags: int = 0, real: Callable[[int, int], int] = os.pidfd_open) -> int:
+            handle = real(pid, flags)
+            pids[handle] = pid
+            return handle
+
+        def send(handle: int, number: int, *rest: Any, real: Callable[..., None] = signal.pidfd_send_signal) -> None:
+            if pids[handle] >= 2:
+                real(handle, number, *rest)
+            signals.append((pids[handle], number))
+
+        monkeypatch.setattr(os, "pidfd_open", opened)
+        monkeypatch.setattr(signal, "pidfd_send_signal", send)
+    return signals

@@ -3,10 +3,13 @@
 It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport,
 v6only, listen, udp, connect ([host, port], from the first bound address), ignore_term, drain (close the
 listener on SIGTERM, and live on), children (how many share the listener), own_sockets (each child binds for
-itself with SO_REUSEPORT), orphans (the parent dies once its children run), strangers (how many processes
-without the socket are started after each child), silent_parent (the parent closes
-the listener and waits), name (of the process), first (the name of the first child),
-uid (to change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on).
+itself with SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies once
+its children run), strangers (how many processes without the socket are started after each child), silent_parent
+(the parent closes the listener and waits), name (of the process), first (the name of the first child), uid (to
+change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on), generations
+(on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), respawn
+(a worker that ends is followed by another), spawns (a worker by multiprocessing, which alone listens),
+outlives_kill (seconds for which a child stops in the middle of its end).
 """
 
 import json
@@ -40,6 +43,9 @@ def listeners(spec):
 def behave(spec, socks):
     if spec.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if spec.get("generations"):
+        left = list(range(spec["generations"]))
+        signal.signal(signal.SIGTERM, lambda *_: (left.pop(), (not left or os.fork()) and os._exit(0)))
     if spec.get("drain"):
         signal.signal(signal.SIGTERM, lambda *_: [sock.close() for sock in socks])
     if spec.get("name"):
@@ -59,16 +65,62 @@ def live_without_the_first_thread(spec):
     ctypes.CDLL(None).syscall(exit_thread, 0)
 
 
+def change_command():
+    """Write over this process's command line: a fork of the same command would pass for its parent's worker."""
+    import ctypes
+
+    with open("/proc/self/stat", errors="replace") as stat:
+        start, end = map(int, stat.read().rpartition(")")[2].split()[45:47])
+    ctypes.memset(start, ord("x"), end - start - 1)
+
+
+def stop_in_the_middle_of_its_end(child):
+    """Trace a process, which then stops at PTRACE_EVENT_EXIT, even for SIGKILL, until this one lets it go."""
+    import ctypes
+
+    change_command()
+    libc = ctypes.CDLL(None)
+    return libc.ptrace(0x4206, child, 0, ctypes.c_void_p(0x40)) == 0  # PTRACE_SEIZE, PTRACE_O_TRACEEXIT
+
+
 def live(spec):
+    while spec.get("forks"):
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        if os.fork() == 0:
+            time.sleep(0.001)
+            os._exit(0)
+        time.sleep(0.0005)
     end = time.monotonic() + spec.get("exit_after", 120)
     while time.monotonic() < end:  # nothing outlives a test run that was cut short
         time.sleep(min(1, max(0, end - time.monotonic())))
 
 
+def spawn(spec, told):
+    """A worker in an interpreter of its own; what this process has bound does not listen."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    worker = context.Process(target=work, args=(spec, ready), daemon=True)
+    worker.start()
+    ready.wait()
+    told["children"].append(worker.pid)
+
+
+def work(spec, ready):
+    socks = listeners(spec)
+    ready.set()
+    live(spec)
+    return socks
+
+
 def main():
     spec = json.loads(sys.argv[1])
-    socks = [] if spec.get("own_sockets") else listeners(spec)
+    bound = listeners({**spec, "listen": False}) if spec.get("master_binds") or spec.get("spawns") else []
+    socks = bound if spec.get("own_sockets") or spec.get("spawns") else listeners(spec)
     told = {"pid": os.getpid(), "children": [], "strangers": []}
+    if spec.get("spawns"):
+        spawn(spec, told)
     for number in range(spec.get("children", 0)):
         read, write = os.pipe()
         child = os.fork()
@@ -105,7 +157,18 @@ def main():
     if spec.get("children"):
         spec.pop("uid", None)  # the parent keeps its rights
     behave(spec, socks)
+    if spec.get("outlives_kill") and not stop_in_the_middle_of_its_end(told["children"][0]):
+        told["children"] = []
     print(json.dumps(told), flush=True)
+    while spec.get("outlives_kill"):
+        if os.wait()[1] >> 16 == 6:  # PTRACE_EVENT_EXIT
+            time.sleep(spec["outlives_kill"])
+            return
+    while spec.get("respawn"):
+        os.wait()
+        if os.fork() == 0:
+            socks = listeners(spec)
+            live({})
     if spec.get("orphans"):
         os._exit(0)
     live(spec)

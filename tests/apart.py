@@ -1,0 +1,317 @@
+"""Tests that run in a process of their own, as they change what that may do or see; and what they need there."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import functools
+import json
+import logging
+import os
+import platform
+import signal
+import socket
+import struct
+import subprocess
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from .conftest import NOBODY, boxes, command_line, eventually
+from .holder import change_command
+
+NETLINK = ({"x86_64": 41, "aarch64": 198}.get(platform.machine(), -1), 16)  # the number of socket(), and AF_NETLINK
+KILL = os.kill  # what a test itself ends does not count as sent
+
+
+def apart(test: Callable[..., None], *, box: bool = False) -> Callable[..., None]:
+    """Run a test in a fork of this process, in a session of its own; its failure or skip is this one's."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **named: Any) -> None:
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            told = ["", ""]
+            try:
+                os.setsid()
+                signal.alarm(100)  # nothing outlives a test run that was cut short
+                ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans end with the test, too
+                if box:
+                    _enter_a_box()
+                test(*args, **named)
+            except BaseException as error:  # noqa: BLE001 (a forked test run must not go on)
+                skipped = type(error).__name__ == "Skipped"
+                told = [type(error).__name__, str(error) if skipped else traceback.format_exc()]
+            with contextlib.suppress(OSError):
+                _end_children()
+            os.write(write, json.dumps(told).encode() + b"\n")
+            os._exit(0)
+        os.close(write)
+        with open(read, "rb") as pipe:
+            line = pipe.readline()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kind, text = json.loads(line or '["killed", "the test was killed, or ended without a word"]')
+        if kind:
+            (pytest.skip if kind == "Skipped" else pytest.fail)(text)
+
+    return run
+
+
+def boxed(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test apart, in new namespaces of PIDs, mounts and networks: each port is free, all ends with the test."""
+    return boxes(apart(test, box=True))  # type: ignore[no-any-return]
+
+
+def _enter_a_box() -> None:
+    if ctypes.CDLL(None).unshare(0x00020000 | 0x20000000 | 0x40000000):  # CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET
+        pytest.skip("no namespaces can be made here")
+    init = os.fork()
+    if init:
+        os.waitpid(init, 0)
+        os._exit(0)
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    test = os.fork()  # the test itself is not PID 1, whose end is the end of all the others
+    if test:
+        while os.wait()[0] != test:
+            pass
+        os._exit(0)
+    script = "mount --make-rprivate /; mount -t proc proc /proc; ip link set lo up"
+    subprocess.run(["sh", "-ec", script], check=True)
+
+
+def _end_children() -> None:
+    while True:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        if not children:
+            return
+        for pid in map(int, children):
+            KILL(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def refuse_call(error: int, number: int, first: int | None = None) -> None:
+    """From here on the kernel refuses a system call (with that first argument) to this process: a seccomp filter."""
+    only = [] if first is None else [(0x20, 0, 0, 16), (0x15, 0, 1, first)]
+    ends = [(0x06, 0, 0, 0x00050000 | error), (0x06, 0, 0, 0x7FFF0000)]
+    steps = [(0x20, 0, 0, 0), (0x15, 0, len(only) + 1, number), *only, *ends]
+    code = b"".join(struct.pack("HBBI", *step) for step in steps)
+    program = ctypes.create_string_buffer(code, len(code))
+    rules = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(program)))
+    libc = ctypes.CDLL(None)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, rules, 0, 0):  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
+        pytest.skip("this kernel has no seccomp filters")
+
+
+def forked(act: Callable[[], Any], pid: int | None = None) -> int:
+    """A child of this process, with this PID if one is given (in a box), which does something and then waits."""
+    if pid is not None:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            change_command()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            act()
+            os.write(write, b"1")
+            time.sleep(60)
+        finally:
+            os._exit(0)
+    os.close(write)
+    assert os.read(read, 1) == b"1"
+    os.close(read)
+    assert pid in (None, child)
+    return child
+
+
+def give_up_rights() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: its user may look at it, as after an exec
+
+
+class InFlight:
+    """A listener that no process holds: it lies in a Unix socket until it is taken out, or that is closed."""
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self.ends = socket.socketpair()
+        self.listener = socket.create_server((host, port))
+
+    def send_off(self) -> None:
+        descriptor = array.array("i", [self.listener.fileno()])
+        self.ends[0].sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptor)])
+        self.listener.close()
+
+    def take_out(self) -> int:
+        data = self.ends[1].recvmsg(1, socket.CMSG_SPACE(4))[1][0][2]
+        return array.array("i", data)[0]
+
+    def close(self) -> None:
+        for end in (self.listener, *self.ends):
+            end.close()
+
+
+def when_it_says(text: str, act: Callable[[], None]) -> None:
+    """Do something as soon as port_manager logs a line that contains a text, once."""
+
+    class Once(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if text in record.getMessage():
+                logging.getLogger("port_manager").removeHandler(self)
+                act()
+
+    logging.getLogger("port_manager").addHandler(Once())
+    logging.getLogger("port_manager").setLevel(10)
+
+
+def called(name: str) -> None:
+    Path("/proc/self/comm").write_text(name)
+
+
+def swapped(port: int) -> tuple[int, Callable[[], None]]:
+    """A holder, and a call that ends it and gives its PID and its very socket to a tunnel."""
+
+    flight = InFlight(port)
+    pid = forked(lambda: None)
+    flight.send_off()
+    time.sleep(0.05)  # start times are told in hundredths of a second
+
+    def swap() -> None:
+        KILL(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        descriptor = flight.take_out()
+        forked(lambda: called("ssh"), pid)
+        os.close(descriptor)
+
+    return pid, swap
+
+
+def family(port: int, start: Callable[..., Any], script: str) -> list[int]:
+    """Processes that a shell starts, with a listener of root's as descriptor 9; NOBODY changes the user."""
+
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        inode = os.fstat(listener.fileno()).st_ino
+        script = script.replace("NOBODY", f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups")
+        number = listener.fileno()
+        start("bash", "-c", f"exec 9<&{number} {number}<&-; {script}", pass_fds=[number])
+
+    def sleeping() -> list[int]:
+        """The PIDs that hold it, once the shells among them have become what they start."""
+        found = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{entry}/fd/9") == f"socket:[{inode}]":
+                    found.append((int(entry), Path(f"/proc/{entry}/comm").read_text()))
+        return [pid for pid, _ in found] if all(name == "sleep\n" for _, name in found) else []
+
+    assert eventually(lambda: len(sleeping()) == script.count("sleep 60"))
+    return sleeping()
+
+
+def mounted(folder: Path) -> int:
+    """Mount a FUSE file system in which there is nothing (see linux/fuse.h), and tell the PID of its server."""
+    try:
+        handle = os.open("/dev/fuse", os.O_RDWR)
+    except OSError:
+        pytest.skip("there is no FUSE here")
+    options = f"fd={handle},rootmode=40000,user_id=0,group_id=0".encode()
+    if ctypes.CDLL(None).mount(b"dead", str(folder).encode(), b"fuse", 0, options):
+        pytest.skip("nothing can be mounted here")
+    server = os.fork()
+    while server == 0:
+        _, kind, unique = struct.unpack_from("=IIQ", os.read(handle, 1 << 17))
+        body = {
+            26: struct.pack("=IIIIHHIIHH8I", 7, 31, 65536, 0, 16, 16, 65536, 1, 0, 0, *[0] * 8),  # INIT
+            3: struct.pack("=QII6Q10I", *[0] * 3, 1, *[0] * 5, *[0] * 3, 0o40755, 2, 0, 0, 0, 4096, 0),  # GETATTR
+        }.get(kind, b"")
+        os.write(handle, struct.pack("=IiQ", 16 + len(body), 0 if body else -38, unique) + body)
+    os.close(handle)
+    return server
+
+
+def plant(folder: Path, **scripts: str) -> None:
+    """Tools that come first on PATH, in this process and what it starts; those that are not given fail."""
+    for name in ("ss", "lsof", "netstat", "sockstat", "ps", "launchctl"):
+        (folder / name).write_text(f"#!/bin/sh\n{scripts.get(name, 'exit 3')}\n")
+        (folder / name).chmod(0o755)
+    if not os.environ["PATH"].startswith(f"{folder}{os.pathsep}"):
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def nothing_native() -> None:
+    """In a box: neither netlink nor /proc/net tells of sockets, so that tools are asked."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", f"/proc/{os.getpid()}/net"], check=True)
+    refuse_call(1, *NETLINK)
+
+
+def held_by(port: int, *options: str) -> list[int]:
+    """The PIDs that check --json tells, in its order."""
+    told = json.loads(command_line("check", str(port), "--json", *options).stdout)["ports"][0]
+    return [holder["pid"] for holder in told["holders"]]
+
+
+def free(port: int, *options: str) -> tuple[int, list[int], str]:
+    """What free --json tells: (status, the PIDs that were stopped, the reason why not)."""
+    done = command_line("free", str(port), "--json", *options)
+    told = json.loads(done.stdout)["ports"][0]
+    return done.returncode, told["stopped"], told["reason"]
+
+
+# A server of which each worker binds for itself; each loads the module main, which calls guard().
+WORKERS = """
+import os, socket, subprocess, sys
+def bound():
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
+    return sock
+if sys.argv[-1] == "worker":
+    import main
+    sock = bound()
+    sock.listen()
+    print("serves", flush=True)
+    sys.stdin.read()
+else:
+    sock = bound() if sys.argv[1] == "binds" else None
+    words = [sys.executable, "-m", "uvicorn", "main:app", *sys.argv[-2:], "worker"]
+    workers = []
+    for _ in range(2):
+        workers.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        print(workers[-1].stdout.readline(), [worker.poll() for worker in workers])
+    for worker in workers:
+        worker.stdin.close()
+"""
+
+# What macOS's own way does where lsof and ps are planted; its signals are told, not sent.
+FOREIGN = """
+import os, signal, subprocess, sys
+os.kill = lambda *sent: print("signal", *sent)
+sys.platform = "darwin"
+import port_manager
+print(port_manager.ensure_port_available(int(sys.argv[1]), "127.0.0.1", grace=0.2))
+"""
+
+# A caller whose standard error is hardly a stream.
+STAND_IN = """
+import sys
+class Stream:
+    {members}
+    def write(self, text): pass
+sys.stderr = Stream()
+import port_manager
+answer = port_manager.ensure_port_available(int(sys.argv[1]), grace=0.6)
+sys.__stdout__.write(str(answer))
+"""
+
+# What busybox lsof does, whatever it is asked.
+ALPINE = """
+for p in /proc/[0-9]*; do for f in $p/fd/*; do printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/x $(readlink $f); done; done
+"""

@@ -1,0 +1,550 @@
+"""What keeps the wrong process alive, condition by condition: each test here fails when its condition is broken.
+
+Real processes and public calls only, so that a redesign changes nothing here. A test marked ``boxed`` runs in
+namespaces of its own, ``apart`` in a process of its own (see apart.py).
+"""
+
+from __future__ import annotations  # noqa: I001
+
+import contextlib
+import functools
+import json
+import os
+import pty
+import pwd
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from port_manager import CannotTell, PortManager, PortTimeout, ensure_port_available, find_listeners, main
+from port_manager import wait_until_free
+
+from .apart import ALPINE, FOREIGN, KILL, NETLINK, STAND_IN, WORKERS, InFlight, apart, boxed, family, forked, free
+from .apart import give_up_rights, held_by, mounted, nothing_native, plant, refuse_call, swapped, when_it_says
+from .conftest import HOLDER, LINUX, NOBODY, PORT_MANAGER, ROOT, ROOT_USER, as_nobody, birth, bound_is_told
+from .conftest import can_bind, command_line, eventually, shown_until_closed
+
+pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
+as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
+needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this Python has no pidfd_open")
+MINE = "127.0.0.1"
+
+
+# Held fast, then read, then signalled
+
+
+@needs_pidfd
+@boxed
+def test_a_process_is_read_after_it_is_pinned(sent, monkeypatch):
+    """The PID changes hands between look and handle: what was read before is not true of the pinned one."""
+    pid, swap = swapped(8000)
+    opened, done = os.pidfd_open, []
+
+    def late(wanted, *flags):
+        if wanted == pid and not done:
+            done.append(swap())
+        return opened(wanted, *flags)
+
+    monkeypatch.setattr(os, "pidfd_open", late)
+    assert ensure_port_available(8000, MINE, grace=1) is False
+    assert sent == [] and birth(pid) and done
+
+
+@boxed
+def test_the_pid_changes_hands_between_look_and_signal(sent, pinning):
+    """Its new owner even holds the socket: only the handle, or the start time, tells that nobody looked at it."""
+    pid, swap = swapped(8000)
+    when_it_says(str(pid), swap)
+    assert ensure_port_available(8000, MINE, grace=1) is False
+    assert sent == [] and birth(pid) and Path(f"/proc/{pid}/comm").read_text() == "ssh\n"
+
+
+@needs_pidfd
+@pytest.mark.parametrize("refused", [False, True], ids=["", "refused"])
+@boxed
+def test_the_pid_changes_hands_at_the_very_signal(sent, monkeypatch, refused):
+    """The handle stands for the process that was looked at, also where a sandbox refuses to send a signal to it."""
+    pid, swap = swapped(8000)
+    done = []
+
+    def late(real, *args):
+        if not done:
+            done.append(swap())
+        if refused:
+            raise PermissionError(1, "Operation not permitted")
+        return real(*args)
+
+    for module, name in [(signal, "pidfd_send_signal"), *([] if refused else [(os, "kill")])]:
+        monkeypatch.setattr(module, name, functools.partial(late, getattr(module, name)))
+    assert ensure_port_available(8000, MINE, grace=1) is False
+    assert sent == [] and birth(pid) and done
+
+
+@boxed
+def test_the_pid_changes_hands_before_it_is_forced(sent, pinning):
+    """It ignored the polite request, ends at last, and somebody else has its PID when the time is over."""
+    listener = socket.create_server((MINE, 8000))
+    pid = forked(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    listener.close()
+
+    def swap():
+        KILL(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        forked(lambda: None, pid)
+
+    when_it_says("did not stop within", swap)
+    assert ensure_port_available(8000, MINE, grace=0.2) is True
+    assert (pid, signal.SIGKILL) not in sent and birth(pid)
+
+
+@apart
+def test_one_that_lets_go_of_the_port_between_look_and_signal_lives(port, hold, sent):
+    held = hold((MINE, port), drain=True)
+    when_it_says(str(held.pid), lambda: (KILL(held.pid, signal.SIGTERM), eventually(lambda: can_bind(port))))
+    assert ensure_port_available(port, MINE) is True and sent == [] and held.alive()
+
+
+OUTCOMES = {  # of a look at a port: (the holder's kind, the call)
+    "freed": ({}, lambda port, pid: ensure_port_available(port, MINE)),
+    "forced": ({"ignore_term": True}, lambda port, pid: ensure_port_available(port, MINE, grace=0.1)),
+    "a family": ({"children": 2}, lambda port, pid: ensure_port_available(port, MINE)),
+    "protected": ({"name": "ssh"}, lambda port, pid: ensure_port_available(port, MINE)),
+    "refused": ({}, lambda port, pid: ensure_port_available(port, MINE, policy="refuse")),
+    "not asked": ({}, lambda port, pid: ensure_port_available(port, MINE, policy="ask")),
+    "checked": ({}, lambda port, pid: main(["check", str(port), "--json"])),
+    "dry run": ({}, lambda port, pid: main(["free", str(port), "--dry-run"])),
+    "waited": ({"exit_after": 0.5}, lambda port, pid: wait_until_free(port, MINE, 20)),
+    "waited in vain": ({}, lambda port, pid: wait_until_free(port, MINE, 0.3)),
+    "stopped by PID": ({}, lambda port, pid: PortManager(port).kill_process(pid)),
+    "left by PID": ({"name": "ssh"}, lambda port, pid: PortManager(port).kill_process(pid)),
+    "gone": ({}, lambda port, pid: ensure_port_available(port, MINE)),
+    "unseen": ({}, lambda port, pid: ensure_port_available(port, "0.0.0.0")),
+}
+
+
+@needs_pidfd
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_every_handle_is_closed_whatever_comes_of_the_look(port, hold, outcome, monkeypatch):
+    spec, call = OUTCOMES[outcome]
+    held, flight = hold((MINE, port), **spec), InFlight(port, "127.0.0.9")
+    held.process.stdout.close()
+    opened, handles = os.pidfd_open, []
+
+    def noted(pid, *flags):
+        handles.append(opened(pid, *flags))
+        if outcome == "gone":  # between the handle and the reading
+            held.process.kill()
+            held.process.wait()
+        return handles[-1]
+
+    monkeypatch.setattr(os, "pidfd_open", noted)
+    flight.send_off() if outcome == "unseen" else flight.close()
+    before = sorted(os.listdir("/proc/self/fd"))
+    with contextlib.suppress(PortTimeout):
+        call(port, held.pid)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert handles or outcome not in ("freed", "forced", "a family", "stopped by PID", "gone")
+    flight.close()
+
+
+@pytest.mark.parametrize("pid", [0, 1, -1])
+@apart
+def test_no_signal_for_a_pid_below_2(port, hold, sent, tmp_path, pid):
+    """PID 0 reached kill(), which signals the caller's whole process group; a call names it, or lsof and ps do."""
+    assert PortManager().kill_process(pid) is False and sent == []
+    held, me = hold((MINE, port)), pwd.getpwuid(os.geteuid()).pw_name
+    row = f"{me} Mon Nov 23 10:15:00 2026 /bin/app"
+    listing = f"echo ' {pid} 0 0 S ?? {row}'; echo \" $PPID 0 0 S ?? {row}\""
+    plant(
+        tmp_path,
+        lsof=f"printf 'p{pid}\\nf3\\ntIPv4\\nPTCP\\nn127.0.0.1:{port}\\nTST=LISTEN\\n'",
+        ps=f'case "$*" in *comm=*) echo " {pid} /bin/app";; *) {listing};; esac',
+    )
+    words = [sys.executable, "-c", FOREIGN, str(port)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False" and held.alive(), done
+
+
+CLAIMS = {
+    "ss": 'echo \'LISTEN 0 9 127.0.0.1:8000 0.0.0.0:* users:(("x",pid={pid},fd=3)) ino:{inode} sk:1\'',
+    "lsof": "printf 'p{pid}\\nf3\\ntIPv4\\nd{inode}\\nPTCP\\nn127.0.0.1:8000\\nTST=LISTEN\\n'",
+    "netstat": "echo Proto; echo 'tcp 0 0 127.0.0.1:8000 0.0.0.0:* LISTEN 0 {inode} {pid}/x'",
+}
+
+
+@pytest.mark.parametrize("tool", CLAIMS)
+@boxed
+def test_what_a_tool_claims_and_proc_does_not_show_is_not_believed(hold, tmp_path, sent, tool):
+    held, bystander = hold((MINE, 8000)), hold((MINE, 9000))
+    inode = int(os.readlink(f"/proc/{held.pid}/fd/3")[len("socket:[") : -1])
+    nothing_native()
+    for pid in (bystander.pid, 1, 0, -1):  # a socket that nobody has
+        plant(tmp_path, **{tool: CLAIMS[tool].format(pid=pid, inode=99)})
+        assert ensure_port_available(8000, MINE, grace=0.2) is False
+    assert sent == [] and held.alive()
+    plant(tmp_path, **{tool: CLAIMS[tool].format(pid=bystander.pid, inode=inode)})  # the holder's, said to be another's
+    assert ensure_port_available(8000, MINE, grace=0.2) is True
+    assert bystander.alive() and not held.alive()
+
+
+@boxed
+def test_an_lsof_that_lists_everything_tells_nothing(hold, tmp_path, sent):
+    """busybox lsof ignores every option: its listing is no answer, which is not the same as "nobody"."""
+    held = hold((MINE, 8000))
+    nothing_native()
+    plant(tmp_path, lsof=ALPINE)
+    with pytest.raises(CannotTell):
+        find_listeners(8000)
+    assert ensure_port_available(8000, MINE) is False and sent == [] and held.alive()
+
+
+# Whose it is
+
+
+@boxed
+def test_a_holder_whose_user_is_not_told_is_not_ours(hold, sent):
+    held = hold((MINE, 8000))
+    subprocess.run(["mount", "--bind", "/dev/null", f"/proc/{held.pid}/status"], check=True)
+    assert ensure_port_available(8000, MINE) is False
+    assert PortManager(8000).kill_process(held.pid) is False
+    assert sent == [] and held.alive()
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("script", "freed"),
+    [
+        pytest.param("NOBODY sleep 60 & exec sleep 60", True, id="a worker gave up its rights"),
+        pytest.param("sleep 60 & exec NOBODY sleep 60", False, id="a master did"),
+        pytest.param("NOBODY sleep 60 9<&9 & exec 9<&-; wait", False, id="its master holds nothing"),
+        pytest.param("(sleep 60 &); exec NOBODY sleep 60", False, id="strangers who share it"),
+        pytest.param("exec NOBODY sleep 60", False, id="alone"),
+    ],
+)
+def test_whose_it_is_when_several_users_hold_it(port, start, script, freed):
+    """A worker goes with the master of root that started it; all other holders of another user keep everybody alive."""
+    pids = family(port, start, script)
+    if len(pids) == 1 and not freed:  # it is nobody's own, but root opened the socket, and may hold it, too
+        assert as_nobody(lambda: ensure_port_available(port, MINE)) is False and birth(pids[0])
+    assert ensure_port_available(port, MINE, grace=1) is freed
+    assert [bool(birth(pid)) for pid in pids] == [not freed] * len(pids)
+
+
+@pytest.mark.parametrize("begun", ["above us", "after us"])
+@boxed
+def test_a_parent_that_is_hidden_is_not_one_that_ended(begun):
+    """Above us is a process of root (sudo), which hidepid hides, and with it who is above that: perhaps the holder.
+
+    Whoever began after the oldest of our ancestors that we see is none of those.
+    """
+    subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
+    (read, write), (go, going) = os.pipe(), os.pipe()
+
+    def tool():
+        give_up_rights()
+        os.read(go, 1)
+        os.write(write, str(ensure_port_available(8000, MINE, grace=1)).encode())
+
+    def hidden():  # of root, and the parent of who asks
+        if os.fork() == 0:
+            tool()
+
+    def listen():
+        if begun == "above us":
+            forked(hidden)
+        give_up_rights()
+        socket.create_server((MINE, 8000)).detach()
+
+    if begun == "after us":
+        forked(hidden)
+        time.sleep(0.1)
+    holder = forked(listen)
+    os.write(going, b"1")
+    assert os.read(read, 9).decode() == str(begun == "after us") and bool(birth(holder)) is (begun == "above us")
+
+
+# What is in the way, and what is not
+
+
+@pytest.mark.parametrize("told_by", ["netlink", "proc"])
+@apart
+def test_bystanders_of_every_kind_live(port, ports, hold, told_by):
+    other, held = ports(), hold((MINE, port))
+    hold((MINE, other))
+    bystanders = [
+        hold((MINE, 0), connect=(MINE, port)),  # a client
+        hold(("127.0.0.9", port), connect=(MINE, other), reuse=False),  # a client whose own end is the port
+        hold((MINE, port), udp=True),
+        hold(("127.0.0.2", port)),
+        hold(("::", port), v6only=True),
+    ]
+    if told_by == "proc":
+        refuse_call(1, *NETLINK)
+    assert ensure_port_available(port, MINE) is True
+    assert held.alive() == [] and [one.alive() for one in bystanders] == [[one.pid] for one in bystanders]
+
+
+@pytest.mark.parametrize("only", [0, 1])
+@boxed
+def test_a_bind_to_the_wildcard_of_ipv6_meets_ipv4_where_the_system_says_so(hold, only):
+    four, six = hold((MINE, 8000)), hold(("::1", 8000))
+    Path("/proc/sys/net/ipv6/bindv6only").write_text(str(only))
+    assert sorted(held_by(8000, "--host", "::")) == sorted([six.pid] if only else [four.pid, six.pid])
+    assert (free(8000, "--host", "::")[0] == 0) >= only and four.alive() >= [four.pid] * only
+
+
+@bound_is_told
+@pytest.mark.parametrize("kind", [{"children": 2, "own_sockets": 1, "master_binds": 1}, {"spawns": 1}])
+def test_the_master_that_bound_the_port_of_its_workers_is_in_the_way(port, hold, kind):
+    """It does not listen, and would start them again; a stranger who shares the address would not."""
+    stranger, held = hold((MINE, port), reuseport=1, listen=False), hold((MINE, port), reuseport=1, **kind)
+    assert sorted(held_by(port)) == sorted([held.pid, *held.children])
+    assert ensure_port_available(port) is True and held.alive() == [] and stranger.alive()
+
+
+@bound_is_told
+@boxed
+def test_a_bound_wildcard_of_ipv6_alone_is_probed_as_such(hold):
+    """With SO_REUSEADDR it keeps nobody out; a probe of both families would meet the IPv4 holder, and blame it."""
+    idle = hold(("::", 8000), v6only=True, listen=False)
+    held = hold((MINE, 8000), reuse=False, listen=False)
+    assert held_by(8000, "--host", "::") == [held.pid] and idle.alive()
+
+
+@bound_is_told
+def test_a_socket_that_was_there_before_is_no_restart(port, hold):
+    """It shared the listener's address, and stands in the way only when that has gone."""
+    bound = hold((MINE, port), reuse=False, reuseport=True, listen=False)
+    listener = hold((MINE, port), reuse=False, reuseport=True)
+    assert ensure_port_available(port, MINE) is True
+    assert bound.alive() == listener.alive() == []
+
+
+def test_a_restart_is_told_and_not_stopped_again(port, start):
+    spec = json.dumps({"bind": [[MINE, port]]})
+    loop = start("bash", "-c", f"while true; do '{sys.executable}' -S -E '{HOLDER}' '{spec}'; done")
+    first = json.loads(loop.stdout.readline())["pid"]
+    status, stopped, reason = free(port)
+    assert (status, stopped) == (1, [first]) and f"stop process {loop.pid} first" in reason
+
+
+# Stop, in the right order, and long enough
+
+
+@boxed
+def test_parents_are_asked_before_their_children_whatever_their_pids(sent):
+    """A master whose worker dies first would start another; its PID may be the higher one."""
+    children = []
+
+    def master():
+        socket.create_server((MINE, 8000)).detach()
+        children.append(forked(lambda: None, 3000))
+        children.append(forked(lambda: None, 7000))
+
+    pid = forked(master, 5000)
+    assert held_by(8000)[0] == pid
+    assert ensure_port_available(8000, MINE) is True
+    assert [asked for asked, number in sent if number == signal.SIGTERM] in ([pid, 3000, 7000], [pid, 7000, 3000])
+
+
+@pytest.mark.parametrize("name", ["systemd", "launchd", "init"])
+def test_what_starts_everything_is_no_supervisor(port, start, name):
+    """It outlives the holder, and is not watched for a restart, which takes two seconds."""
+    server, times = f"'{sys.executable}' -S -E '{HOLDER}' '{json.dumps({'bind': [[MINE, port]]})}'", []
+    for title in [name] * 3 + ["other"]:
+        parent = start("sh", "-c", f"printf {title} > /proc/$$/comm; {server}; sleep 30")
+        assert '"pid"' in parent.stdout.readline()
+        begun = time.monotonic()
+        assert ensure_port_available(port, MINE) is True
+        times.append(time.monotonic() - begun)
+    assert min(times[:3]) < 2 <= times[3]
+
+
+def test_who_is_just_ending_is_waited_for(port, start):
+    """Its socket is there, and nobody holds it any more."""
+    flight = InFlight(port)
+    flight.send_off()
+    caller = start(sys.executable, PORT_MANAGER, "free", str(port))
+    while "already in use" not in caller.stdout.readline():
+        assert caller.poll() is None
+    time.sleep(0.15)
+    flight.close()
+    assert caller.wait(20) == 0
+
+
+@pytest.mark.parametrize(("generations", "freed"), [(8, True), (9, False)])
+def test_one_that_leaves_its_socket_to_another_is_followed_for_eight_rounds(port, hold, generations, freed):
+    held = hold((MINE, port), generations=generations)
+    group = os.getpgid(held.pid)
+    assert ensure_port_available(port, MINE) is freed and can_bind(port) is freed
+    if not freed:
+        os.killpg(group, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("seconds", "freed"), [(1.3, True), (60, False)])
+def test_two_seconds_after_sigkill(port, hold, seconds, freed):
+    """Who waits for a disk ends late; who does not end at all is told."""
+    held = hold((MINE, port), children=1, silent_parent=True, ignore_term=True, outlives_kill=seconds)
+    if not held.children:
+        pytest.skip("nothing can be traced here")
+    begun = time.monotonic()
+    status, _, reason = free(port, "--grace", "0.2")
+    assert (status == 0) is freed and time.monotonic() - begun < 15
+    assert freed or f"process {held.children[0]} does not end even when forced" in reason
+
+
+def test_the_number_of_a_thread_is_no_pid(start):
+    """A signal to it would end the whole process."""
+    code = "import threading as t; t.Thread(target=t.Event().wait).start(); print(t.enumerate()[1].native_id)"
+    process = start(sys.executable, "-u", "-c", code)
+    assert PortManager().kill_process(int(process.stdout.readline())) is False and process.poll() is None
+
+
+def test_a_process_whose_first_thread_has_ended_is_still_one(port, hold, pinning):
+    held = hold((MINE, port), children=1, first_thread_ends=True)
+    folder = Path(f"/proc/{held.children[0]}")
+    assert eventually(lambda: (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    KILL(held.pid, signal.SIGKILL)
+    assert ensure_port_available(port, MINE, grace=1) is True and not list(folder.glob("task/*/fd/3"))
+
+
+@pytest.mark.parametrize("attempt", range(6))
+def test_a_server_that_forks_for_each_request_does_not_veto_its_own_stop(port, hold, attempt, said):
+    """A child that exits during the look is no reason to stay."""
+    held = hold((MINE, port), forks=True)
+    time.sleep(0.05)
+    assert ensure_port_available(port, MINE) is True, said()
+    assert held.process.wait(5) == -signal.SIGTERM
+
+
+def test_the_master_of_workers_with_sockets_of_their_own_goes_with_them(port, hold):
+    """--reuse-port: it holds nothing, and would start them again."""
+    held = hold((MINE, port), children=2, own_sockets=True, reuseport=True, respawn=True)
+    assert ensure_port_available(port, MINE) is True
+    assert held.alive() == [] and can_bind(port)
+
+
+@pytest.mark.parametrize("error", [1, 38], ids=["EPERM", "ENOSYS"])
+@pytest.mark.parametrize("call", [(424,), (434,), NETLINK], ids=["pidfd_send_signal", "pidfd_open", "netlink"])
+@apart
+def test_a_sandbox_that_refuses_one_call_is_no_obstacle(port, hold, call, error):
+    held = hold((MINE, port), ("::1", port))
+    refuse_call(error, *call)
+    assert ensure_port_available(port, grace=2) is True and held.alive() == []
+
+
+@pytest.mark.parametrize("call", ["in use", "ensure", "kill"])
+@pytest.mark.parametrize("spare", range(8))
+@apart
+def test_out_of_descriptors_the_port_counts_as_held(port, hold, sent, spare, call):
+    """No descriptor for a probe, an answer of the kernel, a handle: nobody is stopped by half, nor counts as gone."""
+    held, manager = hold((MINE, port), ignore_term=True), PortManager(port, MINE, grace=0.2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unused = [number for number in range(1000) if not os.path.exists(f"/proc/self/fd/{number}")]
+    calls = {"in use": lambda: not manager.is_port_in_use(port), "ensure": manager.check_and_clean_port}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (unused[spare], hard))
+    free_now = calls[call]() if call in calls else manager.kill_process(held.pid)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert held.alive() == [] if free_now else (sent, held.alive()) == ([], [held.pid])
+
+
+@pytest.mark.parametrize(
+    "members", ["pass", "isatty = lambda self: True", "flush = lambda self: None", "encoding = None"]
+)
+def test_a_stream_that_is_hardly_one_is_no_reason_to_fail(port, hold, members):
+    """After the stop an exception would leave the port free, and its server not started."""
+    held = hold((MINE, port), ignore_term=True)
+    words = [sys.executable, "-c", STAND_IN.format(members=members), str(port)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "True" and held.alive() == [], done
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
+
+
+@pytest.mark.parametrize(("of_user", "of_command"), [(EVIL, "app"), ("", EVIL)], ids=["user", "command"])
+@boxed
+def test_names_of_users_and_commands_bring_no_control_characters(tmp_path, of_user, of_command):
+    (tmp_path / "passwd").write_text(f"ro{of_user}ot:x:0:0::/:\nno{of_user}body:x:{NOBODY}:{NOBODY}::/:\n")
+    subprocess.run(["mount", "--bind", str(tmp_path / "passwd"), "/etc/passwd"], check=True)
+    code = "import socket, time; s = socket.create_server(('127.0.0.1', {})); print(1, flush=True); time.sleep(60)"
+    for port, user in ((8000, []), (8001, ["setpriv", f"--reuid={NOBODY}"])):
+        words = [*user, sys.executable, "-c", code.format(port), of_command]
+        subprocess.Popen(words, stdout=subprocess.PIPE, cwd="/").stdout.readline()
+    for words in (("list",), ("list", "--json"), ("check", "8000", "8001"), ("free", "8001", "8000")):
+        done = command_line(*words, text=False, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+        shown = (done.stdout + done.stderr).decode()
+        assert "ro" in shown and not [c for c in shown if not c.isprintable() and c != "\n"], words
+        for told in json.loads(shown)["ports"] if "--json" in words else ():
+            assert all(c.isprintable() for holder in told["holders"] for c in holder["user"] + holder["command"])
+
+
+@boxed
+def test_a_dead_mount_hangs_nobody(tmp_path):
+    """The holder's folder is on a file system that answers no more, as of a server that went away."""
+    server = mounted(tmp_path)
+    holder = forked(lambda: (os.chdir(tmp_path), socket.create_server((MINE, 8000)).detach()))
+    KILL(server, signal.SIGSTOP)
+    calls = ["list", "list --json", "check 8000", "free 8000 --dry-run", "free 8000 --policy own"]
+    words = [sys.executable, PORT_MANAGER]
+    asked = {call: subprocess.Popen([*words, *call.split()], stdout=subprocess.DEVNULL) for call in calls}
+    hanging = lambda: [call for call, process in asked.items() if process.poll() is None]
+    eventually(lambda: not hanging(), 20)
+    left = hanging()
+    KILL(server, signal.SIGKILL)  # what hangs gets an error now
+    assert left == [] and asked["free 8000 --policy own"].returncode == 1 and birth(holder)
+
+
+# The policy "ask", and guard()
+
+
+@pytest.mark.parametrize("terminal", ["stdin", "stderr"])
+def test_to_ask_takes_a_terminal_at_both_ends(port, hold, terminal):
+    held = hold((MINE, port))
+    ours, theirs = pty.openpty()
+    os.write(ours, b"y\ny\n")
+    ends = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, terminal: theirs}
+    asking = subprocess.Popen([sys.executable, PORT_MANAGER, "free", str(port), "--policy", "ask"], **ends)
+    os.close(theirs)
+    asking.communicate(b"y\ny\n" if terminal == "stderr" else None, timeout=30)
+    os.close(ours)
+    assert asking.returncode == 1 and held.alive()
+
+
+def test_another_holder_since_the_question_means_no(port, hold):
+    """The answer was about the first one: neither is the other stopped, nor is there a second question."""
+    first = hold((MINE, port))
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--policy", "ask"])
+    shown = ""
+    while "[y/N]" not in shown:
+        shown += os.read(terminal, 4096).decode("utf-8", "replace")
+    first.end()
+    second = hold((MINE, port))
+    os.write(terminal, b"y\nn\n")
+    shown += shown_until_closed(terminal)
+    assert os.waitpid(pid, 0)[1] >> 8 == 1 and second.alive() and shown.count("[y/N]") == 1
+
+
+@pytest.mark.parametrize(
+    "master",
+    [["-m", "uvicorn", "main:app"], pytest.param(["boss.py", "binds"], marks=bound_is_told)],
+    ids=["the same server", "only binds"],
+)
+def test_guard_in_a_worker_leaves_its_siblings_alone(port, tmp_path, master, monkeypatch):
+    """Each worker binds for itself; their master is known by its command, or by the socket that it has bound."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "main.py").write_text("import port_manager; port_manager.guard()")
+    (tmp_path / "uvicorn").mkdir()
+    for name in ("uvicorn/__main__.py", "boss.py"):
+        (tmp_path / name).write_text(WORKERS)
+    words = [sys.executable, *master, "--port", str(port)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "b'serves\\n' [None]\nb'serves\\n' [None, None]\n", done
