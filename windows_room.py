@@ -414,16 +414,17 @@ def _snapshot() -> list[tuple[int, int, str]]:
 def _tcp_tables() -> list[_Socket] | None:
     """Every listener, from GetExtendedTcpTable."""
     rows: list[_Socket] = []
-    table: Any = None
     try:
         ctypes, library = _library("iphlpapi")
     except (ImportError, OSError):
         return None
     for family, v6 in ((2, False), (23, True)):  # as Windows numbers them
-        size, status = ctypes.c_uint32(16384), 122
-        while status == 122:  # ERROR_INSUFFICIENT_BUFFER: now the size is told, and the table may have grown since
+        size = ctypes.c_uint32(16384)
+        for _ in range(8):  # where the table is larger, its size is told, and it may have grown since
             table = ctypes.create_string_buffer(size.value)
             status = library.GetExtendedTcpTable(table, ctypes.byref(size), False, family, 3, 0)  # listeners with PIDs
+            if status != 122:  # ERROR_INSUFFICIENT_BUFFER
+                break
         if status == 0:
             rows += _parse_tcp_table(table.raw, v6)
         elif not v6:  # where IPv6 is switched off, it has no table

@@ -37,7 +37,7 @@ def server():
     for version in VERSIONS:
         chinese = os.path.join(WINE, "prefix/drive_c/项目 一", f"python{version}")
         if not os.path.exists(chinese):
-            shutil.copytree(os.path.join(WINE, f"python{version}"), chinese, copy_function=os.link)
+            shutil.copytree(os.path.join(WINE, f"python{version}"), chinese)
     nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     # The last command starts the services of Windows, which keep the pipes that they are given.
     for command in ("wineserver -k", "wineserver -w", "wineserver -p", "wine cmd /c exit"):
@@ -57,7 +57,7 @@ def windows(request):
         # With another input, or without a pipe, a program dies at start. The pipe's end is no sign: a holder may have it.
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with subprocess.Popen(words, env={**ENVIRON, **environ}, **pipes) as driver:
-            timer = threading.Timer(60, driver.kill)
+            timer = threading.Timer(60, subprocess.run, (["wineserver", "-k"],), {"env": ENVIRON, "check": False})
             timer.start()
             said = []
             for line in driver.stdout:

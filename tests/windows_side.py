@@ -7,6 +7,7 @@ German; the stand-in for netstat (.ci/netstat.c) prints the row as long as the p
 """
 
 import ctypes
+import faulthandler
 import io
 import json
 import locale
@@ -323,6 +324,7 @@ def main(scenario, folder):
     sys.path.insert(0, folder)
     import port_manager
 
+    faulthandler.dump_traceback_later(50)  # the test waits for 60 seconds
     for name in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "PORT", "HOST"):
         os.environ.pop(name, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
