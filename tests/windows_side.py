@@ -105,7 +105,7 @@ def heard(call, *words, **options):
     began = time.perf_counter()
     try:
         answer = call(*words, **options)
-    except Exception as error:  # the test wants to see it
+    except Exception as error:  # noqa: BLE001 (the test wants to see it)
         answer = f"{type(error).__name__}: {error}"
     finally:
         took, said, sys.stderr = time.perf_counter() - began, sys.stderr.getvalue(), before
@@ -116,7 +116,7 @@ def command(*words, tool="port_manager.py", folder=FOLDER, **options):
     """(exit status, output, complaints) of the command line."""
     done = subprocess.run(
         [sys.executable, os.path.join(folder, tool), *map(str, words)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60, **options,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=40, check=False, **options,
     )  # fmt: skip
     return [done.returncode, *(text.decode(ENCODING).replace("\r", "") for text in (done.stdout, done.stderr))]
 
@@ -191,8 +191,8 @@ def ancestor(manager):
         told(sock)
         itself = heard(manager.ensure_port_available, port, "127.0.0.1")
         shell = [os.environ["COMSPEC"], "/c", sys.executable, os.path.join(FOLDER, "port_manager.py"), "free", str(port)]
-        done = subprocess.run(shell, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
-    return {"itself": itself, "status": done.returncode, "said": done.stdout.decode()}
+        done = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, timeout=40, check=False)
+    return {"itself": itself, "status": done.returncode, "said": done.stderr.decode()}
 
 
 def production(manager):
@@ -277,7 +277,7 @@ def chinese(manager):
         if name.endswith(".py"):
             shutil.copy(os.path.join(FOLDER, name), folder)
     server = shutil.copy(ME, os.path.join(folder, "服务器.py"))
-    python = os.path.join(folder, "python%d.%d" % sys.version_info[:2], "python.exe")
+    python = os.path.join(folder, "python{}.{}".format(*sys.version_info), "python.exe")
     port = free_port()
     holder = subprocess.Popen([python, server, "hold", str(port)], stdout=subprocess.PIPE, cwd=folder)
     holder.stdout.readline()
@@ -303,8 +303,14 @@ def restarted(manager):
 
 def light(manager):
     """What an import and a check of a free port load."""
-    say = "import sys; sys.path.insert(0, %r); import port_manager as p; p.ensure_port_available(%d, '127.0.0.1'); print(sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", say % (FOLDER, free_port())], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    say = f"""if True:
+        import sys
+        sys.path.insert(0, {FOLDER!r})
+        import port_manager
+        port_manager.ensure_port_available({free_port()}, "127.0.0.1")
+        print(sorted(sys.modules))
+    """
+    done = subprocess.run([sys.executable, "-c", say], capture_output=True, timeout=40, check=False)
     return {"loaded": done.stdout.decode()}
 
 
@@ -330,7 +336,7 @@ def main(scenario, folder):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         found = globals()[scenario](port_manager)
-    except Exception:  # the test shows it; a holder that is left may keep our pipe open
+    except Exception:  # noqa: BLE001 (the test shows it; a holder that is left may keep our pipe open)
         found = {"error": traceback.format_exc()}
     print("\n" + json.dumps(found), flush=True)
 
