@@ -10,9 +10,9 @@ try:
 except ImportError:
     import port_manager as room
 
-HEADS = {
-    "english": ("Active Connections", "Proto  Local Address          Foreign Address        State           PID", "LISTENING"),
-    "german": ("Aktive Verbindungen", "Proto  Lokale Adresse         Remoteadresse          Status           PID", "ABHÖREN"),
+HEADS = {  # (title, headings, what LISTENING is called)
+    "english": ("Active Connections", "Proto  Local Address          Foreign Address        State", "LISTENING"),
+    "german": ("Aktive Verbindungen", "Proto  Lokale Adresse         Remoteadresse          Status", "ABHÖREN"),
     "french": ("Connexions actives", "Proto  Adresse locale         Adresse distante       État", "À L'ÉCOUTE"),
     "chinese": ("活动连接", "协议  本地地址          外部地址        状态           PID", "LISTENING"),
 }
@@ -53,7 +53,7 @@ def test_netstat_is_judged_by_its_shape(language):
     ]
 
 
-@pytest.mark.parametrize("text", ["", "netstat: invalid option", told().partition("TCP")[0], "  TCP  [::]:x  [::]:0  L  12"])
+@pytest.mark.parametrize("text", ["", "netstat: option", told().partition("TCP")[0], "  TCP  [::]:x  [::]:0  L  12"])
 def test_what_is_not_netstats_answer_tells_nothing(text):
     assert room._parse_netstat_ano(text) is None
 
@@ -112,15 +112,15 @@ def test_cannot_tell_is_not_nobody(monkeypatch, tables, netstat, found):
 def test_the_heirs_of_an_owner_that_has_ended(living, pids):
     system = room._Windows()
     system.known.update({each.pid: each for each in living})
-    system.born_of = {each.pid: 38144 for each in living if 38148 <= each.pid}
+    system.born_of = {each.pid: 38144 for each in living if each.pid >= 38148}
     system.read = lambda pid: {}
     assert [each.pid for each in system.owners([row(38144)], True)] == pids
 
 
 def test_a_parent_counts_if_it_began_before_its_child(monkeypatch):
-    told_ = [(4, 0, "System"), (700, 600, "explorer.exe"), (800, 700, "cmd.exe"), (804, 800, "python.exe"), (808, 804, "a.exe")]
+    family = [(4, 0), (700, 600), (800, 700), (804, 800), (808, 804)]
     starts = {700: 50, 800: 60, 804: 55, 808: 55}  # 800 is a later process with the PID of 804's parent
-    monkeypatch.setattr(room, "_snapshot", lambda: told_)
+    monkeypatch.setattr(room, "_snapshot", lambda: [(pid, parent, "a.exe") for pid, parent in family])
     monkeypatch.setattr(room, "_with_handle", lambda pid, ask: starts.get(pid))
     system = room._Windows()
     found = system.read(0)

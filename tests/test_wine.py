@@ -22,9 +22,10 @@ ENVIRON = {
     "WINEPREFIX": os.path.join(WINE, "prefix"),
     "WINEDEBUG": "-all",
     "WINEDLLOVERRIDES": "mscoree,mshtml=;netstat.exe=n",
-    "LC_ALL": "C.UTF-8",  # names of files are in UTF-8 for Wine, and the code page of Windows is 1252 (437 for its tools)
+    "LC_ALL": "C.UTF-8",  # names of files are UTF-8 to Wine; the code page of Windows is 1252, and 437 for its tools
     "LOCPATH": os.path.join(WINE, "locales"),
 }
+FOUND = {}  # what a scenario has found is asked by several tests
 
 pytestmark = pytest.mark.skipif(not WINE, reason="PORT_MANAGER_WINE names no folder that .ci/wine has made")
 
@@ -52,9 +53,11 @@ def windows(request):
 
     def play(scenario, **environ):
         python = os.path.join(WINE, f"python{request.param}", "python.exe")
+        if (request.param, scenario, *environ.items()) in FOUND:
+            return FOUND[(request.param, scenario, *environ.items())]
         words = ["wine", python, f"Z:{HERE}/windows_side.py", scenario]
         words.append(f"Z:{os.environ.get('PORT_MANAGER_FOLDER') or os.path.dirname(HERE)}")
-        # With another input, or without a pipe, a program dies at start. The pipe's end is no sign: a holder may have it.
+        # With another input, or without a pipe, a program dies at start. A holder may keep the pipe open.
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with subprocess.Popen(words, env={**ENVIRON, **environ}, **pipes) as driver:
             timer = threading.Timer(60, subprocess.run, (["wineserver", "-k"],), {"env": ENVIRON, "check": False})
@@ -68,6 +71,7 @@ def windows(request):
         assert said and said[-1].startswith("{"), "".join(said)[-3000:]
         found = json.loads(said[-1])
         assert "error" not in found, found["error"]
+        FOUND[(request.param, scenario, *environ.items())] = found
         return found
 
     return play
@@ -97,6 +101,11 @@ def test_what_is_told_of_a_holder(windows):
     assert holder["command"].lower().endswith("python.exe") and "\\" in holder["user"] and holder["cwd"] == ""
     assert -1 < found["now"] - holder["started"] < 20
     assert [address[0] for address in holder["addresses"]] == ["127.0.0.1"]
+
+
+def test_ipv6(windows):
+    assert windows("ipv6")["answer"][0] is True
+    assert windows("ipv6")["stopped"] and windows("ipv6")["bystander"]
 
 
 @pytest.mark.parametrize("scenario", ["family", "dead_owner"])

@@ -2,8 +2,8 @@
 
     python windows_side.py SCENARIO FOLDER
 
-FOLDER has port_manager.py and run_backend.py. A holder writes the row that netstat shall print for it, with the state in
-German; the stand-in for netstat (.ci/netstat.c) prints the row as long as the process that has the socket lives.
+FOLDER has port_manager.py and run_backend.py. A holder writes the row that netstat shall print for it, with the state
+in German; the stand-in for netstat (.ci/netstat.c) prints the row as long as the process that has the socket lives.
 """
 
 import ctypes
@@ -162,6 +162,17 @@ def take_over(manager):
     return found
 
 
+def ipv6(manager):
+    """Who listens on the same port of IPv4 is not in the way."""
+    port = free_port()
+    bystander, _ = start("hold", port)
+    holder, _ = start("hold", port, "::1")
+    answer = heard(manager.ensure_port_available, port, "::1")
+    found = {"answer": answer, "stopped": holder.wait(10) is not None, "bystander": bystander.poll() is None}
+    bystander.kill()
+    return found
+
+
 def family(manager, ends="no"):
     port = free_port()
     holder, heir = start("hold_with_an_heir", port, ends)
@@ -169,7 +180,8 @@ def family(manager, ends="no"):
         holder.wait()
     seen = [each.pid for each in manager.find_listeners(port)]
     answer = heard(manager.ensure_port_available, port, "127.0.0.1")
-    return {"answer": answer, "seen": seen, "pids": [holder.pid, int(heir)], "left": [holder.poll() is None, created(int(heir)) is not None]}
+    left = [holder.poll() is None, created(int(heir)) is not None]
+    return {"answer": answer, "seen": seen, "pids": [holder.pid, int(heir)], "left": left}
 
 
 def dead_owner(manager):
@@ -190,7 +202,8 @@ def ancestor(manager):
     with listener(port) as sock:
         told(sock)
         itself = heard(manager.ensure_port_available, port, "127.0.0.1")
-        shell = [os.environ["COMSPEC"], "/c", sys.executable, os.path.join(FOLDER, "port_manager.py"), "free", str(port)]
+        tool = os.path.join(FOLDER, "port_manager.py")
+        shell = [os.environ["COMSPEC"], "/c", sys.executable, tool, "free", str(port)]
         done = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, timeout=40, check=False)
     return {"itself": itself, "status": done.returncode, "said": done.stderr.decode()}
 
@@ -257,9 +270,9 @@ def interrupted(manager):
             print("closed", flush=True)
             sys.exit(9)
     """
-    words = [sys.executable, os.path.join(FOLDER, "run_backend.py"), "--port", str(free_port()), "--host", "127.0.0.1"]
+    words = ["--port", str(free_port()), "--host", "127.0.0.1", "--", sys.executable, "-c", server]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    child = subprocess.Popen([*words, "--", sys.executable, "-c", server], **pipes)
+    child = subprocess.Popen([sys.executable, os.path.join(FOLDER, "run_backend.py"), *words], **pipes)
     while b"serving" not in child.stdout.readline():
         pass
     try:
@@ -271,7 +284,7 @@ def interrupted(manager):
 
 
 def chinese(manager):
-    """A project, a server and a Python under Chinese names; pipes speak the encoding that this process was started with."""
+    """A project, a server and a Python under Chinese names; pipes speak the encoding that this process has."""
     folder = r"C:\项目 一"
     for name in os.listdir(FOLDER):
         if name.endswith(".py"):
