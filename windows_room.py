@@ -218,8 +218,10 @@ class _Windows(_System):
 
         Children of different programs are no family: one of them may be of an earlier owner of that PID.
         """
-        if sockets and not self.known:
-            self.known.update(self.read(0))
+        told = self.read(0) if sockets else {}
+        if told:  # a PID that was read before may have become another's
+            self.known.clear()
+            self.known.update(told)
         owned = []
         for row in sockets:
             pids: list[int | None] = [row.pid]
@@ -305,7 +307,6 @@ class _Windows(_System):
             raise OSError(0, f"taskkill says: {_complaint(answer) or 'nothing'}")
 
     def still_holds(self, pin: _Pin, sockets: list[_Socket], port: int) -> bool:
-        self.known.clear()
         return any(row.pid == pin.pid for row in self.owners(self.sockets(port) or [], True))
 
     def listening_of(self, pids: Iterable[int]) -> list[_Socket] | None:
