@@ -1820,8 +1820,10 @@ class _Windows(_System):
 
         Children of different programs are no family: one of them may be of an earlier owner of that PID.
         """
-        if sockets and not self.known:
-            self.known.update(self.read(0))
+        told = self.read(0) if sockets else {}
+        if told:  # a PID that was read before may have become another's
+            self.known.clear()
+            self.known.update(told)
         owned = []
         for row in sockets:
             pids: list[int | None] = [row.pid]
@@ -1905,7 +1907,6 @@ class _Windows(_System):
             raise OSError(0, f"taskkill says: {said or 'nothing'}")
 
     def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
-        self.known.clear()
         return any(row.pid == pin.pid for row in self.owners(self.sockets(port) or [], True))
 
     def listeners_of(self, pids: Collection[int]) -> _Told:
@@ -1992,16 +1993,17 @@ def _snapshot() -> list[tuple[int, int, str]]:
 def _tcp_tables() -> _Told:
     """Every listener, from GetExtendedTcpTable."""
     rows: _Sockets = []
-    table: Any = None
     try:
         ctypes, library = _library("iphlpapi")
     except (ImportError, OSError):
         return None
     for family, v6 in ((2, False), (23, True)):  # as Windows numbers them
-        size, status = ctypes.c_uint32(16384), 122
-        while status == 122:  # ERROR_INSUFFICIENT_BUFFER: now the size is told, and the table may have grown since
+        size = ctypes.c_uint32(16384)
+        for _ in range(ROUNDS):  # where the table is larger, its size is told, and it may have grown since
             table = ctypes.create_string_buffer(size.value)
             status = library.GetExtendedTcpTable(table, ctypes.byref(size), False, family, 3, 0)  # listeners with PIDs
+            if status != 122:  # ERROR_INSUFFICIENT_BUFFER
+                break
         if status == 0:
             rows += _parse_tcp_table(table.raw, v6)
         elif not v6:  # where IPv6 is switched off, it has no table
