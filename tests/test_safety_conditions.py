@@ -331,7 +331,7 @@ def test_a_restart_is_told_and_not_stopped_again(port, start):
     loop = start("bash", "-c", f"while true; do '{sys.executable}' -S -E '{HOLDER}' '{spec}'; done")
     first = json.loads(loop.stdout.readline())["pid"]
     status, stopped, reason = free(port)
-    assert (status, stopped) == (1, [first]) and f"stop process {loop.pid} first" in reason
+    assert (status, stopped) == (1, [first]) and f"stop process {loop.pid} first" in reason, reason
 
 
 # Stop, in the right order, and long enough
