@@ -244,7 +244,7 @@ class _Options(NamedTuple):
 class _Obstacle(NamedTuple):
     """What keeps a server from binding."""
 
-    held: bool  # somebody has the port; else waiting or stopping somebody would not help
+    held: bool | None  # somebody has the port; else waiting or stopping somebody would not help; None: cannot tell
     reason: str
 
 
@@ -548,13 +548,13 @@ def _explained(error: OSError, address: str, port: int) -> _Obstacle:
     if error.errno in (errno.EACCES, errno.EPERM):
         why = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
         return _Obstacle(False, f"no permission to bind port {port}: {why}")
-    reasons = {
-        errno.EADDRNOTAVAIL: f"{address} is not an address of this machine",
-        **dict.fromkeys(_FAMILY_IS_OFF, f"{address} cannot be used: its address family is switched off here"),
-        **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"port {port} cannot be checked: too many files are open"),
-    }
-    other = f"{address} port {port} cannot be bound: {error.strerror or error}"
-    return _Obstacle(False, reasons.get(error.errno or 0, other))
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return _Obstacle(None, f"port {port} cannot be checked: too many files are open")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return _Obstacle(False, f"{address} is not an address of this machine")
+    if error.errno in _FAMILY_IS_OFF:
+        return _Obstacle(False, f"{address} cannot be used: its address family is switched off on this machine")
+    return _Obstacle(False, f"{address} port {port} cannot be bound: {error.strerror or error}")
 
 
 def _conflict(held: _Socket, wanted: str) -> bool | None:
@@ -778,7 +778,7 @@ def _parse_netstat_bsd(text: str) -> dict[int, bool]:
 
 def _ask_sockstat(port: int | None) -> _Told:
     """FreeBSD: sockstat."""
-    return _parse_sockstat(_output("sockstat", "-46l", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
+    return _parse_sockstat(_output("sockstat", "-46lw", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
 
 
 def _parse_sockstat(text: str) -> _Told:
@@ -792,7 +792,7 @@ def _parse_sockstat(text: str) -> _Told:
         at = protocols[-1]
         local = _endpoint(fields[at + 1], v6=fields[at] != "tcp4")
         pid = _pid(fields[at - 2])
-        if pid and local and fields[at + 2] == "*:*":
+        if local and fields[at + 2] == "*:*":  # without a PID, it is one that may not be seen
             only = {"tcp6": True, "tcp46": False}.get(fields[at])
             rows.append(_Socket(*local, True, None, pid, None, 0, only))
     return rows if known else None
@@ -807,11 +807,13 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
         pid, parent, group = map(_number, fields[:3]) if len(fields) >= 11 else (None, None, None)
         if pid is None or parent is None or group is None:
             continue
-        start = " ".join(fields[6:11])  # lstart: Mon Nov 23 10:15:00 2026
+        start = " ".join(fields[6:11])  # lstart: Mon Nov 23 10:15:00 2026, or FreeBSD's -
         try:
             started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y"))
         except (ValueError, OverflowError):
-            continue
+            if fields[6] != "-":
+                continue
+            start, started, fields = "", 0.0, [*fields[:6], *"-----", " ".join(fields[7:])]
         command = _clean("".join(fields[11:]).strip())
         program = programs.get(fields[0]) or command.split(" ", 1)[0]
         name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
@@ -945,19 +947,19 @@ class _System:
 
     def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
         """Hold all of the processes, then read them: what is read is true of the held ones. Who cannot be read is let go."""
-        handles: dict[int, int | None] = {}
-        for pid in pids:
+        handles: dict[int, int | None] = dict.fromkeys(pids)
+        for pid in handles:
             try:
                 handles[pid] = self.open(pid)
-            except ProcessLookupError:
-                continue
-            except OSError:  # refused by a sandbox or an old kernel
-                handles[pid] = None
+            except OSError:  # it has gone; or a sandbox or an old kernel refuses
+                pass
         self.forget(handles)
-        processes = {pid: self.process(pid) for pid in handles}
-        pins = {pid: _Pin(pid, process.start if process else None, handles[pid]) for pid, process in processes.items()}
-        self.release(pin for pid, pin in pins.items() if not processes[pid])
-        return {pid: pin for pid, pin in pins.items() if processes[pid]}
+        pins = {}
+        for pid, handle in handles.items():
+            process = self.process(pid)
+            pins[pid] = _Pin(pid, process.start if process else None, handle)
+        self.release(pin for pin in pins.values() if pin.pid not in self.known)
+        return {pid: pin for pid, pin in pins.items() if pid in self.known}
 
     def forget(self, pids: Iterable[int]) -> None:
         """What is asked about these processes is asked anew."""
@@ -976,7 +978,9 @@ class _System:
         """Whether a held process has ended (a zombie has, although kill() still succeeds on it); None: cannot tell."""
         processes = self.read(pin.pid)
         now = processes.get(pin.pid)
-        return (now is None or now.zombie or now.start != pin.start) if processes else None
+        if not processes or (now and not now.start):
+            return None
+        return now is None or now.zombie or now.start != pin.start
 
     def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
         """Sleep until one of the processes exits, at most so many seconds."""
@@ -1857,12 +1861,8 @@ class _Windows(_System):
 
         return _with_handle(process.pid, ask) or ("", "", "")
 
-    def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
-        handles = {pid: _opened(pid) for pid in pids}
-        self.known.clear()
-        self.known.update(self.read(0))
-        self.release(_Pin(pid, None, handle) for pid, handle in handles.items() if pid not in self.known)
-        return {pid: _Pin(pid, self.known[pid].start, handle) for pid, handle in handles.items() if pid in self.known}
+    def open(self, pid: int) -> int | None:
+        return _opened(pid)
 
     def release(self, pins: Iterable[_Pin]) -> None:
         for pin in pins:
@@ -1870,13 +1870,9 @@ class _Windows(_System):
                 _winapi().CloseHandle(pin.handle)
 
     def has_exited(self, pin: _Pin) -> bool | None:
-        if pin.handle is not None:
-            return bool(_winapi().WaitForSingleObject(pin.handle, 0) == 0)
-        processes = self.read(pin.pid)
-        process = processes.get(pin.pid)
-        if not processes or (process and None in (process.start, pin.start)):
-            return None
-        return process is None or process.start != pin.start
+        if pin.handle is None:
+            return super().has_exited(pin)
+        return bool(_winapi().WaitForSingleObject(pin.handle, 0) == 0)
 
     def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
         handles = [pin.handle for pin in pins if pin.handle is not None][:63]  # it takes no more
@@ -2977,9 +2973,14 @@ class PortManager:
         self.port, self.host, self.grace, self.policy = port, host, grace, policy
 
     def is_port_in_use(self, port: int) -> bool:
-        """Whether somebody holds the port; "no permission" and "not our address" are no such thing."""
+        """Whether somebody holds the port; "no permission" and "not our address" are no such thing.
+
+        CannotTell is raised when this process may open no more files.
+        """
         _checked(port, self.host)
         obstacle = _probe(port, self.host)
+        if obstacle and obstacle.held is None:
+            raise CannotTell(obstacle.reason, port, self.host)
         return bool(obstacle and obstacle.held)
 
     def get_process_using_port(self, port: int) -> int | None:
@@ -3333,12 +3334,24 @@ def _is_a_child(key: str, host: str, port: int) -> bool:
     if not system.native and _probe(port, host) is None:  # nothing to be had without starting a tool
         return False
     ancestors = system.ancestry().pids
-    if key and not system.redirects and _master(system, os.getpid()):
+    parent = system.process(ancestors[1]) if len(ancestors) > 1 else None
+    if parent and not system.redirects and _is_command_of(key, system.describe(parent)[1].split()):
         return True
     try:  # a master may bind, and leave it to its workers to listen
-        return any(row.pid in ancestors for row in _search(system, port, host, True))
+        return any(row.pid in ancestors for row in _search(system, port, None, True))
     except PortError:
         return False
+
+
+def _is_command_of(key: str, command: Sequence[str]) -> bool:
+    """Whether a command line is this server's own, not that of a launcher which only waits for it.
+
+    >>> [_is_command_of("uvicorn", words.split()) for words in ("python3 -X dev -m uvicorn a:b", "uv run uvicorn a:b")]
+    [True, False]
+    """
+    program, at = find_server(command) or ("", 0)
+    between = [word for before, word in zip(command, command[1:at]) if word[:1] != "-" and before not in ("-X", "-W")]
+    return program == key != "" and not between and (at == 0 or "py" in _program(command[0]))
 
 
 def _is_reloaded() -> bool:
