@@ -3463,7 +3463,7 @@ class _WrongCall(PortError):
 class _Request(NamedTuple):
     """What a call asks for."""
 
-    verb: str  # empty: not named
+    verb: str  # empty: none
     targets: dict[tuple[str, int], str]  # (host, port): the range that named it, or ""
     given: dict[str, str]  # the values of the options by their long names
 
@@ -3496,49 +3496,46 @@ def _called(words: list[str]) -> int:
     if not words:
         _write(sys.stderr, _HELP)
         return 2
-    request = _parsed(words)
-    given = request.given
+    verb, plain, given = _parsed(words)
     if "--help" in given or "--version" in given:
-        _print(_VERBS.get(request.verb, _HELP) if "--help" in given else f"port_manager {__version__}")
+        _print(_VERBS.get(verb, _HELP) if "--help" in given else f"port_manager {__version__}")
         return 0
     if "--quiet" in given or "--verbose" in given:
         import logging
 
         logging.getLogger("port_manager").setLevel(ERROR if "--quiet" in given else DEBUG)
-    run = {"list": _list, "wait": _wait, "pick": _pick}.get(request.verb, _check_or_free)
-    return 0 if run(request) else 1
+    targets = _targets(verb or "check", plain, given.get("--host", "0.0.0.0"))
+    run = {"list": _list, "wait": _wait, "pick": _pick}.get(verb, _check_or_free)
+    return 0 if run(_Request(verb, targets, given)) else 1
 
 
-def _parsed(words: list[str]) -> _Request:
+def _parsed(words: list[str]) -> tuple[str, list[str], dict[str, str]]:
+    """The verb (empty: none), the words that are left, and the values of the options by their long names."""
     if words[0] == "help":
         words = [*words[1:], "--help"]
-    before = ["", *words]
-    spoken = [word for word, last in zip(words, before) if word in _NAMES and last not in ("--policy", "--until")][:1]
+    pairs = zip(words, ["", *words])
+    spoken = next((word for word, before in pairs if word in _NAMES and before not in ("--policy", "--until")), None)
     if not spoken and words[0][:1].isalpha() and ":" not in words[0]:
         raise _WrongCall(f"{_clean(words[0])!r} is neither a verb nor a port{_nearest(words[0], _VERBS)}")
-    verb = _NAMES[spoken[0]] if spoken else "check"
-    options = _declared(verb)
+    verb = _NAMES.get(spoken or "", "")
+    options = _declared(verb or "check")
     plain: list[str] = []
     given: dict[str, str] = {}
     queue = iter(words)
     for word in queue:
         if word[:1] != "-" or not word.lstrip("-")[:1].isalpha():
-            plain += [word] if word not in spoken else []
+            plain += [word] if word != spoken else []
             continue
         form, glued, value = word.partition("=") if word[1] == "-" else (word[:2], word[2:], word[2:])
         if form not in options:
-            others = ", ".join(other for other in _VERBS if form in _declared(other))
-            hint = f"; it is an option of {others}" if others else _nearest(form, [name for name in options if name[2:]])
-            raise _WrongCall(f"{verb} has no option {_clean(form)}{hint}")
+            raise _WrongCall(f"{verb or 'check'} has no option {_clean(form)}{_hint(form, options)}")
         name, kind = options[form]
         value = next(queue, "--") if kind and not glued else value
         if value[:2] == "--" if kind else glued:
             raise _WrongCall(f"{name} needs a value: {name} {kind}" if kind else f"{name} takes no value")
         given[name] = _checked_value(name, kind, value)
         plain += [value] if name == "--port" else []
-    about = "--help" in given or "--version" in given
-    targets = {} if about else _targets(verb, plain, given.get("--host", "0.0.0.0"))
-    return _Request(verb if spoken else "", targets, given)
+    return verb, plain, given
 
 
 def _declared(verb: str) -> dict[str, tuple[str, str]]:
@@ -3551,10 +3548,18 @@ def _declared(verb: str) -> dict[str, tuple[str, str]]:
     return options
 
 
+def _hint(form: str, options: Iterable[str]) -> str:
+    """Where to find an option that a verb has not."""
+    others = [verb for verb in _VERBS if form in _declared(verb)]
+    if others:
+        return f"; it is an option of {', '.join(others)}"
+    return _nearest(form, [name for name in options if name[2:]])
+
+
 def _checked_value(name: str, kind: str, text: str) -> str:
     if kind == "SIGNAL":
-        text = text.upper()
-        text = text[3:] if text[:3] == "SIG" else _SIGNALS.get(text, text)
+        text = text.upper().replace("SIG", "")
+        text = _SIGNALS.get(text, text)
     allowed = _ALLOWED.get(kind, (text,))
     wrong = "" if text in allowed else f"none of {', '.join(allowed)}"
     if kind == "SECONDS" and not (text.replace(".", "", 1).isdecimal() and float(text) < 1e6):
@@ -3628,7 +3633,7 @@ def _print_results(results: Iterable[PortResult]) -> None:
 
 
 def _facts(system: _System, holder: Holder) -> dict[str, Any]:
-    """What JSON tells of a holder beyond its own fields: the ancestry begins at the shell or service that started it."""
+    """What JSON tells of a holder beyond its own fields; its ancestry begins at a shell or the service above it."""
     ancestry: list[dict[str, object]] = []
     for process in map(system.process, system.parents(holder.pid)[:12]):
         if process is None or process.pid == 1:
@@ -3768,10 +3773,9 @@ def _table(rows: list[list[str]], room: int) -> Iterator[str]:
     if room < 100:
         rows = [[*row[:3], *row[5:]] for row in rows]
     widths = [max(map(_columns, column)) for column in zip(*rows)]
-    left = max(7, room - sum(widths[:-1]) - 2 * len(widths[1:]))
-    for row in rows:
-        cells = [cell + " " * (width - _columns(cell)) for cell, width in zip(row[:-1], widths)]
-        yield _cut("  ".join([*cells, _cut(row[-1], left)]), room)
+    for *cells, command in rows:
+        line = "".join(cell + " " * (width + 2 - _columns(cell)) for cell, width in zip(cells, widths))
+        yield _cut(line + _cut(command, max(7, room - _columns(line))), room)
 
 
 def _wait(request: _Request) -> bool:
