@@ -3623,9 +3623,13 @@ def _print_results(results: Iterable[PortResult]) -> None:
     for result in results:
         holders = []
         for holder in result.holders:
-            manager, addresses = result.managers.get(holder.pid), list(map(str, holder.addresses))
-            told = {"addresses": addresses, "manager": manager._asdict() if manager else None}
-            holders.append({**holder._asdict(), **_facts(system, holder), **told})
+            manager = result.managers.get(holder.pid)
+            holders.append({
+                **holder._asdict(),
+                **_facts(system, holder),
+                "addresses": list(map(str, holder.addresses)),
+                "manager": manager and manager._asdict(),
+            })  # fmt: skip
         entry = {**result._asdict(), "host": result.host or None, "holders": holders}
         del entry["plan"], entry["managers"]
         ports.append(entry)
@@ -3653,10 +3657,16 @@ def _facts(system: _System, holder: Holder) -> dict[str, Any]:
 
 def _check_or_free(request: _Request) -> bool:
     """Free each port; for check and the dry run show, instead, what that would do."""
-    given, ports, free = request.given, [port for _, port in request.targets], request.verb == "free"
-    grace, polite = float(given.get("--grace", GRACE)), f"SIG{given.get('--signal', 'TERM')}"
-    force, dry = "--force" in given, not free or "--dry-run" in given
-    options = _options(ports, grace, given.get("--policy"), polite=polite, force=force, starting=False)
+    given, free = request.given, request.verb == "free"
+    dry = not free or "--dry-run" in given
+    options = _options(
+        [port for _, port in request.targets],
+        float(given.get("--grace", GRACE)),
+        given.get("--policy"),
+        polite=f"SIG{given.get('--signal', 'TERM')}",
+        force="--force" in given,
+        starting=False,
+    )
     results = [(_preview if dry else _ensure)(port, host, options) for host, port in request.targets]
     bad = [result for result in results if not (result.available or (free and result.plan))]
     if "--json" in given:
@@ -3697,32 +3707,32 @@ def _screen(result: PortResult) -> str:
         return f"❌ {_sentence(reason)}"
     lines = [f"⚠️  Port {port} is already in use"]
     for root, children in _families(result.holders):
-        facts = dict(_about(system, root, children, room - 14))
+        lines += [_cut(line, room) for line in _about(system, root, children, room - 14) if line[14:]]
         manager = result.managers.get(root.pid)
         if manager and manager.name not in reason:
-            facts["managed by"] = manager.name
-        lines += [f"  {label:<10}  {_cut(text, room - 14)}" for label, text in facts.items() if text]
+            lines.append(f"  managed by  {manager.name}")
     whom, alone, why = reason.partition(" is left alone: ")
     would = result.plan or (f"leave {whom.split()[1]} alone: {why}" if alone else f"refuse: {reason}")
+    last = f"  free would  {would}"
     # A line that is too long is broken where a clause ends, so that a command to copy stays whole.
-    broken = ";\n" + " " * 14
-    lines.append(f"  free would  {would if _columns(would) <= room - 14 else would.replace('; ', broken)}")
+    lines.append(last if _columns(last) <= room else last.replace("; ", ";\n" + " " * 14))
     return "\n".join(lines)
 
 
-def _about(system: _System, root: Holder, children: list[Holder], room: int) -> Iterator[tuple[str, str]]:
-    """What is told of a holder and its children: (label, text); a text that is empty is not shown."""
-    facts = _facts(system, root)
+def _about(system: _System, root: Holder, children: list[Holder], room: int) -> list[str]:
+    """What is told of a holder and its children; where nothing stands behind a label, there is nothing to tell."""
+    facts, command = _facts(system, root), _short_command(root.command, room - 10)
+    branch, line = facts["branch"], "".join(f"{process['name']} → " for process in facts["ancestry"])
     ago = f"{_duration(time.time() - root.started)} ago " if root.started else ""
-    line = "".join(f"{process['name']} → " for process in facts["ancestry"])
     states = {"suspended": "suspended (Ctrl+Z)", "deleted": "its program was deleted or replaced"}
-    command = _short_command(root.command, room - 10)
-    yield "process", f"{root.pid} ({command})" if root.pid else "one that you may not see"
-    yield "children" if len(children) > 1 else "child", _listed(sorted(children))
-    yield "folder", _short_folder(root.cwd, room) + (f" ({facts['branch']})" if facts["branch"] else "")
-    yield "started", ago + (f"by {root.user}" if root.user else "") + (f": {line}{root.name}" if line else "")
-    yield "state", states.get(facts["state"], "")
-    yield "listens on", ", ".join(map(str, root.addresses))
+    return [
+        f"  process     {f'{root.pid} ({command})' if root.pid else 'one that you may not see'}",
+        f"  children    {_listed(sorted(children))}",
+        f"  folder      {_short_folder(root.cwd, room)}{f' ({branch})' if branch else ''}",
+        f"  started     {ago}{f'by {root.user}' if root.user else ''}{f': {line}{root.name}' if line else ''}",
+        f"  state       {states.get(facts['state'], '')}",
+        f"  listens on  {', '.join(map(str, root.addresses))}",
+    ]
 
 
 def _room() -> int:
