@@ -3774,7 +3774,8 @@ def _rows(result: PortResult, room: int) -> Iterator[list[str]]:
         pid = f"{root.pid or '-'}{f' +{len(children)}' if children else ''}"
         up = _duration(time.time() - root.started) if root.started else "-"
         folder = _short_folder(_facts(system, root)["project"] or root.cwd or "-", room)
-        yield [str(port), addresses, pid, up, root.user or "-", folder, _short_command(root.command, 10_000)]
+        command = _short_command(root.command, 10_000) or f"(user {root.user or 'unknown'})"
+        yield [str(port), addresses, pid, up, root.user or "-", folder, command]
 
 
 def _table(rows: list[list[str]], room: int) -> Iterator[str]:
