@@ -326,7 +326,7 @@ def _write(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
     if stream is None:  # its descriptor was closed at the start, and pythonw.exe has none
         return None
     try:
-        text = _encodable(text, [stream]) + end
+        text = _encodable(_painted(text, stream), [stream]) + end
         stream.flush()
         if any(stream is own for own in (sys.__stdout__, sys.__stderr__)):
             with open(stream.fileno(), "w", encoding=stream.encoding, closefd=False) as unbuffered:
@@ -376,9 +376,10 @@ def _short_command(command: str, width: int = 60) -> str:
     program, _, rest = command[quoted:].partition('"' if quoted else " ")
     words = [program, *rest.split()]
     for at, word in enumerate(words):
-        words[at] = word.replace("\\", "/").rpartition("/")[2] or word
-        if at and word[0] != "-":  # the script; what follows is its own
-            break
+        if word[:1] != "-":
+            words[at] = word.replace("\\", "/").rpartition("/")[2] or word
+            if at:  # the script; what follows is its own
+                break
     return _cut(" ".join(words), width)
 
 
@@ -391,24 +392,18 @@ def _short_folder(folder: str, width: int = 30) -> str:
     while _columns(folder) > width and len(tail) > 1:
         del tail[0]
         folder = os.sep.join(["…", *tail])
-    return folder if _columns(folder) <= width else _cut(tail[0], width)
+    return _cut(folder, width)
 
 
 def _branch(folder: str) -> str:
-    """The git branch that a folder is on, of a detached head the commit; empty where no file tells it."""
-    try:
-        while not os.path.exists(git := os.path.join(folder, ".git")):
-            folder, below = os.path.dirname(folder), folder
-            if folder == below:
-                return ""
-        if os.path.isfile(git):  # of a worktree or a submodule: it says where HEAD is
-            with open(git, encoding="utf-8") as file:
-                git = os.path.join(folder, file.read(4096).partition("gitdir:")[2].strip())
-        with open(os.path.join(git, "HEAD"), encoding="utf-8") as file:
-            head = file.read(4096).strip()
-    except (OSError, ValueError):
-        return ""
-    return _clean(head[16:] if head.startswith("ref: refs/heads/") else head[:7])
+    """The git branch that a folder is on, of a detached head the commit; empty outside a repository."""
+    git, above = os.path.join(folder, ".git"), os.path.dirname(folder)
+    if not os.path.exists(git):
+        return _branch(above) if above != folder else ""
+    if os.path.isfile(git):  # of a worktree or a submodule: it says where HEAD is
+        git = os.path.join(folder, _decoded(_contents(git)).partition("gitdir:")[2].strip())
+    head = _decoded(_contents(os.path.join(git, "HEAD"))).strip()
+    return _clean(head.partition("refs/heads/")[2] or head[:7])
 
 
 def _duration(seconds: float) -> str:
@@ -420,10 +415,14 @@ def _duration(seconds: float) -> str:
 
 def _title(holder: Holder, children: Sequence[Holder] = (), full: bool = False) -> str:
     """Whom a sentence is about: ``38146 (python server.py, in ~/shop) and its child 38147``."""
-    user = f", user {holder.user}" if holder.user and (full or not holder.command) else ""
-    started = f", started {_duration(time.time() - holder.started)} ago" if holder.started and full else ""
-    folder = f", in {_short_folder(holder.cwd)}" if holder.cwd else ""
-    return f"{holder.pid or '?'} ({_short_command(holder.command) or 'unknown'}{user}{started}{folder}){_and_children(children)}"
+    facts = [_short_command(holder.command) or "unknown"]
+    if holder.user and (full or not holder.command):
+        facts.append(f"user {holder.user}")
+    if holder.started and full:
+        facts.append(f"started {_duration(time.time() - holder.started)} ago")
+    if holder.cwd:
+        facts.append(f"in {_short_folder(holder.cwd)}")
+    return f"{holder.pid or '?'} ({', '.join(facts)}){_and_children(children)}"
 
 
 def _and_children(children: Sequence[Holder]) -> str:
@@ -446,17 +445,19 @@ def _cut(text: str, width: int) -> str:
     if _columns(text) <= width:
         return text
     head, tail = text[:width], text[-width:]
-    while head + tail and _columns(head) + _columns(tail) >= width:
-        head, tail = (head[:-1], tail) if _columns(head) > _columns(tail) else (head, tail[1:])
+    while tail and _columns(head) + _columns(tail) >= width:
+        head, tail = head[:-1], tail[1:]
     return f"{head}…{tail}"
 
 
-def _painted(text: str, stream: TextIO | None) -> str:
-    """A verdict in the colour of its sign, where a terminal shows colours."""
-    colour = {"✅": 32, "⚠": 33, "❌": 31, "🚨": 31}.get(text[:1])
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not _on_terminal(stream)
+def _painted(text: str, stream: TextIO) -> str:
+    """The text with its verdicts in the colour of their signs, where a terminal shows colours."""
     windows = os.name == "nt" and "WT_SESSION" not in os.environ
-    return text if colour is None or plain or windows else f"\033[{colour}m{text}\033[0m"
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or windows or not _on_terminal(stream):
+        return text
+    colours = {"✅": 32, "⚠": 33, "❌": 31, "🚨": 31}
+    lines = [(line, colours.get(line[:1])) for line in text.split("\n")]
+    return "\n".join(f"\033[{colour}m{line}\033[0m" if colour else line for line, colour in lines)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -3378,66 +3379,106 @@ def _is_of_our_server(port: int, host: str) -> bool:
 # ----------------------------------------------------------------------------------------------------
 
 
-class _WrongCall(Exception):
-    """The call is wrong, and how."""
+_HELP = """\
+Free a TCP port in development, and never stop the wrong process.
 
+  port_manager.py list        who listens, and on which port
+  port_manager.py check 8000  who holds a port, and what free would do
+  port_manager.py free 8000   stop whoever holds it, if that is safe
+  port_manager.py wait 8000   until it is free
+  port_manager.py pick 8000   print a free port, 8000 or a later one
 
-class _Verb(NamedTuple):
-    others: str  # words that mean the same
-    ports: str
-    status: str
-    examples: tuple[tuple[str, str], ...]  # (a call, what it does); the first one stands in the general help
+PORT: 8000, 3000-3010, 8000,8001, :8000, localhost:8000, http://localhost:8000/
+Without a verb: check. Options and more: port_manager.py free --help
 
+Exit status: 0 available, 1 not, 2 a wrong call, 130 interrupted.
+It is development where ENVIRONMENT is unset, empty or one of
+dev, development, local, test, testing, debug."""
 
-class _Option(NamedTuple):
-    name: str
-    short: str
-    value: str  # what stands behind it; empty for a switch
-    verbs: str  # who has it; empty for all
-    meaning: str
+# The help of a verb declares its options: the short form stands in columns 2 and 3, the long one and the name of
+# its value in columns 6 to 23.
+_COMMON = """
+  -p, --port PORT        the same as PORT
+  -q, --quiet            say only what goes wrong
+  -v, --verbose          say more
+  -h, --help             show this
+  -V, --version          show the version
 
-
-class _Request(NamedTuple):
-    verb: str
-    targets: dict[tuple[str, int], str]  # (host, port): the range that named it, or ""
-    given: dict[str, str]  # the options by name
-
-
+Exit status 2 is a wrong call, 130 interrupted."""
+_HOST = """
+      --host HOST        where to bind (0.0.0.0); localhost: IPv4 and IPv6"""
+_JSON = """
+      --json             data for programs, on standard output"""
 _VERBS = {
-    "list": _Verb("", "[PORT...]", "0 told, 1 it cannot be told", (
-        ("list", "who listens, and on which port"), ("list 8000-8010 --json", "only these ports, for programs"))),
-    "check": _Verb("", "PORT...", "0 every port is available, 1 one is not", (
-        ("check 8000", "who holds a port, and what free would do"), ("3000-3100", "the held ones of 101 ports"))),
-    "free": _Verb("stop kill", "PORT...", "0 every port is available (after -n: would be), 1 one is not", (
-        ("free 8000", "stop whoever holds it, if that is safe"), ("free 8000 9229 -n", "only say who would be stopped"))),
-    "wait": _Verb("", "PORT", "0 it is so, 1 the time is over", (
-        ("wait 8000", "until it is free"), ("wait 8000 --until listening", "until a server is up"))),
-    "pick": _Verb("", "[PORT]", "0 the port is printed, 1 none is free", (
-        ("pick 8000", "print a free port, 8000 or a later one"), ("pick 3000-3010", "print a free one of these"))),
+    "list": """\
+port_manager.py list [PORT...] [OPTION...]
+
+  port_manager.py list                   who listens, and on which port
+  port_manager.py list 8000-8010 --json  only these ports, for programs
+
+Exit status: 0 told, 1 it cannot be told.
+""" + _JSON + _COMMON,
+    "check": """\
+port_manager.py check PORT... [OPTION...]
+
+  port_manager.py check 8000  who holds a port, and what free would do
+  port_manager.py 3000-3100   the held ones of 101 ports
+
+Exit status: 0 every port is available, 1 one is not.
+""" + _HOST + _JSON + _COMMON,
+    "free": """\
+port_manager.py free PORT... [OPTION...]  (or stop, kill)
+
+  port_manager.py free 8000          stop whoever holds it, if that is safe
+  port_manager.py free 8000 9229 -n  only say who would be stopped
+
+Exit status: 0 every port is available (after -n: would be), 1 one is not.
+PORT_MANAGER_POLICY is a default for --policy.
+
+  -n, --dry-run          stop nobody; say who would be stopped, or why not
+      --grace SECONDS    time for the holder to stop by itself (5)
+  -s, --signal SIGNAL    the first, polite signal (TERM): a name, or 9
+      --policy POLICY    kill, own (only of this project), ask, refuse
+      --force            also outside development; the guards stay""" + _HOST + _JSON + _COMMON,
+    "wait": """\
+port_manager.py wait PORT [OPTION...]
+
+  port_manager.py wait 8000                    until it is free
+  port_manager.py wait 8000 --until listening  until a server is up
+
+Exit status: 0 it is so, 1 the time is over.
+
+      --until STATE      free (without this option) or listening
+      --timeout SECONDS  at most so long (else for ever)""" + _HOST + _COMMON,
+    "pick": """\
+port_manager.py pick [PORT] [OPTION...]
+
+  port_manager.py pick 8000       print a free port, 8000 or a later one
+  port_manager.py pick 3000-3010  print a free one of these
+
+Exit status: 0 the port is printed, 1 none is free.
+""" + _HOST + _COMMON,
 }  # fmt: skip
-_NAMES = {name: verb for verb, entry in _VERBS.items() for name in (verb, *entry.others.split())}
-_OPTIONS = (
-    _Option("--dry-run", "-n", "", "free", "stop nobody; say who would be stopped, or why not"),
-    _Option("--grace", "", "SECONDS", "free", "time for the holder to stop by itself (5)"),
-    _Option("--signal", "-s", "SIGNAL", "free", "the first, polite signal (TERM): a name, or 9"),
-    _Option("--policy", "", "POLICY", "free", "kill, own (only of this project), ask, refuse"),
-    _Option("--force", "", "", "free", "also outside development; the guards stay"),
-    _Option("--until", "", "STATE", "wait", "free (without this option) or listening"),
-    _Option("--timeout", "", "SECONDS", "wait", "at most so long (else for ever)"),
-    _Option("--host", "", "HOST", "check free wait pick", "where to bind (0.0.0.0); localhost: IPv4 and IPv6"),
-    _Option("--json", "", "", "list check free", "data for programs, on standard output"),
-    _Option("--port", "-p", "PORT", "", "the same as PORT"),
-    _Option("--quiet", "-q", "", "", "say only what goes wrong"),
-    _Option("--verbose", "-v", "", "", "say more"),
-    _Option("--help", "-h", "", "", "show this"),
-    _Option("--version", "-V", "", "", "show the version"),
-)
+_NAMES = {**{verb: verb for verb in _VERBS}, "stop": "free", "kill": "free"}
+_NEEDS = {"wait": "one port, such as 8000", "pick": "one port or range, such as 3000-3010"}
 _SIGNALS = {"1": "HUP", "2": "INT", "3": "QUIT", "9": "KILL", "15": "TERM"}
-_VALUES: dict[str, Sequence[str]] = {
+_ALLOWED: dict[str, tuple[str, ...]] = {
     "POLICY": POLICIES,
     "STATE": ("free", "listening"),
     "SIGNAL": ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL"),
 }
+
+
+class _WrongCall(PortError):
+    """The call is wrong, and how."""
+
+
+class _Request(NamedTuple):
+    """What a call asks for."""
+
+    verb: str  # empty: none
+    targets: dict[tuple[str, int], str]  # (host, port): the range that named it, or ""
+    given: dict[str, str]  # the values of the options by their long names
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -3449,112 +3490,95 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _called(words)
-    except _WrongCall as wrong:
-        _write(sys.stderr, f"port_manager: {wrong}")
-        status, reason = 2, str(wrong)
     except PortError as error:
-        _complain(error.reason)
-        status, reason = 1, error.reason
+        wrong = isinstance(error, _WrongCall)
+        if wrong:
+            _write(sys.stderr, f"port_manager: {error.reason}")
+        else:
+            _complain(error.reason)
+        if "--json" in words:
+            _write(sys.stdout, _json({"error": error.reason}))
+        return 2 if wrong else 1
     except KeyboardInterrupt as interruption:
         line_of_its_own = "\n" if _on_terminal(sys.stderr) else ""
         _write(sys.stderr, line_of_its_own + (str(interruption) or "Interrupted"))
         return 130
-    return status if "--json" not in words else _print_json({"error": reason}, status)
 
 
 def _called(words: list[str]) -> int:
     if not words:
-        _write(sys.stderr, _help(""))
+        _write(sys.stderr, _HELP)
         return 2
-    request = _parsed(words)
-    if "--help" in request.given or "--version" in request.given:
-        return _print(_help(request.verb) if "--help" in request.given else f"port_manager {__version__}")
-    if "--quiet" in request.given or "--verbose" in request.given:
+    verb, plain, given = _parsed(words)
+    if "--help" in given or "--version" in given:
+        _print(_VERBS.get(verb, _HELP) if "--help" in given else f"port_manager {__version__}")
+        return 0
+    if "--quiet" in given or "--verbose" in given:
         import logging
 
-        logging.getLogger("port_manager").setLevel(ERROR if "--quiet" in request.given else DEBUG)
-    return {"list": _list, "check": _check, "free": _free, "wait": _wait, "pick": _pick}[request.verb](request)
+        logging.getLogger("port_manager").setLevel(ERROR if "--quiet" in given else DEBUG)
+    targets = _targets(verb or "check", plain, given.get("--host", "0.0.0.0"))
+    run = {"list": _list, "wait": _wait, "pick": _pick}.get(verb, _check_or_free)
+    return 0 if run(_Request(verb, targets, given)) else 1
 
 
-def _help(verb: str) -> str:
-    examples = _VERBS[verb].examples if verb else [each.examples[0] for each in _VERBS.values()]
-    width = max(len(call) for call, _ in examples)
-    calls = [f"  port_manager.py {call:<{width}}  {meaning}" for call, meaning in examples]
-    if not verb:
-        return "\n".join((
-            "Free a TCP port in development, and never stop the wrong process.", "", *calls, "",
-            "PORT: 8000, 3000-3010, 8000,8001, :8000, localhost:8000, http://localhost:8000/",
-            "Without a verb: check. Options and more: port_manager.py free --help", "",
-            "Exit status: 0 available, 1 not, 2 a wrong call, 130 interrupted.",
-            "It is development where ENVIRONMENT is unset, empty or one of",
-            f"{', '.join(DEVELOPMENT_NAMES[1:])}.",
-        ))  # fmt: skip
-    others, ports, status, _ = _VERBS[verb]
-    options = [
-        f"  {option.short + ',' if option.short else '   '} {option.name + ' ' + option.value:<19} {option.meaning}"
-        for option in _of(verb)
-    ]
-    title = f"port_manager.py {verb} {ports} [OPTION...]" + (f"  (or {others.replace(' ', ', ')})" if others else "")
-    environment = ["PORT_MANAGER_POLICY is a default for --policy."] if verb == "free" else []
-    end = [f"Exit status: {status},", "2 a wrong call, 130 interrupted.", *environment]
-    return "\n".join((title, "", *calls, "", *options, "", *end))
-
-
-def _of(verb: str) -> list[_Option]:
-    return [option for option in _OPTIONS if not option.verbs or verb in option.verbs.split()]
-
-
-def _parsed(words: list[str]) -> _Request:
+def _parsed(words: list[str]) -> tuple[str, list[str], dict[str, str]]:
+    """The verb (empty: none), the words that are left, and the values of the options by their long names."""
     if words[0] == "help":
         words = [*words[1:], "--help"]
-    spoken = next((word for word in words if word in _NAMES), "")
+    pairs = zip(words, ["", *words])
+    spoken = next((word for word, before in pairs if word in _NAMES and before not in ("--policy", "--until")), None)
     if not spoken and words[0][:1].isalpha() and ":" not in words[0]:
         raise _WrongCall(f"{_clean(words[0])!r} is neither a verb nor a port{_nearest(words[0], _VERBS)}")
-    verb = _NAMES.get(spoken, "check")
+    verb = _NAMES.get(spoken or "", "")
+    options = _declared(verb or "check")
     plain: list[str] = []
     given: dict[str, str] = {}
     queue = iter(words)
     for word in queue:
-        if word[:1] == "-" and word[1:] and not word[1].isdigit():
-            name, glued, value = word.partition("=") if word[1] == "-" else (word[:2], word[2:], word[2:])
-            option = _option(verb, name)
-            if option.value and not glued:
-                value = next(queue, "--")
-            if value.startswith("--") if option.value else glued:
-                what = f"needs a value: {option.name} {option.value}" if option.value else "takes no value"
-                raise _WrongCall(f"{option.name} {what}")
-            given[option.name] = _checked_value(option, value)
-            word = value if option.name == "--port" else spoken
-        if word != spoken:
-            plain.append(word)
-    if "--help" in given or "--version" in given:
-        return _Request(verb if spoken else "", {}, given)
-    return _Request(verb, _targets(verb, plain, given.get("--host", "0.0.0.0")), given)
+        if word[:1] != "-" or not word.lstrip("-")[:1].isalpha():
+            plain += [word] if word != spoken else []
+            continue
+        form, glued, value = word.partition("=") if word[1] == "-" else (word[:2], word[2:], word[2:])
+        if form not in options:
+            raise _WrongCall(f"{verb or 'check'} has no option {_clean(form)}{_hint(form, options)}")
+        name, kind = options[form]
+        value = next(queue, "--") if kind and not glued else value
+        if value[:2] == "--" if kind else glued:
+            raise _WrongCall(f"{name} needs a value: {name} {kind}" if kind else f"{name} takes no value")
+        given[name] = _checked_value(name, kind, value)
+        plain += [value] if name == "--port" else []
+    return verb, plain, given
 
 
-def _option(verb: str, name: str) -> _Option:
-    for option in _of(verb):
-        if name in (option.name, option.short):
-            return option
-    owner = next((option.verbs for option in _OPTIONS if name in (option.name, option.short)), "")
-    names = [option.name for option in _of(verb)]
-    hint = f"; it is an option of {owner.replace(' ', ', ')}" if owner else _nearest(name, names)
-    raise _WrongCall(f"{verb} has no option {_clean(name)}{hint}")
+def _declared(verb: str) -> dict[str, tuple[str, str]]:
+    """By its short and its long form, each option that the help of a verb declares: (long form, name of its value)."""
+    options = {}
+    for line in _VERBS[verb].splitlines():
+        name, _, value = line[6:24].rstrip().partition(" ")
+        if name[:2] == "--":
+            options[line[2:4]] = options[name] = (name, value)
+    return options
 
 
-def _checked_value(option: _Option, text: str) -> str:
-    allowed = _VALUES.get(option.value)
-    if option.value == "SECONDS":
-        try:
-            good = 0 <= float(text) < 1e6
-        except ValueError:
-            good = False
-        if not good:
-            raise _WrongCall(f"{option.name}: {_clean(text)!r} is not a number of seconds")
-    elif option.value == "SIGNAL":
-        text = text.upper()[3:] if text.upper().startswith("SIG") else _SIGNALS.get(text, text.upper())
-    if allowed and text not in allowed:
-        raise _WrongCall(f"{option.name}: {_clean(text)!r} is none of {', '.join(allowed)}")
+def _hint(form: str, options: Iterable[str]) -> str:
+    """Where to find an option that a verb has not."""
+    others = [verb for verb in _VERBS if form in _declared(verb)]
+    if others:
+        return f"; it is an option of {', '.join(others)}"
+    return _nearest(form, [name for name in options if name[2:]])
+
+
+def _checked_value(name: str, kind: str, text: str) -> str:
+    if kind == "SIGNAL":
+        text = text.upper().replace("SIG", "")
+        text = _SIGNALS.get(text, text)
+    allowed = _ALLOWED.get(kind, (text,))
+    wrong = "" if text in allowed else f"none of {', '.join(allowed)}"
+    if kind == "SECONDS" and not (text.replace(".", "", 1).isdecimal() and float(text) < 1e6):
+        wrong = "not a number of seconds"
+    if wrong:
+        raise _WrongCall(f"{name}: {_clean(text)!r} is {wrong}")
     return text
 
 
@@ -3566,18 +3590,17 @@ def _nearest(word: str, words: Iterable[str]) -> str:
 
 
 def _targets(verb: str, words: list[str], host: str) -> dict[tuple[str, int], str]:
+    parts = [part for word in words for part in word.strip(",").split(",")]
+    if verb == "pick" and not parts:
+        parts = ["8000"]
     targets: dict[tuple[str, int], str] = {}
-    for word in words:
-        for part in word.strip(",").split(","):
-            where, low, high = _port_range(part)
-            for port in range(low, high + 1):
-                targets.setdefault((where or host, port), f"{low}-{high}" if high > low else "")
-    if verb == "pick" and not targets:
-        return {(host, 8000): ""}
-    too_many = len(targets) > 1 and (verb == "wait" or (verb == "pick" and ("," in words[0] or len(words) > 1)))
-    if too_many or not (targets or verb == "list"):
-        need = {"wait": "one port, such as 8000", "pick": "one port or range, such as 3000-3010"}
-        raise _WrongCall(f"{verb} needs {need.get(verb, 'at least one port, such as 8000')}")
+    for part in parts:
+        where, low, high = _port_range(part)
+        for port in range(low, high + 1):
+            targets.setdefault((where or host, port), f"{low}-{high}" if high > low else "")
+    too_many = verb in _NEEDS and len(parts if verb == "pick" else targets) > 1
+    if too_many or not (parts or verb == "list"):
+        raise _WrongCall(f"{verb} needs {_NEEDS.get(verb, 'at least one port, such as 8000')}")
     return targets
 
 
@@ -3585,250 +3608,223 @@ def _port_range(word: str) -> tuple[str, int, int]:
     """(host, first, last) of what a person may type for a port: 8000, :8000, 3000-3010, http://localhost:8000/."""
     place = word.rpartition("://")[2]
     host, _, numbers = (place.partition("/")[0] if ":" in word else place).rpartition(":")
-    first, dash, last = numbers.partition("-")
-    low, high = (
-        int(text) if text.isdecimal() and text.isascii() and len(text) < 6 else 0
-        for text in (first, last if dash else first)
-    )
-    if not 1 <= low <= high <= 65535 or (":" in host and host[0] != "["):
-        hint = f"; a signal is named with -s {word[1:]}" if word[:1] == "-" and word[1:] in _SIGNALS else ""
-        raise _WrongCall(f"{_clean(word)!r} is not a port; a port is a number from 1 to 65535, a range is 3000-3010{hint}")
-    return host, low, high
+    first, *others = (_number(text) or 0 for text in numbers.split("-"))
+    last = others.pop() if others else first
+    if not 1 <= first <= last <= 65535 or others or (":" in host and host[0] != "["):
+        hint = f"; a signal is named with -s {word[1:]}" if word[:1] == "-" else ""
+        wrong = f"{_clean(word)!r} is not a port"
+        raise _WrongCall(f"{wrong}; a port is a number from 1 to 65535, a range is 3000-3010{hint}")
+    return host, first, last
 
 
-def _print(text: str, status: int = 0) -> int:
+def _print(text: str) -> None:
     """Data, on standard output: a reader such as head may go away, but a full disk is an error."""
     failure = _write(sys.stdout, text)
     if failure:
         raise PortError(f"standard output cannot be written: {failure}")
-    return status
 
 
-def _print_json(value: object, status: int = 0) -> int:
+def _json(value: object) -> str:
     import json
 
-    return _print(json.dumps(value, indent=2), status)
+    return json.dumps(value, indent=2)
 
 
-def _entries(results: Iterable[PortResult]) -> dict[str, object]:
-    """The JSON of all verbs."""
+def _print_results(results: Iterable[PortResult]) -> None:
+    """The JSON of list, check and free."""
     system, ports = _ThisSystem(), []
     for result in results:
         holders = []
         for holder in result.holders:
-            facts, manager = _facts(system, holder), result.managers.get(holder.pid or 0)
+            manager = result.managers.get(holder.pid)
             holders.append({
                 **holder._asdict(),
-                "addresses": [str(address) for address in holder.addresses],
-                "project": facts.project or None,
-                "branch": facts.branch or None,
-                "ancestry": [{"pid": pid, "name": name} for pid, name in facts.ancestry],
-                "manager": manager._asdict() if manager else None,
-                "state": facts.state or None,
+                **_facts(system, holder),
+                "addresses": list(map(str, holder.addresses)),
+                "manager": manager and manager._asdict(),
             })  # fmt: skip
         entry = {**result._asdict(), "host": result.host or None, "holders": holders}
-        ports.append({name: entry[name] for name in entry if name not in ("plan", "managers")})
-    return {"ports": ports}
+        del entry["plan"], entry["managers"]
+        ports.append(entry)
+    _print(_json({"ports": ports}))
 
 
-def _options_of(request: _Request) -> _Options:
-    given = request.given
-    polite, force = f"SIG{given.get('--signal', 'TERM')}", "--force" in given
-    ports = [port for _, port in request.targets]
-    return _options(ports, float(given.get("--grace", GRACE)), given.get("--policy"), polite=polite, force=force, starting=False)
-
-
-def _shown(request: _Request) -> list[PortResult]:
-    """What free would do about each port; it is shown, too."""
-    options = _options_of(request)
-    results = [_preview(port, host, options) for host, port in request.targets]
-    if "--json" in request.given:
-        _print_json(_entries(results))
-    elif "--quiet" not in request.given:
-        before = ""
-        for block in _blocks(results, list(request.targets.values())):
-            _print(f"\n{block}" if before and "\n" in before + block else block)
-            before = block
-    return results
-
-
-def _blocks(results: list[PortResult], ranges: list[str]) -> Iterator[str]:
-    """A text for each port; of a range a summary, and the ports that are held."""
-    from itertools import groupby
-
-    for named, group in groupby(zip(ranges, results), lambda pair: pair[0]):
-        some = [result for _, result in group]
-        if named:
-            held = [result for result in some if _is_held(result)]
-            free = sum(result.available for result in some)
-            counts = ((len(held), "held"), (free, "available"), (len(some) - len(held) - free, "not to be had"))
-            yield f"{named}: " + ", ".join(f"{count} {what}" for count, what in counts if count)
-            some = held or [result for result in some if not result.available][:1]
-        yield from map(_screen, some)
-
-
-def _is_held(result: PortResult) -> bool:
-    return not result.available and bool(result.holders or PortManager(result.port, result.host).is_port_in_use(result.port))
-
-
-def _screen(result: PortResult) -> str:
-    """What check says about a port: the verdict, whom it is about, and what free would do."""
-    system, port, reason, room = _ThisSystem(), result.port, result.reason or "", min(_room(), 200)
-    verdict, facts = f"✅ Port {port} is available", [("beside it", text) for text in system.beside(port)] if result.available and result.host == "0.0.0.0" else []
-    if _is_held(result):
-        verdict = f"⚠️  Port {port} is already in use"
-        for root, children in _families(result.holders):
-            facts += _about(system, root, children, room)
-            manager = result.managers.get(root.pid or 0)
-            facts.append(("managed by", manager.name if manager and manager.name not in reason else ""))
-        whom, alone, why = reason.partition(" is left alone: ")
-        pid = whom.partition("process ")[2].partition(" ")[0]
-        would = result.plan or (f"leave {pid} alone: {why}" if alone else f"refuse: {reason}")
-        facts.append(("free would", would))
-    elif not result.available:
-        verdict = f"❌ {_sentence(reason)}"
-    lines = [f"  {label:<10}  {text}" for label, text in facts if text]
-    # A line that is too long is broken where a clause ends, so that a command to copy stays whole.
-    lines = [line if _columns(line) <= room else line.replace("; ", ";\n" + " " * 14) for line in lines]
-    return "\n".join((_painted(verdict, sys.stdout), *lines))
-
-
-def _about(system: _System, root: Holder, children: list[Holder], room: int) -> list[tuple[str, str]]:
-    """What is told of a holder and its children: (label, text); a text that is empty is not shown."""
-    facts = _facts(system, root)
-    by = (f"{_duration(time.time() - root.started)} ago " if root.started else "") + (f"by {root.user}" if root.user else "")
-    line = " → ".join([*(name for _, name in facts.ancestry), root.name])
-    states = {"suspended": "suspended (Ctrl+Z)", "deleted": "its program was deleted or replaced"}
-    return [
-        ("process", f"{root.pid} ({_short_command(root.command, max(20, room - 24))})" if root.pid else "one that you may not see"),
-        ("children" if len(children) > 1 else "child", _cut(", ".join(map(str, sorted(child.pid or 0 for child in children))), room - 14)),
-        ("folder", _short_folder(root.cwd, room - 14) + (f" ({facts.branch})" if facts.branch else "")),
-        ("started", _cut(by + (f": {line}" if facts.ancestry else ""), room - 14)),
-        ("state", states.get(facts.state, "")),
-        ("listens on", ", ".join(map(str, root.addresses))),
-    ]
-
-
-class _Facts(NamedTuple):
-    """What is told of a holder beyond its own fields."""
-
-    project: str
-    ancestry: list[tuple[int, str]]  # from the shell or service that started it
-    state: str
-    branch: str
-
-
-def _facts(system: _System, holder: Holder) -> _Facts:
-    line: list[tuple[int, str]] = []
-    for pid in system.parents(holder.pid)[:12]:
-        process = system.process(pid)
-        if process is None or pid == 1:
+def _facts(system: _System, holder: Holder) -> dict[str, Any]:
+    """What JSON tells of a holder beyond its own fields; its ancestry begins at a shell or the service above it."""
+    ancestry: list[dict[str, object]] = []
+    for process in map(system.process, system.parents(holder.pid)[:12]):
+        if process is None or process.pid == 1:
             break
-        line.insert(0, (pid, process.name))
+        ancestry.insert(0, {"pid": process.pid, "name": process.name})
         if process.name.lstrip("-") in _SHELLS and process.tty:
             break
     folder = _folder_of(system, holder.pid or 0)
     project = _project(folder)
-    return _Facts(
-        _clean(project) if project and _has(project, _MARKS) else "", line, system.state(holder.pid or 0), str(_in_time(lambda: _branch(folder), ""))
+    return {
+        "project": _clean(project) if project and _has(project, _MARKS) else None,
+        "branch": _in_time(lambda: _branch(folder), "") or None,
+        "ancestry": ancestry,
+        "state": system.state(holder.pid or 0) or None,
+    }
+
+
+def _check_or_free(request: _Request) -> bool:
+    """Free each port; for check and the dry run show, instead, what that would do."""
+    given, free = request.given, request.verb == "free"
+    dry = not free or "--dry-run" in given
+    options = _options(
+        [port for _, port in request.targets],
+        float(given.get("--grace", GRACE)),
+        given.get("--policy"),
+        polite=f"SIG{given.get('--signal', 'TERM')}",
+        force="--force" in given,
+        starting=False,
     )
+    results = [(_preview if dry else _ensure)(port, host, options) for host, port in request.targets]
+    bad = [result for result in results if not (result.available or (free and result.plan))]
+    if "--json" in given:
+        _print_results(results)
+    elif dry and "--quiet" not in given:
+        screens = list(_screens(results, list(request.targets.values())))
+        _print(("\n\n" if any("\n" in screen for screen in screens) else "\n").join(screens))
+    elif dry and free:
+        for result in bad:
+            _complain(f"port {result.port}: {result.reason}")
+    return not bad
+
+
+def _screens(results: list[PortResult], ranges: list[str]) -> Iterator[str]:
+    """A text for each port; of a range a summary, and the ports that are held."""
+    for named in dict.fromkeys(ranges):
+        some = [result for result, its_range in zip(results, ranges) if its_range == named]
+        if named:
+            kinds = ["available" if each.available else "held" if _is_held(each) else "not to be had" for each in some]
+            yield f"{named}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted({*kinds}, reverse=True))
+            held = [each for each, kind in zip(some, kinds) if kind == "held"]
+            some = held or [each for each in some if not each.available][:1]
+        yield from map(_screen, some)
+
+
+def _is_held(result: PortResult) -> bool:
+    obstacle = _probe(result.port, result.host)
+    return obstacle is not None and obstacle.held
+
+
+def _screen(result: PortResult) -> str:
+    """What check says about a port: the verdict, whom it is about, and what free would do."""
+    system, port, reason, room = _ThisSystem(), result.port, result.reason or "", _room()
+    if result.available:
+        beside = system.beside(port) if result.host == "0.0.0.0" else []
+        return "\n  beside it   ".join([f"✅ Port {port} is available", *beside])
+    if not _is_held(result):
+        return f"❌ {_sentence(reason)}"
+    lines = [f"⚠️  Port {port} is already in use"]
+    for root, children in _families(result.holders):
+        lines += [_cut(line, room) for line in _about(system, root, children, room - 14) if line[14:]]
+        manager = result.managers.get(root.pid)
+        if manager and manager.name not in reason:
+            lines.append(f"  managed by  {manager.name}")
+    whom, alone, why = reason.partition(" is left alone: ")
+    would = result.plan or (f"leave {whom.split()[1]} alone: {why}" if alone else f"refuse: {reason}")
+    last = f"  free would  {would}"
+    # A line that is too long is broken where a clause ends, so that a command to copy stays whole.
+    lines.append(last if _columns(last) <= room else last.replace("; ", ";\n" + " " * 14))
+    return "\n".join(lines)
+
+
+def _about(system: _System, root: Holder, children: list[Holder], room: int) -> list[str]:
+    """What is told of a holder and its children; where nothing stands behind a label, there is nothing to tell."""
+    facts, command = _facts(system, root), _short_command(root.command, room - 10)
+    branch, line = facts["branch"], "".join(f"{process['name']} → " for process in facts["ancestry"])
+    ago = f"{_duration(time.time() - root.started)} ago " if root.started else ""
+    states = {"suspended": "suspended (Ctrl+Z)", "deleted": "its program was deleted or replaced"}
+    return [
+        f"  process     {f'{root.pid} ({command})' if root.pid else 'one that you may not see'}",
+        f"  children    {_listed(sorted(children))}",
+        f"  folder      {_short_folder(root.cwd, room)}{f' ({branch})' if branch else ''}",
+        f"  started     {ago}{f'by {root.user}' if root.user else ''}{f': {line}{root.name}' if line else ''}",
+        f"  state       {states.get(facts['state'], '')}",
+        f"  listens on  {', '.join(map(str, root.addresses))}",
+    ]
 
 
 def _room() -> int:
     """The columns of the terminal; a pipe has no width, unless COLUMNS gives it one."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal():
+        return int(columns)
     try:
-        columns = os.environ.get("COLUMNS", "")
-        return int(columns) if columns.isdecimal() else os.get_terminal_size(sys.stdout.fileno()).columns or 80
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
     except (AttributeError, OSError, ValueError):
         return 10_000
 
 
-def _check(request: _Request) -> int:
-    return 0 if all(result.available for result in _shown(request)) else 1
-
-
-def _free(request: _Request) -> int:
-    if "--dry-run" in request.given:
-        refused = [result for result in _shown(request) if not (result.available or result.plan)]
-        for result in refused if "--quiet" in request.given else ():
-            _complain(f"port {result.port}: {result.reason}")
-        return 1 if refused else 0
-    options = _options_of(request)
-    results = [_ensure(port, host, options) for host, port in request.targets]
+def _list(request: _Request) -> bool:
+    wanted, everyone = {port for _, port in request.targets}, find_listeners()
+    held = {address.port for holder in everyone for address in holder.addresses}
+    results = []
+    for port in sorted(held & wanted if wanted else held):
+        holders = [holder for holder in everyone if any(address.port == port for address in holder.addresses)]
+        results.append(PortResult(port, "", False, holders, [], [], None, None, {}))
     if "--json" in request.given:
-        _print_json(_entries(results))
-    return 0 if all(result.available for result in results) else 1
+        _print_results(results)
+    elif "--quiet" not in request.given:
+        room = _room()
+        rows = [row for result in results for row in _rows(result, min(30, room // 4))]
+        for line in _table(rows, room) if rows else ():
+            _print(line)
+        if not rows:
+            _write(sys.stderr, f"Nobody listens on {'these ports' if wanted else 'any TCP port'}")
+        elif not "".join(row[2] for row in rows).isdigit():
+            _write(sys.stderr, "+N: and N child processes, which hold the port, too; -: a process that you may not see")
+    return True
 
 
-def _list(request: _Request) -> int:
-    wanted = {port for _, port in request.targets}
-    held: dict[int, list[Holder]] = {}
-    for holder in find_listeners():
-        for port in {address.port for address in holder.addresses}:
-            if not wanted or port in wanted:
-                held.setdefault(port, []).append(holder)
-    if "--json" in request.given:
-        on = sorted(held.items())
-        return _print_json(_entries(PortResult(p, "", False, h, [], [], None, None, {}) for p, h in on))
-    system = _ThisSystem()
-    rows = [row for port in sorted(held) for row in _rows(system, port, held[port])]
-    if "--quiet" in request.given:
-        return 0
-    for line in _table([("PORT", "ADDRESS", "PID", "UP", "USER", "FOLDER", "COMMAND"), *rows], _room()) if rows else ():
-        _print(line)
-    notes = {f"Nobody listens on {'these ports' if wanted else 'any TCP port'}": not rows,
-             "+N: and N child processes, which hold the port, too": any("+" in row[2] for row in rows),
-             "-: a process that you may not see; an administrator may": any(row[2] == "-" for row in rows)}  # fmt: skip
-    for note in (note for note, applies in notes.items() if applies):
-        _write(sys.stderr, note)
-    return 0
-
-
-def _rows(system: _System, port: int, holders: list[Holder]) -> Iterator[tuple[str, ...]]:
-    for root, children in _families(holders):
+def _rows(result: PortResult, room: int) -> Iterator[list[str]]:
+    system, port = _ThisSystem(), result.port
+    for root, children in _families(result.holders):
         addresses = ", ".join(address.host for address in root.addresses if address.port == port)
         pid = f"{root.pid or '-'}{f' +{len(children)}' if children else ''}"
         up = _duration(time.time() - root.started) if root.started else "-"
-        folder = _short_folder(_facts(system, root).project or root.cwd) if root.cwd else "-"
-        yield str(port), addresses, pid, up, root.user or "-", folder, _short_command(root.command, 10_000) or f"(user {root.user})"
+        folder = _short_folder(_facts(system, root)["project"] or root.cwd or "-", room)
+        command = _short_command(root.command, 10_000) or f"(user {root.user or 'unknown'})"
+        yield [str(port), addresses, pid, up, root.user or "-", folder, command]
 
 
-def _table(rows: Sequence[Sequence[str]], room: int) -> Iterator[str]:
-    """Aligned columns. Where the room is short the user gives way first, then the folder, then the command."""
+def _table(rows: list[list[str]], room: int) -> Iterator[str]:
+    """Aligned columns; where the room is short, without those that matter least, and with shorter commands."""
+    rows = [["PORT", "ADDRESS", "PID", "UP", "USER", "FOLDER", "COMMAND"], *rows]
+    if room < 100:
+        rows = [[*row[:3], *row[5:]] for row in rows]
     widths = [max(map(_columns, column)) for column in zip(*rows)]
-    if sum(widths) + 2 * (len(widths) - 1) > room:
-        rows, widths = [(*row[:-3], *row[-2:]) for row in rows], [*widths[:-3], *widths[-2:]]
-    for flexible, least in ((-2, 10), (-1, 24), (-2, 6), (-1, 7)):
-        widths[flexible] -= max(0, min(sum(widths) + 2 * (len(widths) - 1) - room, widths[flexible] - least))
-    for row in rows:
-        cells = [*row[:-2], _short_folder(row[-2], widths[-2]), _cut(row[-1], widths[-1])]
-        yield _cut("  ".join(cell + " " * (width - _columns(cell)) for cell, width in zip(cells, widths)).rstrip(), room)
+    for *cells, command in rows:
+        line = "".join(cell + " " * (width + 2 - _columns(cell)) for cell, width in zip(cells, widths))
+        yield _cut(line + _cut(command, max(7, room - _columns(line))), room)
 
 
-def _wait(request: _Request) -> int:
+def _wait(request: _Request) -> bool:
     (host, port), timeout = next(iter(request.targets)), request.given.get("--timeout")
-    until, seconds = request.given.get("--until", "free"), None if timeout is None else float(timeout)
+    until, seconds = request.given.get("--until", "free"), float(timeout) if timeout else None
     if until == "free":
         wait_until_free(port, host, seconds)
     else:
         wait_until_listening(port, None if host == "0.0.0.0" else host, seconds)
     _say(INFO, f"✅ Port {port} is {until}")
-    return 0
+    return True
 
 
-def _pick(request: _Request) -> int:
+def _pick(request: _Request) -> bool:
     (host, first), *others = request.targets
-    port, last = first, others[-1][1] if others else 65535
-    few: list[int] = []
-    while port <= last and len(few) < 4 and first not in few:
-        port = find_free_port(port, host)
-        # A browser that asks for localhost tries ::1, too: there, another server would answer.
-        if port <= last and not (host == "0.0.0.0" and PortManager(port, "localhost").is_port_in_use(port)):
-            few.append(port)
-        port += 1
-    if not few:
+    last = others[-1][1] if others else 65535
+    port = find_free_port(first, host)
+    if port > last:
         raise PortError(f"no port from {first} to {last} is free", first, host)
-    return _print(str(few[os.urandom(1)[0] % len(few)]))  # so that starts at the same moment may get different ones
+    # A short step at random, so that starts at the same moment may get different ports.
+    further = port + os.urandom(1)[0] % 4
+    if first < port and further <= last and not (_probe(further, host) or _probe(further, "localhost")):
+        port = further
+    _print(str(port))
+    return True
 
 
 if __name__ == "__main__":

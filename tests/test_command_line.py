@@ -1,13 +1,12 @@
-"""The command line: what it shows, where, and with which status it ends."""
+"""The command line: the words it takes, what it shows and where, and with which status it ends."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -17,349 +16,362 @@ import pytest
 
 import port_manager
 
-from . import seam
-from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, can_bind, command_line, eventually, shown_until_closed
+from .conftest import HOLDER, LINUX, PORT_MANAGER, ROOT, can_bind, command_line, eventually, shown_until_closed
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
 
-@pytest.mark.parametrize("words", [("check",), ()], ids=["check", "alone"])
-def test_check_of_a_free_port(port, words):
-    done = command_line(*words, str(port))
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"✅ Port {port} is available\n", "")
+def facts(screen):
+    """What check tells about one holder, by label."""
+    return {line[2:12].strip(): line[14:] for line in screen.splitlines() if line[:2] == "  " and line[2] != " "}
 
 
-def test_python_m(port):
-    done = subprocess.run(
-        [sys.executable, "-m", "port_manager", str(port)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, f"✅ Port {port} is available\n")
+def entries(*words):
+    return json.loads(command_line(*words, "--json").stdout)["ports"]
+
+
+def columns(text):
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def named(hold, port, name):
+    """A holder whose process has a name, such as that of one which is never stopped."""
+    held = hold(("127.0.0.1", port), name=name)
+    assert eventually(lambda: port_manager.find_listeners(port)[0].name == name)
+    return held
+
+
+def three_in_a_row(ports):
+    return next(p for p in iter(ports, None) if can_bind(p + 1) and can_bind(p + 2))
+
+
+def in_shell(script, **environ):
+    shell = ["bash", "-c", script.replace("PM", f"'{sys.executable}' '{PORT_MANAGER}'")]
+    return subprocess.run(shell, capture_output=True, text=True, check=False, env={**os.environ, **environ})
+
+
+# The words people type
 
 
 @pytest.mark.parametrize(
-    "wrong", ["0", "-1", "65536", "http", "", "80.5", "²", "3010-3000", "3000-", "-", "0-5", "8000,8001", "+80", "١", "9" * 30]
-)
+    "words",
+    ["{0}", "check {0}", "{0} check", ":{0}", "localhost:{0}", "127.0.0.1:{0}", "http://localhost:{0}/", "{0},{0}",
+     "{0},", "http://127.0.0.1:{0}/docs?x=1", "--port {0}", "check --port={0}", "-p {0}", "-p{0}", "{0}-{0}",
+     "--host localhost {0}", "check {0} -v", "--host=127.0.0.1 check {0}", "free -n {0} --policy refuse",
+     "stop {0} -n --policy=refuse", "kill -n {0} --policy refuse", "--policy refuse -n kill {0}"],
+)  # fmt: skip
+def test_what_people_type_for_a_port(port, hold, words):
+    held = hold(("127.0.0.1", port))
+    done = command_line(*words.format(port).split())
+    assert (done.returncode, done.stderr) == (1, ""), done
+    assert done.stdout.startswith(f"⚠️  Port {port} is already in use\n") and f" {held.pid} (" in done.stdout
+    assert done.stdout.count("already in use") == 1 and held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [("127.0.0.2:{0}", 1), ("localhost:{0}", 0), ("{0}", 1), ("[::1]:{0}", 0), ("{0} --host 127.0.0.1", 0),
+     ("{0} --host=127.0.0.2", 1)],
+)  # fmt: skip
+def test_the_host_counts_also_in_the_word(port, hold, words, status):
+    hold(("127.0.0.2", port))
+    assert command_line(*words.format(port).split()).returncode == status
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["0", "-1", "65536", "http", "", "80.5", "²", "3010-3000", "3000-", "-", "0-5", "+80", "١", "9" * 30, "8000/udp",
+     "::1", "80,,81", ",", "localhost:", "http://localhost/", "8000x"],
+)  # fmt: skip
 @pytest.mark.parametrize("verb", [(), ("check",), ("free",)], ids=["alone", "check", "free"])
-def test_a_wrong_call_is_one_clear_line(verb, wrong, capsys):
+def test_a_wrong_port_is_one_clear_line(verb, wrong, capsys):
     assert port_manager.main([*verb, wrong]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("port_manager: ") and err.count("\n") == 1 and wrong in err
-
-
-def test_a_wrong_call_from_a_shell():
-    done = command_line("check", "http")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "port_manager: 'http' is not a port; a port is a number from 1 to 65535, a range is 3000-3010\n"
+    assert out == "" and err.startswith("port_manager: '") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("fre", "80"), "did you mean free?"),
-        (("lst",), "did you mean list?"),
-        (("zzz",), "there are list, check, free, wait, pick"),
-        (("free", "80", "--jsn"), "did you mean --json?"),
-        (("free", "80", "--dryrun"), "did you mean --dry-run?"),
-        (("check", "80", "--grace", "5"), "check has no option --grace"),
-        (("free", "80", "--grace", "soon"), "'soon' is not a number of seconds"),
-        (("free", "80", "--grace", "-1"), "--grace"),
-        (("free", "80", "--grace", "nan"), "'nan' is not a number of seconds"),
-        (("free", "80", "--signal", "NONSENSE"), "'NONSENSE' is none of TERM, INT"),
-        (("free", "80", "--policy", "kil"), "'kil' is none of kill, own, ask, refuse"),
-        (("free", "80", "--host"), "--host"),
-        (("wait", "80", "--until", "gone"), "'gone' is none of free, listening"),
-        (("free",), "free needs at least one port"),
-        (("check", "--json"), "check needs at least one port"),
-        (("wait",), "wait needs one port"),
-        (("wait", "80", "81"), "wait needs one port"),
-        (("pick", "80", "81"), "pick needs one port"),
-        (("list", "80"), "list takes no port"),
+        ("check http", "'http' is not a port; a port is a number from 1 to 65535, a range is 3000-3010"),
+        ("fre 80", "'fre' is neither a verb nor a port; did you mean free?"), ("lst", "did you mean list?"),
+        ("zzz", "there are list, check, free, wait, pick"),
+        ("free 80 --jsn", "free has no option --jsn; did you mean --json?"),
+        ("free 80 --dryrun", "did you mean --dry-run?"),
+        ("check 80 --grace 5", "check has no option --grace; it is an option of free"),
+        ("free 80 -x", "free has no option -x; there are --dry-run, "), ("kill -9 80", "a signal is named with -s 9"),
+        ("free 80 --grace soon", "--grace: 'soon' is not a number of seconds"),
+        ("free 80 --grace -1", "'-1' is not a number of seconds"),
+        ("free 80 --grace nan", "'nan' is not a number of seconds"),
+        ("free 80 --signal NONSENSE", "'NONSENSE' is none of TERM, INT"),
+        ("free 80 -s 77", "--signal: '77' is none of TERM, INT"),
+        ("free 80 --policy kil", "'kil' is none of kill, own, ask, refuse"),
+        ("free 80 --host", "--host needs a value: --host HOST"), ("free 80 --host --force", "--host needs a value"),
+        ("80 --policy kill", "check has no option --policy; it is an option of free"),
+        ("free 80 --force=yes", "--force takes no value"),
+        ("wait 80 --until gone", "'gone' is none of free, listening"),
+        ("free", "free needs at least one port, such as 8000"), ("wait", "wait needs one port, such as 8000"),
+        ("wait 80 81", "wait needs one port"), ("wait 80-81", "wait needs one port"),
+        ("wait 80 --json", "wait has no option --json; it is an option of list, check, free"),
+        ("pick 80 81", "pick needs one port or range, such as 3000-3010"),
+        ("pick 80,81", "pick needs one port or range"), ("list http", "'http' is not a port"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)
-def test_a_wrong_word_is_told_and_the_near_one_suggested(words, hint, capsys):
-    assert port_manager.main(list(words)) == 2
+)  # fmt: skip
+def test_a_wrong_call_ends_with_status_2_and_a_hint(words, hint, capsys):
+    assert port_manager.main(words.split()) == 2
     out, err = capsys.readouterr()
-    assert out == "" and hint in err and err.count("\n") == 1
+    assert hint in err and err.startswith("port_manager: ") and err.count("\n") == 1
+    assert port_manager.main([*words.split(), "--json"]) == 2
+    both, err = capsys.readouterr()
+    assert json.loads(both) == {"error": err[len("port_manager: ") : -1]} and (out == "" or "--json" in words)
 
 
-def test_help_begins_with_examples_and_fits_a_screen():
-    for words in (("--help",), ("-h",), ("free", "--help")):
-        done = command_line(*words)
-        assert (done.returncode, done.stdout, done.stderr) == (0, seam.HELP, "")
-    lines = seam.HELP.splitlines()
-    assert len(lines) < 24 and max(map(len, lines)) < 80
-    assert lines[2].strip().startswith("port_manager.py ")
+def test_help():
+    general = command_line("--help").stdout
     bare = command_line()
-    assert (bare.returncode, bare.stdout, bare.stderr) == (2, "", seam.HELP)
-    assert command_line("--version").stdout == f"port_manager {port_manager.__version__}\n"
+    assert command_line("-h").stdout == general and (bare.returncode, bare.stdout, bare.stderr) == (2, "", general)
+    screens = {verb: command_line(verb, "--help").stdout for verb in ("list", "check", "free", "wait", "pick")}
+    for verb, screen in screens.items():
+        assert f"port_manager.py {verb} " in screen and f"port_manager.py {verb}" in general
+        assert "Exit status: 0 " in screen and "130 interrupted" in screen and "--quiet" in screen
+    for screen in (general, *screens.values()):
+        assert len(screen.splitlines()) < 24 and max(map(len, screen.splitlines())) < 80
+    own = {verb: set(re.findall(r"--[a-z-]+", screen)) for verb, screen in screens.items()}
+    assert {"--dry-run", "--grace", "--signal", "--policy", "--force"} <= own["free"] - own["check"]
+    assert {"--until", "--timeout"} <= own["wait"] - own["free"]
+    assert command_line("help", "stop").stdout == screens["free"]
+    assert ", ".join(port_manager.DEVELOPMENT_NAMES[1:]) in general
+    for words in (("--version",), ("free", "-V")):
+        assert command_line(*words).stdout == f"port_manager {port_manager.__version__}\n"
 
 
-def test_check_tells_the_story(ports, hold, tmp_path):
+# check
+
+
+def test_a_plain_call_loads_no_more_than_it_needs(port):
+    """What would make it slower to start: a parser, JSON, logging and the like."""
+    code = (
+        "import socket, sys; before = set(sys.modules); sys.path.insert(0, sys.argv[1]); import port_manager;"
+        "port_manager.main(['check', sys.argv[2]]);"
+        "heavy = 'argparse json logging difflib shutil subprocess typing re'.split();"
+        "print(sorted(set(heavy) & (set(sys.modules) - before)))"
+    )
+    python = [sys.executable, "-I", "-S", "-c", code, str(ROOT), str(port)]
+    done = subprocess.run(python, capture_output=True, text=True, check=True)
+    assert done.stdout == f"✅ Port {port} is available\n[]\n"
+
+
+@pytest.mark.parametrize(
+    ("git", "head", "branch"),
+    [(".git", "ref: refs/heads/a/b", "a/b"), (".git", "0123456789ab", "0123456"), ("of/pay", "ref: refs/heads/x", "x")],
+    ids=["branch", "detached", "worktree"],
+)
+def test_check_tells_each_fact_once(ports, hold, tmp_path, git, head, branch):
     port = ports()
-    held = hold(("127.0.0.1", port), children=2, cwd=str(tmp_path))
-    client = hold(("127.0.0.1", ports()), connect=("127.0.0.1", port))
+    (tmp_path / git).mkdir(parents=True)
+    (tmp_path / git / "HEAD").write_text(f"{head}\n")
+    if git != ".git":
+        (tmp_path / ".git").write_text(f"gitdir: {git}\n")
+    (tmp_path / "src").mkdir()
+    held = hold(("127.0.0.1", port), children=2, cwd=str(tmp_path / "src"))
     done = command_line("check", str(port))
-    assert done.returncode == 1 and done.stderr == ""
-    story = dict(line.strip().split(None, 1) for line in done.stdout.splitlines()[1:])
-    assert done.stdout.startswith(f"⚠️  Port {port} is already in use\n")
-    assert story["process"].startswith(f"{held.pid} (") and "and its 2 children" in story["process"]
-    assert story["folder"] == str(tmp_path)
-    assert story["listens"] == f"on 127.0.0.1:{port}"
-    assert re.search(rf"\d s ago \(.*\), by \S+ {os.getpid()}", story["started"])
-    assert re.match(rf"1: 127\.0\.0\.1:\d+ \(\S+ {client.pid}\)", story["clients"])
-    assert story["free"].startswith(f"would stop process {held.pid} (") and story["free"].endswith(": SIGTERM, and SIGKILL after 5 s")
-    assert held.alive() == [held.pid, *held.children]
+    assert (done.returncode, done.stderr) == (1, "") and done.stdout.startswith(f"⚠️  Port {port} is already in use\n")
+    told = facts(done.stdout)
+    assert re.match(rf"{held.pid} \(python[\d.]* -S -E holder.py ", told["process"]), told
+    assert told["children"] == ", ".join(map(str, sorted(held.children)))
+    assert told["folder"] == f"{tmp_path / 'src'} ({branch})"
+    assert re.fullmatch(r"\d s ago by \S+: (\S+ → )+\S+", told["started"])
+    assert told["listens on"] == f"127.0.0.1:{port}"
+    assert re.fullmatch(rf"stop {held.pid}\b.*: SIGTERM, then SIGKILL after 5 s", told["free would"])
+    assert list(told)[-1] == "free would" and "state" not in told and held.alive() == [held.pid, *held.children]
 
 
-def test_check_tells_what_keeps_free_from_it(port, hold):
-    held = hold(("127.0.0.1", port), name="ssh")
-    assert eventually(lambda: port_manager.find_listeners(port)[0].name == "ssh")
-    assert f"would refuse: process {held.pid} (" in command_line("check", str(port)).stdout
-    production = command_line("check", str(port), env={**os.environ, "ENVIRONMENT": "production"})
-    assert "would refuse: ENVIRONMENT is 'production'" in production.stdout
+@pytest.mark.parametrize(
+    ("name", "environ", "expected"),
+    [
+        ("ssh", {}, r"leave {pid} alone: it is a tunnel"),
+        ("node", {"ENVIRONMENT": "production"}, r"refuse: ENVIRONMENT is 'production': outside development "),
+        ("node", {"PORT_MANAGER_POLICY": "refuse"}, r".*the policy 'refuse'"),
+    ],
+    ids=["guard", "production", "policy"],
+)
+def test_check_tells_what_keeps_free_from_it(port, hold, name, environ, expected):
+    held = named(hold, port, name)
+    for words in (("check",), ("free", "--dry-run")):
+        done = command_line(*words, str(port), **environ)
+        assert done.returncode == 1, done
+        assert re.match(expected.format(pid=held.pid), facts(done.stdout)["free would"]), done.stdout
+    assert held.alive() == [held.pid]
 
 
-def test_check_of_a_host_that_is_none():
-    done = command_line("check", "8000", "--host", "192.0.2.1")
-    assert done.returncode == 1
-    assert done.stdout == "❌ 192.0.2.1 is not an address of this machine\n"
+def test_check_tells_of_a_suspended_and_of_a_replaced_program(ports, hold, start, tmp_path):
+    port, other = ports(), ports()
+    held = hold(("127.0.0.1", port))
+    os.kill(held.pid, signal.SIGSTOP)
+    python = shutil.copy(os.path.realpath(sys.executable), tmp_path / "server")
+    spec = json.dumps({"bind": [["127.0.0.1", other]]})
+    assert start(python, "-S", HOLDER, spec, env={**os.environ, "PYTHONHOME": sys.base_prefix}).stdout.readline()
+    os.unlink(python)
+    assert eventually(lambda: facts(command_line(str(port)).stdout).get("state") == "suspended (Ctrl+Z)")
+    assert facts(command_line(str(other)).stdout)["state"] == "its program was deleted or replaced"
+    assert [entry["holders"][0]["state"] for entry in entries("check", f"{port},{other}")] == ["suspended", "deleted"]
 
 
-def test_a_policy_that_is_none_is_told_once(ports):
-    """The way to go about it is the same for every port of a call."""
-    done = command_line("check", str(ports()), str(ports()), env={**os.environ, "PORT_MANAGER_POLICY": "kil"})
-    assert done.stderr.count("PORT_MANAGER_POLICY is 'kil', which is none of") == 1
+def test_check_tells_who_else_has_the_number(ports, hold):
+    udp, beside = ports(), ports()
+    hold(("0.0.0.0", udp), udp=True)
+    held = hold(("::1", beside), v6only=True)
+    for port, told in (
+        (udp, "a UDP program has the same number, and is not in the way"),
+        (beside, f"[::1]:{beside} is held by process {held.pid} ("),
+    ):
+        done = command_line("check", str(port))
+        assert done.returncode == 0 and facts(done.stdout)["beside it"].startswith(told)
 
 
-def test_check_minds_the_host(port, hold):
-    hold(("127.0.0.2", port))
-    assert command_line("check", str(port), "--host", "127.0.0.1").returncode == 0
-    assert command_line("check", str(port), "--host=127.0.0.2").returncode == 1
-    assert command_line("check", str(port)).returncode == 1
+def test_several_ports_and_ranges(ports, hold):
+    low, alone = three_in_a_row(ports), ports()
+    held = hold(("127.0.0.1", low + 1))
+    done = command_line("check", f"{low}-{low + 2}", str(alone), PORT_MANAGER_POLICY="kil")
+    first, second, third = done.stdout.split("\n\n")
+    assert done.returncode == 1 and first == f"{low}-{low + 2}: 1 held, 2 available"
+    assert second.startswith(f"⚠️  Port {low + 1} is already in use\n  process     {held.pid} (")
+    assert third == f"✅ Port {alone} is available\n" and done.stderr.count("PORT_MANAGER_POLICY is 'kil'") == 1
+    held.end()
+    done = command_line(f"{low}-{low + 2}", str(alone))
+    assert (done.returncode, done.stdout) == (0, f"{low}-{low + 2}: 3 available\n✅ Port {alone} is available\n")
 
 
-def test_ranges_and_options_in_any_order(ports):
-    low = next(p for p in iter(ports, None) if can_bind(p + 1) and can_bind(p + 2))
-    done = command_line("--host", "127.0.0.1", "check", f"{low}-{low + 2}", "--quiet")
-    assert (done.returncode, done.stdout) == (0, "")
-    done = command_line("check", f"{low + 1}", "--host", "127.0.0.1", f"{low}-{low + 2}")
-    assert [line.split()[2] for line in done.stdout.splitlines()] == [str(low + 1), str(low), str(low + 2)]
+@pytest.mark.parametrize("width", [80, 60])
+def test_a_screen_fits_its_terminal(port, start, tmp_path, width):
+    folder = tmp_path / "客户项目" / "用户中心" / "backend"
+    folder.mkdir(parents=True)
+    spec = json.dumps({"bind": [["127.0.0.1", port]], "children": 9})
+    program = (sys.executable, "-S", HOLDER, spec, "src.main:app", "--reload", "--port", str(port))
+    start(*program, cwd=folder).stdout.readline()
+    screen = command_line("check", str(port), COLUMNS=str(width)).stdout
+    told = facts(screen)
+    assert max(map(columns, screen.splitlines()[:-1])) <= width, screen
+    assert told["folder"].endswith("/用户中心/backend")
+    assert told["process"].endswith(f"--port {port})") and "…" in told["process"]
+    lines = command_line("list", str(port), COLUMNS=str(width)).stdout.splitlines()
+    assert max(map(columns, lines)) <= width and re.search(r" \+9 .*backend.* \d+$", lines[1])
+    assert "…" not in command_line("list", str(port)).stdout.partition("holder.py")[2]  # a pipe has no width
 
 
-def test_the_status_is_the_worst(ports, hold):
-    free, held = ports(), ports()
-    hold(("127.0.0.1", held))
-    assert command_line("check", str(free), str(held)).returncode == 1
+# free
 
 
 def test_free(port, hold):
     held = hold(("127.0.0.1", port))
-    done = command_line("free", str(port))
-    assert (done.returncode, done.stdout) == (0, "")
+    done = command_line("stop", f"localhost:{port}")
+    assert (done.returncode, done.stdout) == (0, "") and held.alive() == []
+    assert done.stderr.startswith(f"⚠️  Port {port} is already in use\n")
     assert done.stderr.splitlines()[-1] == f"✅ Port {port} is now available"
-    assert held.alive() == []
 
 
-def test_free_dry_run_stops_nothing(ports, hold):
-    free, held, kept = ports(), ports(), ports()
-    holder, stays = hold(("127.0.0.1", held)), hold(("127.0.0.1", kept), name="ssh")
-    assert eventually(lambda: port_manager.find_listeners(kept)[0].name == "ssh")
-    done = command_line("free", str(free), str(held), "--dry-run", "--grace", "0.5", "--signal", "int")
-    assert done.returncode == 0 and done.stderr == ""
-    first, second = done.stdout.splitlines()
-    assert first == f"Port {free}: available"
-    assert second.startswith(f"Port {held}: would stop process {holder.pid} (")
-    assert second.endswith(": SIGINT, and SIGKILL after 0.5 s")
-    refused = command_line("free", str(kept), "--dry-run")
-    assert refused.returncode == 1
-    assert refused.stdout.startswith(f"Port {kept}: would refuse: process {stays.pid} (")
-    assert [holder.alive(), stays.alive()] == [[holder.pid], [stays.pid]]
+@pytest.mark.parametrize(
+    ("words", "plan"),
+    [("", "SIGTERM, then SIGKILL after 5 s"), ("--grace 0.5 --signal int", "SIGINT, then SIGKILL after 0.5 s"),
+     ("-s SIGINT", "SIGINT, then"), ("-s2", "SIGINT, then"), ("--signal=HUP", "SIGHUP, then"), ("-s 9", "SIGKILL")],
+)  # fmt: skip
+def test_free_dry_run_stops_nobody(ports, hold, words, plan):
+    free, held = ports(), ports()
+    holder = hold(("127.0.0.1", held))
+    done = command_line("free", str(free), str(held), "-n", *words.split())
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith(f"✅ Port {free} is available\n\n")
+    assert facts(done.stdout)["free would"].startswith(f"stop {holder.pid}: {plan}") and holder.alive() == [holder.pid]
 
 
-@pytest.mark.parametrize("policy", ["refuse", "own", "ask"])
-def test_free_dry_run_minds_the_policy(port, hold, policy, tmp_path):
-    held = hold(("127.0.0.1", port), cwd=str(tmp_path))
-    done = command_line("free", str(port), "--dry-run", f"--policy={policy}")
-    expected = {"refuse": "the policy 'refuse'", "own": "not started from this project", "ask": "would ask, then stop"}
-    assert expected[policy] in done.stdout and done.returncode == (0 if policy == "ask" else 1)
-    assert held.alive() == [held.pid]
-
-
-def test_free_with_another_polite_signal(port, start):
+def test_free_sends_the_signal_that_was_named(ports, start):
     code = (
-        "import os, signal, socket, sys; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
+        "import signal, socket, sys; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        "signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b'told\\n'), os._exit(0)));"
-        "print('ready', flush=True); signal.pause()"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(print('told', flush=True)));"
+        "print('ready', flush=True); [signal.pause() for _ in iter(int, 1)]"
     )
-    holder = start(sys.executable, "-c", code, str(port))
-    holder.stdout.readline()
-    done = command_line("free", str(port), "--signal", "SIGUSR1")
-    assert done.returncode == 0 and holder.stdout.readline() == "told\n"
+    for words, said in ((("--signal", "SIGUSR1"), "told\n"), (("-s", "9"), "")):
+        port = str(ports())
+        holder = start(sys.executable, "-c", code, port)
+        holder.stdout.readline()
+        begun = time.monotonic()
+        assert command_line("free", port, "--grace", "30", *words).returncode == 0
+        assert holder.stdout.readline() == said and time.monotonic() - begun < 20
 
 
-def keys(entry):
-    return sorted(entry)
+def test_quiet_says_only_why_not(ports, hold):
+    port, kept = ports(), ports()
+    hold(("127.0.0.1", port))
+    stays = named(hold, kept, "sshd")
+    for words, status in (("check -q", 1), ("free -q -n", 0), ("free --quiet", 0), ("list -q", 0)):
+        done = command_line(*words.split(), str(port))
+        assert (done.returncode, done.stdout, done.stderr) == (status, "", ""), words
+    for words in (("free", "-q"), ("free", "-q", "-n")):
+        done = command_line(*words, str(kept))
+        assert done.returncode == 1 and done.stdout == "" and "a tunnel" in done.stderr
+    assert stays.alive() == [stays.pid] and "is available" in command_line("free", str(port), "--verbose").stderr
 
 
-HOLDER_KEYS = ["addresses", "command", "cwd", "name", "parent", "pid", "started", "user"]
-PORT_KEYS = ["available", "holders", "host", "port", "reason", "stopped", "would_stop"]
+# JSON and list
+
+
+HOLDER_KEYS = {*port_manager.Holder._fields, "project", "branch", "ancestry", "manager", "state"}
+PORT_KEYS = {"available", "holders", "host", "port", "reason", "stopped", "would_stop"}
 
 
 def test_json_of_check_and_free(ports, hold, tmp_path):
-    free, held = ports(), ports()
-    holder = hold(("127.0.0.1", held), cwd=str(tmp_path))
-    checked = command_line("check", str(free), str(held), "--json")
-    first, second = json.loads(checked.stdout)["ports"]
-    assert checked.returncode == 1 and checked.stderr == ""
-    assert keys(first) == keys(second) == PORT_KEYS and keys(second["holders"][0]) == HOLDER_KEYS
-    assert first == {
-        "port": free, "host": "0.0.0.0", "available": True, "holders": [], "stopped": [], "would_stop": [], "reason": None,
-    }  # fmt: skip
+    free, held, folder = ports(), ports(), tmp_path / "src"
+    folder.mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    holder = hold(("127.0.0.1", held), cwd=str(folder))
+    first, second = entries("check", str(free), str(held))
+    nobody = {"holders": [], "stopped": [], "would_stop": [], "reason": None}
+    assert first == {"port": free, "host": "0.0.0.0", "available": True, **nobody}
     assert (second["available"], second["would_stop"], second["stopped"]) == (False, [holder.pid], [])
-    assert second["reason"] == f"port {held} is already in use"
-    assert second["holders"][0]["pid"] == holder.pid and second["holders"][0]["cwd"] == str(tmp_path)
-    assert second["holders"][0]["addresses"] == [f"127.0.0.1:{held}"]
-    dry = json.loads(command_line("free", str(held), "--json", "--dry-run").stdout)["ports"][0]
-    assert (dry["would_stop"], dry["reason"], dry["stopped"]) == ([holder.pid], f"port {held} is already in use", [])
-    freed = command_line("free", str(held), "--json")
-    entry = json.loads(freed.stdout)["ports"][0]
-    assert (entry["available"], entry["stopped"], entry["reason"]) == (True, [holder.pid], None)
-    assert "Successfully killed" in freed.stderr
+    told = second["holders"][0]
+    assert set(second) == PORT_KEYS and set(told) == HOLDER_KEYS and told["command"].startswith("/")
+    assert (told["pid"], told["cwd"], told["addresses"]) == (holder.pid, str(folder), [f"127.0.0.1:{held}"])
+    assert (told["project"], told["manager"], told["state"]) == (str(tmp_path), None, None)
+    assert told["ancestry"][-1]["pid"] == os.getpid() and told["ancestry"][-1]["name"]
+    dry = entries("free", str(held), "--dry-run")[0]
+    assert (dry["would_stop"], dry["stopped"]) == ([holder.pid], [])
+    freed = entries("free", str(held))[0]
+    assert (freed["available"], freed["stopped"], freed["reason"]) == (True, [holder.pid], None)
 
 
-def test_json_of_a_refusal(port, hold):
-    held = hold(("127.0.0.1", port), name="sshd")
-    assert eventually(lambda: port_manager.find_listeners(port)[0].name == "sshd")
+def test_json_of_a_refusal_and_of_list(port, hold):
+    held = named(hold, port, "sshd")
     for words in (("free",), ("free", "--dry-run"), ("check",)):
-        entry = json.loads(command_line(*words, str(port), "--json").stdout)["ports"][0]
+        entry = entries(*words, str(port))[0]
         assert (entry["available"], entry["stopped"], entry["would_stop"]) == (False, [], [])
-        assert "SSH login" in entry["reason"]
-    assert held.alive() == [held.pid]
-
-
-def test_json_of_list(port, hold):
-    held = hold(("127.0.0.1", port))
-    done = command_line("list", "--json")
-    mine = [entry for entry in json.loads(done.stdout)["ports"] if entry["port"] == port]
-    assert done.returncode == 0 and len(mine) == 1 and keys(mine[0]) == PORT_KEYS
-    assert [holder["pid"] for holder in mine[0]["holders"]] == [held.pid]
+        assert "a tunnel" in entry["reason"]
+    for words in (("list",), ("list", str(port))):
+        mine = [entry for entry in entries(*words) if entry["port"] == port]
+        assert len(mine) == 1 and set(mine[0]) == PORT_KEYS and mine[0]["host"] is None
+        assert [holder["pid"] for holder in mine[0]["holders"]] == [held.pid]
 
 
 def test_list(ports, hold, tmp_path):
     low, high = sorted((ports(), ports()))
-    project = tmp_path / "api"
-    (project / ".git").mkdir(parents=True)
-    (project / "src").mkdir()
+    project = tmp_path / "项目"
+    (project / "src").mkdir(parents=True)
+    (project / ".git").mkdir()
     second = hold(("127.0.0.1", high), ("::1", high), cwd=str(project / "src"))
     first = hold(("0.0.0.0", low), children=3)
     done = command_line("list")
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and lines[0].split() == ["PORT", "ADDRESS", "PID", "USER", "UP", "FOLDER", "COMMAND"]
+    assert done.returncode == 0 and lines[0].split() == ["PORT", "ADDRESS", "PID", "UP", "USER", "FOLDER", "COMMAND"]
     row = {line.split()[0]: line for line in lines}
-    assert f" {first.pid} +3 " in row[str(low)] and f" {second.pid} " in row[str(high)]
-    assert "127.0.0.1, ::1" in row[str(high)] and f" {project} " in row[str(high)]
+    assert f" {first.pid} +3 " in row[str(low)] and "+N: and N child" in done.stderr
+    assert f" {second.pid} " in row[str(high)]
+    assert "127.0.0.1, ::1" in row[str(high)] and "/项目 " in row[str(high)] and " holder.py " in row[str(low)]
+    starts = {columns(line[: line.rindex("  ")]) for line in (lines[0], row[str(low)], row[str(high)])}
     numbers = [int(line.split()[0]) for line in lines[1:]]
-    assert numbers == sorted(numbers)
-    at = lines[0].index("PID")
-    assert all(line[at - 2 : at] == "  " for line in lines if line.isascii())
-
-
-@pytest.mark.parametrize("columns", [200, 100, 80, 60])
-def test_list_fits_the_terminal(port, hold, columns, tmp_path):
-    folder = tmp_path / ("项目" * 12)
-    folder.mkdir()
-    hold(("127.0.0.1", port), cwd=str(folder))
-    done = command_line("list", env={**os.environ, "COLUMNS": str(columns)})
-    widths = [width_of(line) for line in done.stdout.splitlines()]
-    assert max(widths) <= columns
-    assert "…" in done.stdout
-    free = command_line("list").stdout
-    assert str(folder) in free and "…" not in free  # a pipe has no width
-
-
-def width_of(text):
-    """How many columns of a terminal a text takes."""
-    wide = (unicodedata.east_asian_width(c) in "WF" for c in text)
-    return sum(map(int, wide)) + sum(not unicodedata.combining(c) for c in text)
-
-
-def test_wide_characters_align(ports, hold, tmp_path):
-    """A wide character takes two columns, a combining one none."""
-    wanted = [ports() for _ in range(3)]
-    for port, name in zip(wanted, ("项目", "api", "cafe\u0301")):
-        (tmp_path / name).mkdir()
-        hold(("127.0.0.1", port), cwd=str(tmp_path / name))
-    lines = command_line("list").stdout.splitlines()
-    rows = [line for line in lines[1:] if int(line.split()[0]) in wanted]
-    at = {width_of(line[: line.index(sys.executable)]) for line in rows}
-    assert len(rows) == 3 and at == {lines[0].index("COMMAND")}
-
-
-buffered_or_not = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@buffered_or_not
-@pytest.mark.parametrize("words", ["list", "check {port}", "pick {port}", "check {port} --json", "--help", "--version"])
-def test_data_that_cannot_be_written_is_told_once(port, words, unbuffered):
-    with open("/dev/full", "w") as full:
-        done = command_line(*words.format(port=port).split(), stdout=full, PYTHONUNBUFFERED=unbuffered)
-        assert (done.returncode, done.stderr) == (1, "❌ Standard output cannot be written: No space left on device\n")
-        silent = command_line(*words.format(port=port).split(), stdout=full, stderr=full, PYTHONUNBUFFERED=unbuffered)
-        assert silent.returncode == 1
-
-
-@buffered_or_not
-def test_a_reader_that_has_gone_away_is_no_trouble(ports, hold, unbuffered):
-    free, held = ports(), ports()
-    hold(("127.0.0.1", held))
-    for words, status in ((["list"], 0), (["check", free], 0), (["check", held], 1), (["--help"], 0)):
-        read, write = os.pipe()
-        os.close(read)
-        done = command_line(*map(str, words), stdout=write, PYTHONUNBUFFERED=unbuffered)
-        os.close(write)
-        assert (done.returncode, done.stderr) == (status, "")
-
-
-@buffered_or_not
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-", "2>/dev/full"])
-def test_descriptors_that_are_closed_or_full_leave_the_status(ports, hold, closed, unbuffered):
-    free, held = ports(), ports()
-    hold(("127.0.0.1", held), name="sshd")
-    assert eventually(lambda: port_manager.find_listeners(held)[0].name == "sshd")
-    for words, status in ((["check", free], 0), (["free", free], 0), (["free", held], 1), (["free", "http"], 2)):
-        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, PORT_MANAGER, *map(str, words)]
-        environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-        done = subprocess.run(shell, env=environ, capture_output=True, text=True, check=False)
-        assert done.returncode == status and "Exception" not in done.stdout + done.stderr, done
-
-
-def test_colour_only_on_a_terminal(port, hold):
-    pty = pytest.importorskip("pty")
-    for environ, coloured in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "xterm", "NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)):
-        pid, terminal = pty.fork()
-        if pid == 0:
-            os.execve(sys.executable, [sys.executable, PORT_MANAGER, "check", str(port)], {**os.environ, **environ})
-        shown = os.read(terminal, 4096)
-        os.waitpid(pid, 0)
-        os.close(terminal)
-        assert (b"\033[32m" in shown) is coloured
-    assert "\033" not in command_line("check", str(port)).stdout
-
-
-def test_quiet_and_verbose(ports, hold, monkeypatch):
-    port, other = ports(), ports()
-    for quiet in (("check", str(port), "--quiet"), ("free", str(port), "--quiet"), ("list", "--quiet")):
-        done = command_line(*quiet)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    hold(("127.0.0.1", port))
-    assert command_line("check", str(port), "--quiet").returncode == 1
-    assert command_line("free", str(port), "--dry-run", "--quiet").stdout == ""
-    done = command_line("free", str(port), "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert "is available" in command_line("free", str(other), "--verbose").stderr
+    assert len(starts) == 1 and numbers == sorted(numbers)
+    both = command_line("list", f":{low}", str(high)).stdout.splitlines()
+    assert [line.split()[0] for line in both] == ["PORT", str(low), str(high)]
+    nobody = command_line("list", str(ports()))
+    assert (nobody.returncode, nobody.stdout, nobody.stderr) == (0, "", "Nobody listens on these ports\n")
 
 
 # wait and pick
@@ -367,113 +379,129 @@ def test_quiet_and_verbose(ports, hold, monkeypatch):
 
 def test_wait_until_free(port, hold):
     held = hold(("127.0.0.1", port), exit_after=0.6)
-    done = command_line("wait", str(port), "--timeout", "50")
-    assert done.returncode == 0 and done.stdout == "" and done.stderr == f"✅ Port {port} is free\n"
-    assert held.alive() == []
+    done = command_line("wait", str(port), "--timeout", "20")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"✅ Port {port} is free\n") and held.alive() == []
 
 
-def test_wait_until_listening(port, hold, start):
-    waiter = start(sys.executable, PORT_MANAGER, "wait", str(port), "--host", "127.0.0.1", "--until", "listening", "--timeout", "60")
+@pytest.mark.parametrize("place", ["--host 127.0.0.1 {0}", "localhost:{0}", "{0}"])
+def test_wait_until_listening(port, hold, start, place):
+    words = f"wait {place.format(port)} --until listening --timeout 30"
+    waiter = start(sys.executable, PORT_MANAGER, *words.split())
     time.sleep(0.3)
     assert waiter.poll() is None
     hold(("127.0.0.1", port))
-    assert waiter.wait(PATIENCE) == 0
+    assert waiter.wait(20) == 0
 
 
 @pytest.mark.parametrize("until", ["free", "listening"])
-def test_wait_ends_after_its_time(port, hold, until):
+def test_wait_ends_after_its_time_and_sleeps_until_then(port, hold, until):
     if until == "free":
         hold(("127.0.0.1", port))
-    done = command_line("wait", str(port), "--until", until, "--timeout", "0.3")
-    assert done.returncode == 1 and "still after 0.3 s" in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_wait_sleeps_instead_of_running_in_circles(port, hold):
-    hold(("127.0.0.1", port))
-    for until in ("free", "listening"):
-        before = os.times()
-        command_line("wait", str(port), "--until", until, "--timeout", "1.5")
-        after = os.times()
-        used = after.children_user + after.children_system - before.children_user - before.children_system
-        assert used < 0.9
-
-
-def test_wait_shows_a_line_on_a_terminal(port, hold):
-    pty = pytest.importorskip("pty")
-    hold(("127.0.0.1", port))
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, PORT_MANAGER, "wait", str(port), "--timeout", "3"])
-    shown = shown_until_closed(terminal)
-    os.waitpid(pid, 0)
-    assert re.search(rf"Waiting for port {port} to be free: [12] s", shown)
+    before = os.times()
+    done = command_line("wait", str(port), "--until", until, "--timeout", "1.5")
+    after = os.times()
+    assert done.returncode == 1 and "still after 1.5 s" in done.stderr and done.stderr.count("\n") == 1
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.9
 
 
 def test_pick(ports, hold):
-    port = ports()
-    assert command_line("pick", str(port)).stdout == f"{port}\n"
-    hold(("127.0.0.1", port))
-    picked = command_line("pick", str(port))
-    assert picked.returncode == 0 and port < int(picked.stdout) <= port + 50
-    assert int(command_line("pick").stdout) >= 8000
+    low = three_in_a_row(ports)
+    assert command_line("pick", str(low)).stdout == command_line("pick", f"{low}-{low + 2}").stdout == f"{low}\n"
+    hold(("127.0.0.1", low))
+    hold(("::1", low + 1), v6only=True)  # a browser that asks for localhost may meet this one
+    picked = command_line("pick", f":{low}")
+    assert picked.returncode == 0 and low + 1 < int(picked.stdout) <= low + 50
+    assert command_line("pick", f"{low}-{low + 2}").stdout == f"{low + 2}\n"
+    none = command_line("pick", f"{low}-{low + 1}")
+    assert (none.returncode, none.stdout) == (1, "") and f"❌ No port from {low} to {low + 1} is free" in none.stderr
     elsewhere = command_line("pick", "8000", "--host", "192.0.2.1")
     assert elsewhere.returncode == 1 and "not an address of this machine" in elsewhere.stderr
+    assert int(command_line("pick").stdout) >= 8000
 
 
-def test_pick_where_none_is_left(monkeypatch, said):
-    seam.stand_in(monkeypatch, "bind", lambda *_: OSError(errno.EADDRINUSE, "in use"))
-    assert port_manager.main(["pick", "65535"]) == 1
-    assert said() == "❌ Port 65535 is already in use"
+# Where it is shown
 
 
-# Machines that lack something
+@pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.skipif(not (os.path.exists("/dev/full") and shutil.which("bash")), reason="needs /dev/full and bash")
+def test_output_that_cannot_be_written(ports, hold, buffered):
+    free, held = ports(), ports()
+    hold(("127.0.0.1", held))
+    checks = (f"check {free}", f"check {held} --json", f"check {free} {held}")
+    for words in ("list", *checks, f"pick {free}", "--help", f"free -n {held}"):
+        done = in_shell(f"PM {words} >/dev/full", PYTHONUNBUFFERED=buffered)
+        told = "❌ Standard output cannot be written: No space left on device\n"
+        assert (done.returncode, done.stderr) == (1, told), words
+    done = in_shell("PM fre --json >/dev/full", PYTHONUNBUFFERED=buffered)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    for script, status in (  # a reader has gone away, or there is nobody to hear
+        (f"PM check {held} | true", 1), (f"PM check {held} --json | true", 1), (f"PM {free} | true", 0),
+        ("PM list -h | true", 0), (f"PM {held} >&-", 1), (f"PM {free} >&- 2>&-", 0), (f"PM free {free} 2>/dev/full", 0),
+        ("PM fre 2>/dev/full", 2), ("PM fre 2>&-", 2),
+    ):  # fmt: skip
+        done = in_shell(f"{script}; exit ${{PIPESTATUS[0]}}", PYTHONUNBUFFERED=buffered)
+        assert (done.returncode, done.stdout, done.stderr) == (status, "", ""), script
 
 
-@pytest.mark.parametrize("lacking", ["PATH", "HOME", "everything"])
-def test_an_environment_without(port, hold, lacking):
+def on_a_terminal(*words, environ=None, typed=b""):
+    """(what a terminal shows, the exit status); something is typed after a question."""
+    pty = pytest.importorskip("pty")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        environ = {**os.environ, "TERM": "xterm", **(environ or {})}
+        os.execve(sys.executable, [sys.executable, PORT_MANAGER, *words], environ)
+    asked = ""
+    while typed and "[y/N]" not in asked:
+        asked += os.read(terminal, 4096).decode("utf-8", "replace")
+    if typed:
+        os.write(terminal, typed)
+    shown = asked + shown_until_closed(terminal)
+    return shown, os.WEXITSTATUS(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("environ", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_colour_only_for_the_verdict_and_only_on_a_terminal(ports, hold, environ, coloured):
+    free, held = ports(), ports()
+    hold(("127.0.0.1", held))
+    shown, status = on_a_terminal("check", str(free), str(held), environ={"NO_COLOR": "", **environ})
+    assert status == 1 and (f"\033[32m✅ Port {free} is available\033[0m" in shown) is coloured
+    assert shown.count("\033") == (4 if coloured else 0) and "\033" not in command_line("check", str(free)).stdout
+
+
+def test_a_wait_on_a_terminal_and_control_c(port, hold, start):
     held = hold(("127.0.0.1", port))
-    environ = {} if lacking == "everything" else {k: v for k, v in os.environ.items() if k != lacking}
-    environ["PYTHONIOENCODING"] = "utf-8"
-    for words in (("check",), ("list",), ("free",)):
-        done = command_line(*words, *([] if words == ("list",) else [str(port)]), env=environ)
-        assert "Traceback" not in done.stderr
-    assert held.alive() == []
+    shown, status = on_a_terminal("wait", str(port), "--timeout", "2.2")
+    assert status == 1 and f"Waiting for port {port} to be free: 1 s" in shown
+    shown, status = on_a_terminal("free", str(port), "--policy", "ask", typed=b"\x03")
+    assert status == 130 and shown.splitlines()[-1] == "Interrupted" and held.alive() == [held.pid]
+    waiter = start(sys.executable, PORT_MANAGER, "wait", str(port))
+    time.sleep(1)
+    os.kill(waiter.pid, signal.SIGINT)
+    assert waiter.wait(20) == 130 and waiter.stdout.read() == "Interrupted\n"
 
 
-def test_without_a_terminal_and_in_a_folder_with_a_chinese_name(port, hold, tmp_path):
+def test_in_a_folder_with_a_chinese_name_and_without_a_terminal(port, hold, tmp_path):
     folder = tmp_path / "我的项目"
     folder.mkdir()
     held = hold(("127.0.0.1", port), cwd=str(folder))
     done = command_line("check", str(port), cwd=folder, start_new_session=True, stdin=subprocess.DEVNULL)
-    assert str(folder) in done.stdout
-    plain = command_line("check", str(port), cwd=folder, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert "\\u6211" in plain.stdout and plain.returncode == 1
-    done = command_line("free", str(port), "--policy", "own", cwd=folder)
-    assert done.returncode == 0 and held.alive() == []
+    assert facts(done.stdout)["folder"] == str(folder)
+    for encoding, expected in (("ascii", "\\u6211"), ("gbk", "我的项目")):
+        plain = command_line("check", str(port), env={**os.environ, "PYTHONIOENCODING": encoding}, encoding=encoding)
+        assert expected in plain.stdout and plain.returncode == 1
+    assert command_line("free", str(port), "--policy", "own", cwd=folder).returncode == 0 and held.alive() == []
 
 
-def test_a_folder_that_has_been_removed(port, hold, tmp_path):
-    folder = tmp_path / "gone"
-    folder.mkdir()
-    held = hold(("127.0.0.1", port), cwd=str(folder))
-    shutil.rmtree(folder)
-    assert "(deleted)" in command_line("check", str(port)).stdout
-    # -S: coverage, which .ci/run starts in every process, cannot be imported where there is no folder
-    free = f"'{sys.executable}' -S '{PORT_MANAGER}' free {port} --policy own"
-    shell = f"mkdir {folder}; cd {folder}; rmdir {folder}; {free}"
-    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert held.alive() == [held.pid]
-
-
-def test_main_in_process(port, capsys, said):
-    assert port_manager.main([str(port)]) == 0
-    assert port_manager.main(["free", str(port)]) == 0
-    assert port_manager.main(["pick", "http"]) == 2
-    out, err = capsys.readouterr()
-    assert out == f"✅ Port {port} is available\n" and "'http' is not a port" in err
-    with socket.socket() as mine:
-        mine.bind(("127.0.0.1", port))
-        mine.listen()
-        assert port_manager.main(["free", str(port)]) == 1
-        assert port_manager.main(["check", str(port)]) == 1
+@pytest.mark.parametrize("lacking", ["PATH", "HOME", "everything"])
+def test_an_environment_without(port, hold, tmp_path, lacking):
+    environ = {} if lacking == "everything" else {k: v for k, v in os.environ.items() if k != lacking}
+    environ["PYTHONIOENCODING"] = "utf-8"
+    held = hold(("127.0.0.1", port), cwd=str(tmp_path))
+    tmp_path.rmdir()
+    assert "(deleted)" in facts(command_line("check", str(port), env=environ).stdout)["folder"]
+    for words in (("list",), ("free",)):
+        assert command_line(*words, str(port), env=environ).returncode == 0
+    assert held.alive() == []
