@@ -307,12 +307,13 @@ def _encodable(text: str, streams: Iterable[TextIO]) -> str:
         try:
             text.encode(encoding)
             continue
-        except LookupError:
+        except (LookupError, TypeError):
             encoding = "ascii"
         except UnicodeError:
             pass
         for symbol, plain in _PLAIN:
-            text = text.replace(symbol, plain)
+            if symbol.encode(encoding, "ignore").decode(encoding) != symbol:
+                text = text.replace(symbol, plain)
         text = text.encode(encoding, "backslashreplace").decode(encoding)
     return text
 
@@ -867,6 +868,7 @@ class _System:
     shadows: Mapping[str, str] = {}  # addresses that hide each other, where only equal ones exclude each other
     forwarders: Mapping[str, str] = _FORWARDERS  # names of protected programs, and what to do about each
     first_pids: tuple[int, ...] = (0, 1)  # those of the system itself
+    elevated = "sudo python"  # the beginning of a command with all rights
     redirects = False  # the python of a virtual environment starts the real one, with the same command line
     native = False  # asking costs no start of a tool, so that a wait may ask again and again
 
@@ -1003,7 +1005,7 @@ class _System:
 
     def way(self, options: _Options) -> str:
         """How a process is stopped, in words."""
-        return f"{options.polite}, then SIGKILL after {options.grace:g} s"
+        return options.polite + (f", then SIGKILL after {options.grace:g} s" if options.polite != "SIGKILL" else "")
 
     def signal(self, pin: _Pin, options: _Options, firmly: bool) -> None:
         """Send the signals; stop() has recognised the process."""
@@ -1804,6 +1806,7 @@ class _Windows(_System):
     """
 
     first_pids = (0, 4)
+    elevated = "as an administrator, python"
     redirects = True
     forwarders = _WINDOWS_SERVICES
 
@@ -2281,8 +2284,8 @@ def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _O
         whose = f"it is held by a process {f'of user {holder.user} ' if holder.user else ''}"
         if system.is_superuser():
             yield f"{whose}that cannot be seen from here, perhaps one of another container or namespace"
-        # Not sudo free: that would stop it.
-        yield f"{whose}that you may not see; to find out: sudo python port_manager.py check {look.port}"
+        # Not free: that would stop it.
+        yield f"{whose}that you may not see; to find out: {system.elevated} port_manager.py check {look.port}"
         return
     process, ancestry = system.process(holder.pid), system.ancestry()
     protected = system.protects(holder)
@@ -2303,6 +2306,12 @@ def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _O
     if process.leader and (holder.parent in family or process.name.lstrip("-") in _SHELLS):
         yield "it runs on a terminal of its own, and has only inherited the port; end it there"
     yield from _uncertain(look, holder)
+    yield from _not_to_be_stopped_by_us(look, holder, options)
+
+
+def _not_to_be_stopped_by_us(look: _Look, holder: Holder, options: _Options) -> Iterator[str]:
+    """Whose process it is, and what the policy says of that."""
+    system, family = look.system, [other.pid for other in look.holders if other.pid]
     user = system.other_user(holder, look.sockets)
     if user is None:
         yield "it cannot be told whose it is"
@@ -2312,7 +2321,7 @@ def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _O
         yield "the policy 'refuse' stops nobody"
     if options.policy == "ask" and not _can_ask():
         yield "the policy 'ask' needs a terminal to ask on"
-    foreign = _foreign(system, holder.pid) if options.policy in ("own", "") else ""
+    foreign = _foreign(system, holder.pid or 0) if options.policy in ("own", "") else ""
     if foreign and options.policy == "own":
         ours = _clean(_project(_our_folder())) or "a project, which this folder is not"
         yield f"it is of {foreign}, and the policy 'own' stops only what is of {ours}"
@@ -3707,7 +3716,7 @@ def _screens(results: list[PortResult], ranges: list[str]) -> Iterator[str]:
 
 def _is_held(result: PortResult) -> bool:
     obstacle = _probe(result.port, result.host)
-    return obstacle is not None and obstacle.held
+    return bool(obstacle and obstacle.held)
 
 
 def _screen(result: PortResult) -> str:
