@@ -943,7 +943,7 @@ class _System:
         complete = len(seen) == len(line) and seen[-1].parent is not None
         return _Ancestry(line, complete, min((process.started or 0.0 for process in seen), default=0.0))
 
-    def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
+    def hold(self, pids: Collection[int]) -> dict[int, _Pin]:
         """Hold all of the processes, then read them: what is read is true of the held ones. Who cannot be read is let go."""
         handles: dict[int, int | None] = {}
         for pid in pids:
@@ -953,7 +953,7 @@ class _System:
                 continue
             except OSError:  # refused by a sandbox or an old kernel
                 handles[pid] = None
-        self.forget(handles)
+        self.forget(pids)
         pins: dict[int, _Pin] = {}
         for pid, handle in handles.items():
             process = self.process(pid)
@@ -1009,8 +1009,8 @@ class _System:
         import signal
 
         polite = getattr(signal, options.polite, signal.SIGTERM)
-        # Stopped by Ctrl+Z, a process could not obey before SIGCONT.
-        for number in (signal.SIGKILL,) if firmly else (polite, signal.SIGCONT):
+        # Stopped by Ctrl+Z, a process could not obey before SIGCONT; sent last, that might find it gone.
+        for number in (signal.SIGKILL,) if firmly else (signal.SIGCONT, polite):
             self.send(pin, number)
 
     def send(self, pin: _Pin, number: int) -> None:
