@@ -244,7 +244,7 @@ class _Options(NamedTuple):
 class _Obstacle(NamedTuple):
     """What keeps a server from binding."""
 
-    held: bool  # somebody has the port; else waiting or stopping somebody would not help
+    held: bool | None  # somebody has the port; else waiting or stopping somebody would not help; None: cannot tell
     reason: str
 
 
@@ -548,10 +548,11 @@ def _explained(error: OSError, address: str, port: int) -> _Obstacle:
     if error.errno in (errno.EACCES, errno.EPERM):
         why = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
         return _Obstacle(False, f"no permission to bind port {port}: {why}")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return _Obstacle(None, f"port {port} cannot be checked: too many files are open")
     reasons = {
         errno.EADDRNOTAVAIL: f"{address} is not an address of this machine",
         **dict.fromkeys(_FAMILY_IS_OFF, f"{address} cannot be used: its address family is switched off here"),
-        **dict.fromkeys((errno.EMFILE, errno.ENFILE), f"port {port} cannot be checked: too many files are open"),
     }
     other = f"{address} port {port} cannot be bound: {error.strerror or error}"
     return _Obstacle(False, reasons.get(error.errno or 0, other))
@@ -2978,7 +2979,7 @@ class PortManager:
         """Whether somebody holds the port; "no permission" and "not our address" are no such thing."""
         _checked(port, self.host)
         obstacle = _probe(port, self.host)
-        return bool(obstacle and obstacle.held)
+        return obstacle is not None and obstacle.held is not False
 
     def get_process_using_port(self, port: int) -> int | None:
         """The PID that holds the port, the parent's of a family; None when nobody does.
