@@ -377,7 +377,7 @@ def test_an_address_elsewhere_is_no_port_to_wait_for():
     for call in (wait_until_free, wait_until_listening, find_free_port):
         with pytest.raises(PortError, match="192.0.2.1 is not an address of this machine"):
             call(8000, "192.0.2.1")
-    for words in ((), ("--for", "free")):
+    for words in ((), ("--until", "listening")):
         done = command_line("wait", "8000", "--host", "192.0.2.1", *words)
         assert done.returncode == 1 and "192.0.2.1 is not an address of this machine" in done.stderr
 
@@ -417,7 +417,7 @@ def test_out_of_descriptors_is_not_held(port, hold):
     assert "already in use" not in done.stderr and held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize("members", ["write", "write flush", "write isatty", "", "write encoding"])
+@pytest.mark.parametrize("members", ["write", "write flush", "write isatty", ""])
 def test_a_stand_in_for_stderr_loses_no_answer(port, hold, members):
     held = hold(("127.0.0.1", port), ignore_term=True)
     code = (

@@ -269,3 +269,54 @@ def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
     seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
     assert ensure_port_available(port, grace=0.3) is True
     assert f"⚠️  Process {held.pid} does not end even when forced" in said()
+
+
+FORKS_FOR_EACH_REQUEST = """
+import os, signal, socket, sys, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("127.0.0.1", int(sys.argv[1]))); s.listen()
+print("ready", flush=True)
+while True:
+    if os.fork() == 0:
+        time.sleep(0.003)
+        os._exit(0)
+    time.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_a_child_that_exits_during_the_look_is_no_reason(port, start, said, round_):
+    """A server under load that forks for each request: all of its children have the listener, for a moment."""
+    server = start(sys.executable, "-S", "-c", FORKS_FOR_EACH_REQUEST, str(port))
+    server.stdout.readline()
+    assert ensure_port_available(port) is True, said()
+    assert server.wait(PATIENCE) and "left alone" not in said()
+
+
+def test_a_sandbox_that_refuses_one_way_to_signal(port, hold, monkeypatch):
+    """As the older filters of container engines do, which know kill() and no pidfd_send_signal()."""
+    if not hasattr(signal, "pidfd_send_signal"):
+        pytest.skip("this Python has no pidfd_send_signal")
+
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", refused)
+    held = hold(("127.0.0.1", port))
+    assert ensure_port_available(port) is True and held.alive() == []
+
+
+def test_nobody_was_killed_who_ended_by_himself(port, hold, monkeypatch, said):
+    held = hold(("127.0.0.1", port), exit_after=0.3)
+    seam.at_the_last_check(monkeypatch, after=lambda: eventually(lambda: not held.alive()))
+    assert ensure_port_available(port) is True
+    assert "killed" not in said() and f"Port {port} is now available" in said()
+
+
+@pytest.mark.parametrize("environment", ["", "staging"])
+def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
+    held = hold(("127.0.0.1", port))
+    done = command_line("free", str(port), "--policy", "refuse", ENVIRONMENT=environment)
+    assert done.returncode == 1 and held.alive() == [held.pid]
+    assert "annot start" not in done.stderr and "PRODUCTION" not in done.stderr
+    assert "🚨 Port conflict: ENVIRONMENT is 'staging'" in done.stderr or not environment
