@@ -564,22 +564,6 @@ def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch,
     assert "it is precious" in said() and held.alive() == [held.pid]
 
 
-def test_a_yes_is_for_the_holder_that_was_asked_about(port, hold, monkeypatch, said):
-    """While the person thinks, another may have taken the port."""
-    held = hold(("127.0.0.1", port))
-    others = []
-
-    def agree(*_):
-        held.end()
-        others.append(hold(("127.0.0.1", port)))
-        return True
-
-    seam.stand_in(monkeypatch, "terminal", lambda: True)
-    seam.stand_in(monkeypatch, "question", agree)
-    assert ensure_port_available(port, policy="ask") is False
-    assert "somebody else holds the port now" in said().lower() and others[0].alive() == [others[0].pid]
-
-
 @bound_is_told
 def test_all_or_none_also_where_one_has_only_bound(port, hold, said):
     """One listens, another has bound a different address: both keep the wildcard from being bound."""

@@ -417,17 +417,6 @@ def test_out_of_descriptors_is_not_held(port, hold):
     assert "already in use" not in done.stderr and held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize("members", ["write", "write flush", "write isatty", ""])
-def test_a_stand_in_for_stderr_loses_no_answer(port, hold, members):
-    held = hold(("127.0.0.1", port), ignore_term=True)
-    code = (
-        f"sys.stderr = type('Stream', (), {{name: (lambda self, *_: None) for name in {members!r}.split()}})(); "
-        "print(ensure(port, grace=0.5))"
-    )
-    done = asked(code, port)
-    assert (done.stdout, held.alive()) == ("True\n", []), done
-
-
 # In the child of a reloader, the port is its parent's
 
 

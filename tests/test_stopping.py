@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,7 +19,6 @@ from .conftest import (
     LINUX,
     PATIENCE,
     PORT_MANAGER,
-    ROOT,
     RUN_BACKEND,
     can_bind,
     command_line,
@@ -247,21 +245,6 @@ def test_a_pid_that_nobody_has(pid):
     assert PortManager().kill_process(pid) is True
 
 
-@pytest.mark.parametrize("spare", [0, 1, 2, 4])
-def test_without_a_descriptor_to_spare_nobody_is_gone(hold, ports, spare):
-    """What cannot be read because too many files are open has not ended."""
-    held = hold(("127.0.0.1", ports()), ignore_term=True)
-    question = (
-        "import os, port_manager as p, pwd, resource, select, signal, struct, sys\n"
-        "highest = max(map(int, os.listdir('/proc/self/fd')))\n"
-        f"resource.setrlimit(resource.RLIMIT_NOFILE, (highest + {spare}, highest + {spare}))\n"
-        f"print(p.PortManager(8000, grace=0.2).kill_process({held.pid}))"
-    )
-    done = subprocess.run([sys.executable, "-S", "-c", question], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert "Traceback" not in done.stderr
-    assert done.stdout.strip() == str(held.alive() == [])
-
-
 def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
     """The port is free, and the process that cannot be ended is not kept quiet about."""
     held = hold(("127.0.0.1", port), drain=True)
@@ -269,41 +252,6 @@ def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
     seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
     assert ensure_port_available(port, grace=0.3) is True
     assert f"⚠️  Process {held.pid} does not end even when forced" in said()
-
-
-FORKS_FOR_EACH_REQUEST = """
-import os, signal, socket, sys, time
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("127.0.0.1", int(sys.argv[1]))); s.listen()
-print("ready", flush=True)
-while True:
-    if os.fork() == 0:
-        time.sleep(0.003)
-        os._exit(0)
-    time.sleep(0.001)
-"""
-
-
-@pytest.mark.parametrize("round_", range(3))
-def test_a_child_that_exits_during_the_look_is_no_reason(port, start, said, round_):
-    """A server under load that forks for each request: all of its children have the listener, for a moment."""
-    server = start(sys.executable, "-S", "-c", FORKS_FOR_EACH_REQUEST, str(port))
-    server.stdout.readline()
-    assert ensure_port_available(port) is True, said()
-    assert server.wait(PATIENCE) and "left alone" not in said()
-
-
-def test_a_sandbox_that_refuses_one_way_to_signal(port, hold, monkeypatch):
-    """As the older filters of container engines do, which know kill() and no pidfd_send_signal()."""
-    if not hasattr(signal, "pidfd_send_signal"):
-        pytest.skip("this Python has no pidfd_send_signal")
-
-    def refused(*_):
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(signal, "pidfd_send_signal", refused)
-    held = hold(("127.0.0.1", port))
-    assert ensure_port_available(port) is True and held.alive() == []
 
 
 def test_nobody_was_killed_who_ended_by_himself(port, hold, monkeypatch, said):
