@@ -399,7 +399,7 @@ PS_OF_FREEBSD = """\
 def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
     seam.on_system(monkeypatch, "freebsd14", "alice")
     fp.keep_last_process(True)
-    fp.register(["sockstat", "-46l", "-P", "tcp", "-p", "8000"], stdout=SOCKSTAT)
+    fp.register(["sockstat", "-46lw", "-P", "tcp", "-p", "8000"], stdout=SOCKSTAT)
     fp.register(["ps", fp.any()], stdout=PS_OF_FREEBSD.format(me=os.getpid()))
     fp.register(["lsof", fp.any()], stdout="")
     rows = seam.ask("sockstat", PORT)
