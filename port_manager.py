@@ -1061,10 +1061,9 @@ class _System:
 
     def protects(self, holder: Holder) -> str | None:
         """Why a program is protected by its name or PID: the sentence."""
-        if holder.pid in self.first_pids:
-            return f"PID {holder.pid} is the system itself"
         names = {name[:15].lower(): sentence for name, sentence in self.forwarders.items()}
-        return _MACHINE if holder.name.startswith("qemu-system") else names.get(holder.name[:15].lower())
+        named = _MACHINE if holder.name.startswith("qemu-system") else names.get(holder.name[:15].lower())
+        return named or (f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None)
 
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether somebody's terminal ends with a process."""

@@ -185,7 +185,8 @@ def holder_rows(who: str, port: int, pid: int, times: int, bars: dict[str, float
     assert [holder.pid for holder in port_manager.find_listeners(port)] == [pid]
     for tool, bar in bars.items():
         if not shutil.which(tool):
-            rows.append((f"finding the holder, {who}", f"not measured: {tool} is missing", "", "", f"1/{1 / bar:.0f}", "-"))
+            why = f"not measured: {tool} is missing"
+            rows.append((f"finding the holder, {who}", why, "", "", f"1/{1 / bar:.0f}", "-"))
             continue
         for what, call in calls.items():
             measures = [lambda call=call: call(port), lambda tool=tool: run(*tools[tool].split())]
@@ -209,7 +210,8 @@ def crowd_rows(processes: int, connections: int) -> None:
         except OSError as error:
             why = str(error)
             break
-    rows.append(("finding the holder in a crowd", f"not measured: {why or 'the PIDs began again'}", "", "", "1/50", "-"))
+    why = f"not measured: {why or 'the PIDs began again'}"
+    rows.append(("finding the holder in a crowd", why, "", "", "1/50", "-"))
 
 
 def too_many(processes: int, connections: int) -> str | None:

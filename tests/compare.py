@@ -102,7 +102,8 @@ def bound() -> bool:
 def run(host: str = "", *before: str) -> tuple[int, str]:
     """Call the tool: (exit status, what it said)."""
     command = TOOLS[sys.argv[1]] + (f" --host {host}" if host and sys.argv[1] == "this" else "")
-    done = subprocess.run([*before, "sh", "-c", command], stdin=subprocess.DEVNULL, stdout=-1, stderr=-2, text=True, check=False)
+    words = [*before, "sh", "-c", command]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=-1, stderr=-2, text=True, check=False)
     return done.returncode, done.stdout
 
 
@@ -179,7 +180,8 @@ def at_once() -> bool:
 def supervised() -> bool:
     """Reported: not by a status that is always the same, but by the PID of who starts it, as a word of its own."""
     server = f"'{sys.executable}' -S -E '{ROOT}/tests/holder.py' '{json.dumps({'bind': [['0.0.0.0', PORT]]})}'"
-    loop = subprocess.Popen(["sh", "-c", f"while :; do {server}; done"], stdout=subprocess.DEVNULL, start_new_session=True)
+    words = ["sh", "-c", f"while :; do {server}; done"]
+    loop = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
     while bound():
         time.sleep(0.02)
     status, said = run()
@@ -258,7 +260,7 @@ def main() -> None:
         for tool in tools:
             box = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
             command = [*box, sys.executable, "-m", "tests.compare", tool, "--inside", case]
-            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+            done = subprocess.run(command, cwd=ROOT, stdout=-1, stderr=subprocess.DEVNULL, text=True, check=False)
             cells.append(done.stdout.strip().rpartition("\n")[2] if done.returncode == 0 else "failed")
         print(f"| {case} | " + " | ".join(cells) + " |", flush=True)
 

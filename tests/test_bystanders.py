@@ -337,7 +337,7 @@ def test_a_stand_by_is_no_holder(port, ports, start, hold, said):
 
 
 def test_a_wildcard_of_ipv6_is_not_blamed_for_what_may_be_another(ports, hold, monkeypatch, said):
-    """Where netlink is refused, nothing tells a v6-only listener from a dual-stack one, and a client may be in the way."""
+    """Where netlink is refused, nothing tells a v6-only listener from a dual-stack one; a client may be in the way."""
     port, server = ports(), ports()
     seam.stand_in(monkeypatch, "sock_diag", lambda *_: None)
     seam.only(monkeypatch, "proc_net")
@@ -354,7 +354,10 @@ import os, socket, subprocess, sys, time
 reserved = socket.socket()
 reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 reserved.bind(("0.0.0.0", int(sys.argv[1])))
-server = "import socket, sys, time; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(1, flush=True); time.sleep(60)"
+server = (
+    "import socket, sys, time; s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(('127.0.0.1', int(sys.argv[1])));"
+    "s.listen(); print(1, flush=True); time.sleep(60)"
+)
 subprocess.Popen([sys.executable, "-S", "-c", server, sys.argv[1]]).wait()
 time.sleep(60)
 """
@@ -379,7 +382,8 @@ def test_the_same_link_local_address_on_another_interface():
     question = (
         "import sys\n"
         "def listen(zone):\n"
-        "    s = socket.socket(socket.AF_INET6); s.bind(('fe80::1', 8000, 0, socket.if_nametoindex(zone))); s.listen(); return s\n"
+        "    s = socket.socket(socket.AF_INET6); s.bind(('fe80::1', 8000, 0, socket.if_nametoindex(zone))); s.listen()\n"
+        "    return s\n"
         "both = listen('d0'), listen('d1')\n"
         "print(p.ensure_port_available(8000, 'fe80::1%d0'), seam.conflict('fe80::1', 'fe80::1%2'))"
     )
@@ -389,7 +393,7 @@ def test_the_same_link_local_address_on_another_interface():
 
 @pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0", "[::]"])
 def test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for(port, hold, said, host):
-    """uvicorn binds :: without IPv4, and starts beside it; a dual-stack server would not: nobody is stopped in doubt."""
+    """uvicorn binds :: without IPv4, and starts beside it; others would not: in doubt, nobody is stopped."""
     four = hold(("127.0.0.1", port))
     assert ensure_port_available(port, host) is False and four.alive() == [four.pid]
     assert "it listens on IPv4 alone" in said() and "name the host 0.0.0.0" in said()

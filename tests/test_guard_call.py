@@ -349,29 +349,3 @@ def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     seam.stand_in(monkeypatch, "run a tool", lambda *_: pytest.fail("a tool was started"))
     assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False
-
-
-def test_workers_of_an_interpreter_in_a_folder_with_a_blank(tmp_path, port):
-    """The words of a command line are told apart by what separates them, and that is no blank."""
-    (tmp_path / "my tools").mkdir()
-    python = tmp_path / "my tools" / "python3"
-    python.symlink_to(sys.executable)
-    (tmp_path / "main.py").write_text("import port_manager; port_manager.guard()\n")
-    (tmp_path / "uvicorn").mkdir()
-    (tmp_path / "uvicorn" / "__init__.py").write_text("")
-    (tmp_path / "uvicorn" / "__main__.py").write_text(
-        "import importlib, os, socket, sys\n"
-        "wait, ready = os.pipe(); over, end = os.pipe()\n"
-        "def worker():\n"
-        "    os.close(end); importlib.import_module('main')\n"
-        "    s = socket.socket(); s.setsockopt(1, 15, 1); s.bind(('127.0.0.1', int(sys.argv[3]))); s.listen()\n"
-        "    os.write(ready, b'1'); os.read(over, 1); os._exit(0)\n"
-        "for _ in range(2):\n"
-        "    os.fork() or worker()\n"
-        "    os.read(wait, 1)\n"
-        "os.close(end); print([os.wait()[1] for _ in range(2)])\n"
-    )
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHOME": sys.base_prefix}
-    words = [str(python), "-X", "utf8", "-m", "uvicorn", "main:app", "--port", str(port)]
-    done = subprocess.run(words, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE)
-    assert done.stdout == "[0, 0]\n", done

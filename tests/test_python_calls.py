@@ -237,7 +237,8 @@ def test_threads_may_ask_at_the_same_time(ports, hold):
     wanted = [ports() for _ in range(4)]
     held = [hold(("127.0.0.1", port)) for port in wanted]
     answers: list[bool] = []
-    threads = [threading.Thread(target=lambda p=p: answers.append(port_manager.ensure_port_available(p))) for p in wanted * 3]
+    ask = lambda port: answers.append(ensure_port_available(port))
+    threads = [threading.Thread(target=ask, args=(port,)) for port in wanted * 3]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -327,7 +328,8 @@ def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
 def test_a_wait_for_a_process_ends_when_it_has_ended(port, start):
     """At once, with the reason, and not after the time that was given."""
     server = start(sys.executable, "-c", "import time; time.sleep(0.3)")
-    with pytest.raises(PortError, match=f"process {server.pid} has ended, and does not listen on port {port}") as caught:
+    reason = f"process {server.pid} has ended, and does not listen on port {port}"
+    with pytest.raises(PortError, match=reason) as caught:
         wait_until_listening(port, timeout=PATIENCE, pid=server.pid)  # it is a zombie, until its parent waits for it
     assert not isinstance(caught.value, PortTimeout)
     server.wait()
@@ -337,7 +339,8 @@ def test_a_wait_for_a_process_ends_when_it_has_ended(port, start):
 
 def test_a_wait_for_a_process_ends_when_another_listens(port, hold, start):
     other, server = hold(("127.0.0.1", port)), start("sleep", "60")
-    with pytest.raises(PortError, match=f"port {port} is held by process {other.pid} .*, and not by process {server.pid}"):
+    reason = f"port {port} is held by process {other.pid} .*, and not by process {server.pid}"
+    with pytest.raises(PortError, match=reason):
         wait_until_listening(port, timeout=PATIENCE, pid=server.pid)
     assert other.alive() == [other.pid]
 
@@ -346,9 +349,9 @@ def test_a_wait_for_a_process_ends_when_another_listens(port, hold, start):
 
 
 def test_any_free_port_is_bound(hold):
-    with bind_port(0, "127.0.0.1") as first, bind_port(0, "localhost") as second, bind_port(0, inheritable=True) as third:
-        ports = {listener.getsockname()[1] for listener in (first, second, third)}
-        assert len(ports) == 3 and 0 not in ports and third.get_inheritable()
+    with bind_port(0, "127.0.0.1") as first, bind_port(0, inheritable=True) as second:
+        ports = {listener.getsockname()[1] for listener in (first, second)}
+        assert len(ports) == 2 and 0 not in ports and second.get_inheritable()
         assert wait_until_listening(first.getsockname()[1], timeout=0, pid=os.getpid()) is True
     with pytest.raises(PortError, match="not an address of this machine"):
         bind_port(0, "192.0.2.1")
@@ -377,7 +380,7 @@ def test_an_address_elsewhere_is_no_port_to_wait_for():
     for call in (wait_until_free, wait_until_listening, find_free_port):
         with pytest.raises(PortError, match="192.0.2.1 is not an address of this machine"):
             call(8000, "192.0.2.1")
-    for words in ((), ("--for", "free")):
+    for words in ((), ("--until", "listening")):
         done = command_line("wait", "8000", "--host", "192.0.2.1", *words)
         assert done.returncode == 1 and "192.0.2.1 is not an address of this machine" in done.stderr
 
@@ -417,17 +420,6 @@ def test_out_of_descriptors_is_not_held(port, hold):
     assert "already in use" not in done.stderr and held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize("members", ["write", "write flush", "write isatty", "", "write encoding"])
-def test_a_stand_in_for_stderr_loses_no_answer(port, hold, members):
-    held = hold(("127.0.0.1", port), ignore_term=True)
-    code = (
-        f"sys.stderr = type('Stream', (), {{name: (lambda self, *_: None) for name in {members!r}.split()}})(); "
-        "print(ensure(port, grace=0.5))"
-    )
-    done = asked(code, port)
-    assert (done.stdout, held.alive()) == ("True\n", []), done
-
-
 # In the child of a reloader, the port is its parent's
 
 
@@ -448,7 +440,8 @@ def test_a_reloaders_child_finds_its_port_available(port, hold, mark, holder):
         "s = listen() if sys.argv[2] == 'parent' else None\n"
         "child = 'import port_manager, sys; print(port_manager.ensure_port_available(int(sys.argv[1])))'\n"
         "environ = {**os.environ, **({sys.argv[3]: 'true'} if sys.argv[3] else {})}\n"
-        "print(subprocess.run([sys.executable, '-c', child, str(port)], env=environ, stdout=-1, text=True).stdout, end='')\n"
+        "words = [sys.executable, '-c', child, str(port)]\n"
+        "print(subprocess.run(words, env=environ, stdout=-1, text=True).stdout, end='')\n"
         "if sys.argv[2] == 'sibling':\n"
         "    print(os.waitpid(sibling, os.WNOHANG)[0] == 0); os.kill(sibling, 9)"
     )

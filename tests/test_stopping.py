@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,7 +19,6 @@ from .conftest import (
     LINUX,
     PATIENCE,
     PORT_MANAGER,
-    ROOT,
     RUN_BACKEND,
     can_bind,
     command_line,
@@ -257,21 +255,6 @@ def test_a_pid_that_nobody_has(pid):
     assert PortManager().kill_process(pid) is True
 
 
-@pytest.mark.parametrize("spare", [0, 1, 2, 4])
-def test_without_a_descriptor_to_spare_nobody_is_gone(hold, ports, spare):
-    """What cannot be read because too many files are open has not ended."""
-    held = hold(("127.0.0.1", ports()), ignore_term=True)
-    question = (
-        "import os, port_manager as p, pwd, resource, select, signal, struct, sys\n"
-        "highest = max(map(int, os.listdir('/proc/self/fd')))\n"
-        f"resource.setrlimit(resource.RLIMIT_NOFILE, (highest + {spare}, highest + {spare}))\n"
-        f"print(p.PortManager(8000, grace=0.2).kill_process({held.pid}))"
-    )
-    done = subprocess.run([sys.executable, "-S", "-c", question], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert "Traceback" not in done.stderr
-    assert done.stdout.strip() == str(held.alive() == [])
-
-
 def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
     """The port is free, and the process that cannot be ended is not kept quiet about."""
     held = hold(("127.0.0.1", port), drain=True)
@@ -279,3 +262,19 @@ def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
     seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
     assert ensure_port_available(port, grace=0.3) is True
     assert f"⚠️  Process {held.pid} does not end even when forced" in said()
+
+
+def test_nobody_was_killed_who_ended_by_himself(port, hold, monkeypatch, said):
+    held = hold(("127.0.0.1", port), exit_after=0.3)
+    seam.at_the_last_check(monkeypatch, after=lambda: eventually(lambda: not held.alive()))
+    assert ensure_port_available(port) is True
+    assert "killed" not in said() and f"Port {port} is now available" in said()
+
+
+@pytest.mark.parametrize("environment", ["", "staging"])
+def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
+    held = hold(("127.0.0.1", port))
+    done = command_line("free", str(port), "--policy", "refuse", ENVIRONMENT=environment)
+    assert done.returncode == 1 and held.alive() == [held.pid]
+    assert "annot start" not in done.stderr and "PRODUCTION" not in done.stderr
+    assert "🚨 Port conflict: ENVIRONMENT is 'staging'" in done.stderr or not environment

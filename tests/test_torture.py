@@ -8,7 +8,9 @@ import struct
 import pytest
 
 from . import seam
-from .test_other_systems import LSOF_BOUND, LSOF_HELD, NETSTAT, PS, SOCKSTAT, netstat
+from .test_other_systems import LSOF_BOUND, LSOF_HELD, PS, PS_OF_FREEBSD, SOCKSTAT
+from .test_windows_parsers import HEADS
+from .test_windows_parsers import told as netstat
 
 SEED = 20261123
 ROUNDS = 3000
@@ -74,7 +76,7 @@ PARSERS = {
     "lsof": ([LSOF_HELD, LSOF_BOUND], justified_by_lsof),
     "netstat": ([NET_TOOLS, BUSYBOX], justified_by_line),
     "sockstat": ([SOCKSTAT], justified_by_line),
-    "netstat -ano": ([seam.decoded(netstat(language=language)) for language in NETSTAT], justified_by_line),
+    "netstat -ano": ([netstat(language) for language in HEADS], justified_by_line),
 }
 
 
@@ -156,8 +158,9 @@ def test_a_lsof_that_answers_with_another_tools_listing():
 
 def test_torture_of_ps():
     rng = random.Random(SEED)
-    for _ in range(ROUNDS):
-        for pid, process in seam.parse("ps", mangled(PS.replace("{me}", "9999"), rng)).items():
+    for turn in range(ROUNDS):
+        listing = (PS, PS_OF_FREEBSD)[turn % 2].replace("{me}", "9999")
+        for pid, process in seam.parse("ps", mangled(listing, rng)).items():
             assert pid == process.pid >= 0
             assert (process.name + process.command).isprintable()
 

@@ -377,5 +377,6 @@ def test_a_proc_of_another_namespace_where_our_number_is_the_same_by_chance():
     )
     inside = ["unshare", "--pid", "--fork", sys.executable, "-c", question]
     for options, ours in ((["--mount-proc"], "True"), ([], "False")):
-        done = subprocess.run([*inside[:1], *options, *inside[1:]], capture_output=True, text=True, check=True, cwd=ROOT)
+        words = [*inside[:1], *options, *inside[1:]]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
         assert done.stdout.split() == ["1", ours]
