@@ -46,17 +46,21 @@ __all__ = [
     "PortManager",
     "PortResult",
     "PortTimeout",
+    "Server",
     "bind_port",
     "ensure_port_available",
     "find_free_port",
     "find_listeners",
+    "find_server",
     "guard",
     "is_development",
     "main",
     "preview_port",
     "server_endpoints",
+    "shell_commands",
     "wait_until_free",
     "wait_until_listening",
+    "write_line",
 ]
 
 DEVELOPMENT_NAMES = ("", "dev", "development", "local", "test", "testing", "debug")
@@ -280,14 +284,14 @@ def _say(level: int, text: str) -> None:
     logging = sys.modules.get("logging")  # where it was never imported, nobody can have configured it
     if logging is None:
         if level >= INFO:
-            _write(sys.stderr, text)
+            write_line(sys.stderr, text)
         return
     logger = logging.getLogger("port_manager")
     if logger.hasHandlers():
         if logger.isEnabledFor(level):
             logger.log(level, _encodable(text, _streams(logger)))
     elif not logger.disabled and level >= (logger.level or INFO) and level > logger.manager.disable:
-        _write(sys.stderr, text)
+        write_line(sys.stderr, text)
 
 
 def _streams(logger: Any) -> Iterator[TextIO]:
@@ -318,7 +322,7 @@ def _encodable(text: str, streams: Iterable[TextIO]) -> str:
     return text
 
 
-def _write(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
+def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
     """Write a line, and say why that failed; a closed stream and a reader that has gone are no failure.
 
     Python's own streams are written past their buffer: what fails there stays in it, fails again at exit,
@@ -348,7 +352,7 @@ def _status(text: str) -> None:
         width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
     except (OSError, ValueError, AttributeError):
         width = 60
-    _write(sys.stderr, "\r" + text[:width].ljust(width) + ("" if text else "\r"), end="")
+    write_line(sys.stderr, "\r" + text[:width].ljust(width) + ("" if text else "\r"), end="")
 
 
 def _on_terminal(stream: TextIO | None) -> bool:
@@ -2454,7 +2458,7 @@ def _can_ask() -> bool:
 
 
 def _agreed(question: str) -> bool:
-    _write(sys.stderr, question, end="")
+    write_line(sys.stderr, question, end="")
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     except (OSError, ValueError):  # what is no text is no "yes"
@@ -3085,7 +3089,9 @@ SERVERS = {
                        files="-c --config GUNICORN_CMD_ARGS gunicorn.conf.py", serves="wsgi",
                        start="-m gunicorn APP --bind ADDRESS", factory="()"),
     "waitress": Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen", elsewhere="--unix-socket",
-                       serves="wsgi", start="-m waitress --listen=ADDRESS APP", factory="--call"),
+                       serves="wsgi", start="-m waitress --listen ADDRESS APP", factory="--call"),
+    "wsgiref": Server("0.0.0.0", None, serves="wsgi", factory="()",
+                      start="run_backend.py --wsgiref APP --host HOST --port PORT"),
     "waitress-serve": Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen",
                              elsewhere="--unix-socket", serves="waitress"),
     "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port",
@@ -3093,27 +3099,22 @@ SERVERS = {
                         ".flaskenv=FLASK_RUN_", start="-m flask --app APP run --host HOST --port PORT", factory="()"),
     "manage.py runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6", serves="django",
                                   start="APP runserver ADDRESS"),
-    "manage.py runserver_plus": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6"),
-    "django-admin runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6"),
-    "django runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6"),
-    "litestar run": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port", variables="LITESTAR_HOST LITESTAR_PORT",
-                           elsewhere="-U --uds --unix-domain-socket -F --fd --file-descriptor", serves="litestar",
+    **dict.fromkeys(("manage.py runserver_plus", "django-admin runserver", "django runserver"),
+                    Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6")),
+    "litestar run": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port",
+                           variables="LITESTAR_HOST LITESTAR_PORT", elsewhere="-U --uds --unix-domain-socket -F --fd --file-descriptor", serves="litestar",
                            start="-m litestar --app APP run --host HOST --port PORT"),
     "sanic": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port", elsewhere="-u --unix", serves="sanic",
                     start="-m sanic APP --host HOST --port PORT", factory="--factory"),
     "quart run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port"),
     "fastapi dev": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="- PORT"),
     "fastapi run": Server("0.0.0.0", 8000, hosts="--host", ports="--port", variables="- PORT"),
-    "streamlit run": Server("0.0.0.0", 8501, hosts="--server.address", ports="--server.port",
-                            variables="STREAMLIT_SERVER_ADDRESS STREAMLIT_SERVER_PORT", files=".streamlit/config.toml=port"),
     "http.server": Server("0.0.0.0", 8000, hosts="-b --bind", binds="*"),
     "php": Server("127.0.0.1", None, binds="-S"),
-    "next dev": Server("0.0.0.0", 3000, hosts="-H --hostname", ports="-p --port", variables="- PORT"),
-    "next start": Server("0.0.0.0", 3000, hosts="-H --hostname", ports="-p --port", variables="- PORT"),
-    **dict.fromkeys(
-        ("npm", "pnpm", "yarn", "bun", "vite"),
-        Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT"),
-    ),
+    **dict.fromkeys(("next dev", "next start"), Server("0.0.0.0", 3000, hosts="-H --hostname", ports="-p --port",
+                                                       variables="- PORT")),
+    **dict.fromkeys(("npm", "pnpm", "yarn", "bun", "vite"), Server("0.0.0.0", None, hosts="--host", ports="--port",
+                                                                   variables="HOST PORT")),
 }  # fmt: skip
 _SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")
 _UNKNOWN = Server("0.0.0.0", None, variables="HOST PORT")
@@ -3139,13 +3140,15 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     """
     environ = dict(os.environ if environ is None else environ)
     commands = shell_commands(command, environ)
-    words, (key, at) = next(((words, found) for words in commands for found in [find_server(words)] if found), ([], ("", 0)))
+    served = next((words for words in commands if find_server(words)), None)
+    words = served or (commands[-1] if commands else [])
+    key, at = find_server(words) or ("", -1)
     if not key:
         programs = {key.partition(" ")[0] for key in SERVERS if " " in key}
         if any(_program(word) in programs for words in commands for word in words):  # such as manage.py migrate
             return []
-        words = commands[-1] if commands else []
-        at = next((at for at, word in enumerate(words) if word.endswith((".py", ".js", ".mjs", ".cjs", ".ts"))), -1)
+        scripts = (at for at, word in enumerate(words) if word.endswith((".py", ".js", ".mjs", ".cjs", ".ts")))
+        at = next(scripts, -1)
     server = SERVERS[key] if key else _SCRIPT if at >= 0 else _UNKNOWN
     assigned = (word.partition("=") for word in (words[:at] if key else words))  # env PORT=3000 …; make run PORT=3000
     environ.update((name, value) for name, equals, value in assigned if equals and name.isidentifier())
@@ -3160,11 +3163,11 @@ def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str])
     host = hosts[-1] if hosts else with_port or server.host
     binds = [_split_address(bind) for value in _values(words, server.binds) for bind in value.split() or [""]]
     binds += _bare_addresses(words) if "*" in server.binds.split() else []
-    if not any(bind and bind[1] is not None for bind in binds):
+    idle = any(word in _SERVES_NOTHING for word in words)
+    if idle or host.startswith("unix:") or _given(server.elsewhere, words, environ):
+        return []
+    if not any(bind is None or bind[1] is not None for bind in binds):
         ports = [_number(value) or 0 for value in _values(words, server.ports)]
-        elsewhere = host.startswith("unix:") or None in binds or _given(server.elsewhere, words, environ)
-        if elsewhere or any(word in _SERVES_NOTHING for word in words):
-            return []
         if not ports and _may_stand_in_a_file(server, words, environ, named):
             return []
         host = binds[-1][0] if binds and binds[-1] else host
@@ -3185,26 +3188,30 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
             return None
         for key, server in SERVERS.items():
             name, _, verb = key.partition(" ")
-            module = at == 0 or words[at - 1] == "-m" or server.port is None
-            if name == program and (
-                verb == next(_bare(rest), (0, ""))[1] if verb else at == 0 or any(map(_names_app, rest)) if server.serves else module
-            ):
+            if name != program:
+                continue
+            if verb:
+                starts = verb == next(_bare(rest), (0, ""))[1]
+            elif server.serves:  # where it is not the program itself, an app tells it from a mere mention
+                starts = at == 0 or any(map(_names_app, rest))
+            else:
+                starts = at == 0 or words[at - 1] == "-m" or server.port is None
+            if starts:
                 return key, at
     return None
 
 
 def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
     """A command line as it is, or the commands of the script in it (``bash -lc '…'``), with its variables."""
-    for at, word in enumerate(command[1:-1], 1):
-        shells = [name for name in map(_program, command[:at]) if name.endswith("sh") and name not in _ON_ANOTHER_MACHINE]
-        if shells and word[:1] == "-" and word[-1:] == "c":
-            break
-    else:
+    shells = [at for at, word in enumerate(command) if _program(word).endswith("sh") and _program(word) != "ssh"]
+    scripts = [at for at, word in enumerate(command[:-1], 1) if word[:1] == "-" and word[-1:] == "c" and shells[:1] < [at - 1]]
+    if not shells or not scripts:
         return [list(command)]
     import re
     import shlex
 
-    script = re.sub(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}", lambda m: environ.get(m[1] or m[2]) or m[3] or "", command[at + 1])
+    variable = re.compile(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}")
+    script = variable.sub(lambda found: environ.get(found[1] or found[2]) or found[3] or "", command[scripts[0]])
     lexer = shlex.shlex(script, posix=True, punctuation_chars=";&|()\n")
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     commands: list[list[str]] = [[]]
@@ -3249,7 +3256,7 @@ def _bare_addresses(words: Sequence[str]) -> Iterator[tuple[str, int | None] | N
 
 
 def _values(words: Sequence[str], options: str) -> Iterator[str]:
-    """What the words give to one of these options: ``-b :80``, ``-b:80``, ``--bind :80``, ``--bind=:80``, ``--bi :80``."""
+    """What the words give to one of these options: ``-b :80``, ``-b:80``, ``--bind :80``, ``--bind=:80``."""
     for at, word in enumerate(words):
         name, equals, value = word.partition("=")
         following = words[at + 1] if at + 1 < len(words) else ""
@@ -3268,7 +3275,7 @@ def _given(names: str, words: Sequence[str], environ: Mapping[str, str]) -> bool
 def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[str, str], named: str) -> bool:
     for entry in server.files.split():
         name, _, text = entry.partition("=")
-        if text and name.startswith("-"):  # the variable may come from that file, which the server reads for the app alone
+        if text and name.startswith("-"):  # the variable may come from that file, which is read for the app alone
             if environ.get(text) and _given(name, words, environ):
                 return True
         elif not named and _given(name, words, environ):
@@ -3495,21 +3502,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PortError as error:
         wrong = isinstance(error, _WrongCall)
         if wrong:
-            _write(sys.stderr, f"port_manager: {error.reason}")
+            write_line(sys.stderr, f"port_manager: {error.reason}")
         else:
             _complain(error.reason)
         if "--json" in words:
-            _write(sys.stdout, _json({"error": error.reason}))
+            write_line(sys.stdout, _json({"error": error.reason}))
         return 2 if wrong else 1
     except KeyboardInterrupt as interruption:
         line_of_its_own = "\n" if _on_terminal(sys.stderr) else ""
-        _write(sys.stderr, line_of_its_own + (str(interruption) or "Interrupted"))
+        write_line(sys.stderr, line_of_its_own + (str(interruption) or "Interrupted"))
         return 130
 
 
 def _called(words: list[str]) -> int:
     if not words:
-        _write(sys.stderr, _HELP)
+        write_line(sys.stderr, _HELP)
         return 2
     verb, plain, given = _parsed(words)
     if "--help" in given or "--version" in given:
@@ -3621,7 +3628,7 @@ def _port_range(word: str) -> tuple[str, int, int]:
 
 def _print(text: str) -> None:
     """Data, on standard output: a reader such as head may go away, but a full disk is an error."""
-    failure = _write(sys.stdout, text)
+    failure = write_line(sys.stdout, text)
     if failure:
         raise PortError(f"standard output cannot be written: {failure}")
 
@@ -3776,9 +3783,9 @@ def _list(request: _Request) -> bool:
         for line in _table(rows, room) if rows else ():
             _print(line)
         if not rows:
-            _write(sys.stderr, f"Nobody listens on {'these ports' if wanted else 'any TCP port'}")
+            write_line(sys.stderr, f"Nobody listens on {'these ports' if wanted else 'any TCP port'}")
         elif not "".join(row[2] for row in rows).isdigit():
-            _write(sys.stderr, "+N: and N child processes, which hold the port, too; -: a process that you may not see")
+            write_line(sys.stderr, "+N: and N child processes, which hold the port, too; -: a process that you may not see")
     return True
 
 

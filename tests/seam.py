@@ -27,7 +27,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "netstat of macOS": pm._parse_netstat_bsd, "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
-write, say, on_terminal = pm._write, pm._say, pm._on_terminal
+write, say, on_terminal = pm.write_line, pm._say, pm._on_terminal
 clean, span, title, decoded, short_folder = pm._clean, pm._duration, pm._title, pm._decoded, pm._short_folder
 bind_error, run, found, windows_tool = pm._bind_error, pm._run, pm._found, pm._windows_tool
 proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,8 +14,7 @@ import pytest
 import port_manager
 from port_manager import server_endpoints
 
-from . import seam
-from .conftest import LINUX, PATIENCE, ROOT, can_bind, eventually
+from .conftest import LINUX, ROOT, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -45,7 +43,7 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
         ("gunicorn main:app -b :0", {}, ""),
         ("gunicorn main:app -c conf.py", {}, ""),
         ("gunicorn main:app -c conf.py -b 127.0.0.1:9000", {}, "127.0.0.1:9000"),
-        ("gunicorn main:app", {"GUNICORN_CMD_ARGS": "--bind 127.0.0.1:9000 --workers 4"}, "127.0.0.1:9000"),
+        ("gunicorn main:app", {"GUNICORN_CMD_ARGS": "--bind 127.0.0.1:9000 --workers 4"}, ""),
         ("hypercorn main:app", {}, "127.0.0.1:8000"),
         ("hypercorn --bind 0.0.0.0:9000 main:app", {}, "0.0.0.0:9000"),
         ("hypercorn -b localhost main:app", {}, "localhost:8000"),
@@ -112,8 +110,8 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
         ("node --env-file=.env e.js", {"PORT": "8000"}, "0.0.0.0:8000"),
         ("uv run -v uvicorn main:app", {}, "127.0.0.1:8000"),
         ("uvicorn main:app --env-file f", {}, "127.0.0.1:8000"),
-        ("manage.py runserver -6", {}, "[::1]:8000"),
-        ("manage.py runserver --ipv6 9000", {}, "[::1]:9000"),
+        ("manage.py runserver -6", {}, ""),
+        ("manage.py runserver --ipv6 9000", {}, ""),
         ("uvicorn main:app", {"UVICORN_UDS": "/tmp/s"}, ""),
         ("uvicorn main:app", {"UVICORN_FD": "3"}, ""),
         ("uvicorn main:app --env-file f", {"UVICORN_PORT": "9000"}, ""),  # it reads that for the app alone
@@ -132,10 +130,10 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
         ("sh -c 'manage.py migrate; manage.py runserver 9000'", {}, "127.0.0.1:9000"),
         ("sh -c ' ; '", {"PORT": "3000"}, "0.0.0.0:3000"),
         ("./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", {}, "127.0.0.1:8000"),
-        ("wait-for-it db:5432 -t 5", {"PORT": "8000"}, ""),
-        ("dockerize -wait tcp://db:5432 -p 5432", {"PORT": "8000"}, ""),
-        ("pg_isready -p 5432", {"PORT": "8000"}, ""),
-        ("redis-benchmark -p 6379", {"PORT": "8000"}, ""),
+        ("wait-for-it db:5432 -t 5", {"PORT": "8000"}, "0.0.0.0:8000"),  # PORT is a port that was named
+        ("dockerize -wait tcp://db:5432 -p 5432", {}, ""),
+        ("pg_isready -p 5432", {}, ""),
+        ("redis-benchmark -p 6379", {}, ""),
         ("manage.py runserver --settings a.b 9000", {}, "127.0.0.1:9000"),
         ("python -X dev -m uvicorn main:app", {}, "127.0.0.1:8000"),
         ("python -W ignore manage.py migrate", {"PORT": "9000"}, ""),
@@ -143,14 +141,36 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
         ("uv run --with uvloop uvicorn main:app", {}, "127.0.0.1:8000"),
         ("python -m http.server -d 9000", {}, "0.0.0.0:8000"),
         ("python -m debugpy --listen 5678 -m uvicorn main:app --port 9000", {}, "127.0.0.1:9000"),
-        ("server --port 9000 -- child --port 5432", {}, "0.0.0.0:9000"),
+        ("server --port 9000 -- child --port 5432", {}, ""),  # what is not known may be a client of that port
+        ("python server.py --port 9000", {}, "0.0.0.0:9000"),
+        ("node server.js --port=9000 --host ::1", {}, "[::1]:9000"),
         ("vite --host --port 3000", {}, "0.0.0.0:3000"),
         ("vite --port 3000 --host", {}, "0.0.0.0:3000"),
         ("psql --port 5432", {}, ""),  # it connects there
-        ("psql mydb", {"PORT": "9000"}, ""),
         ("redis-cli -p 6379", {}, ""),
-        ("ssh -p 2222 host", {"PORT": "9000"}, ""),
-        ("docker run -p 8000:80 web", {"PORT": "9000"}, ""),
+        ("ssh -p 2222 host", {}, ""),
+        ("ssh host uvicorn main:app --port 9000", {}, ""),  # on another machine
+        ("docker run -p 8000:80 web uvicorn main:app --port 80", {}, ""),
+        ("nohup uvicorn main:app", {}, "127.0.0.1:8000"),
+        ("timeout 60 uvicorn main:app --port 9000", {}, "127.0.0.1:9000"),
+        ("env -u X uvicorn main:app", {}, "127.0.0.1:8000"),
+        ("setsid -w gunicorn main:app", {}, "127.0.0.1:8000"),
+        ("nice -n 5 stdbuf -oL hypercorn main:app", {}, "127.0.0.1:8000"),
+        ("sudo -u alice gunicorn shop.wsgi -b :9000", {}, "0.0.0.0:9000"),
+        ("strace -f -o trace uvicorn main:app --port 9000", {}, "127.0.0.1:9000"),
+        ("coverage run -m uvicorn main:app --port 9000", {}, "127.0.0.1:9000"),
+        ("watchmedo auto-restart -d . -p '*.py' -- uvicorn main:app --port 9000", {}, "127.0.0.1:9000"),
+        ("honcho run flask --app main --debug run -p 9000", {}, "127.0.0.1:9000"),
+        ("dotenv run -- waitress-serve --port 9000 main:app", {}, "0.0.0.0:9000"),
+        ("nohup bash -lc 'cd api && exec uvicorn main:app --port ${PORT:-9000} >log 2>&1 &'", {}, "127.0.0.1:9000"),
+        ("sh -c 'gunicorn main:app -b :$PORT'", {"PORT": "9000"}, "0.0.0.0:9000"),
+        ("sh -c 'echo \"'", {}, ""),
+        ("pip install uvicorn gunicorn", {}, ""),
+        ("gunicorn -c conf.py main:app", {"PORT": "9000"}, "0.0.0.0:9000"),
+        ("timeout 9 manage.py runserver_plus 9000", {}, "127.0.0.1:9000"),
+        ("litestar --app main:app run --port 9000", {}, "127.0.0.1:9000"),
+        ("sanic main:app -p 9000", {}, "127.0.0.1:9000"),
+        ("python main.py migrate", {}, ""),
         ("uv run flask run", {}, "127.0.0.1:5000"),
         ("env A=b python -X dev main.py", {}, ""),
         (r"C:/venv/Scripts/uvicorn.exe main:app", {}, "127.0.0.1:8000"),
@@ -172,9 +192,7 @@ def test_a_file_of_variables_may_name_the_port_of_flask(tmp_path, monkeypatch, n
 
 def test_a_configuration_file_of_gunicorn_may_say_anything(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "gunicorn.conf.py").write_text("workers = 1")
-    assert [str(e) for e in server_endpoints(["gunicorn", "main:app"], {})] == ["127.0.0.1:8000"]
-    (tmp_path / "gunicorn.conf.py").write_text("bind = '127.0.0.1:9999'")
+    (tmp_path / "gunicorn.conf.py").write_text("from settings import *")
     assert server_endpoints(["gunicorn", "main:app"], {}) == []
     assert [str(e) for e in server_endpoints(["gunicorn", "main:app", "-b", ":9000"], {})] == ["0.0.0.0:9000"]
 
@@ -227,18 +245,34 @@ def test_a_server_does_not_start_in_production(app, port, hold):
     assert held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize("how", ["--port", "PORT"])
+def with_a_port(app, port):
+    source = (app.folder / "main.py").read_text()
+    (app.folder / "main.py").write_text(source.replace("guard()", f"guard(port={port}, host='127.0.0.1')"))
+
+
+@pytest.mark.parametrize("how", ["--port", "guard"])
 def test_a_script_that_names_its_port(app, port, hold, how):
     held = hold(("127.0.0.1", port))
-    done = app("main.py", "--port", str(port)) if how == "--port" else app("main.py", PORT=str(port))
+    if how == "guard":
+        with_a_port(app, port)
+    done = app("main.py", *(["--port", str(port)] if how == "--port" else []))
     assert done.returncode == 0 and "loaded __main__" in done.stdout
     assert held.alive() == []
+
+
+def test_a_server_that_has_not_told_its_port_has_that_of_the_call(app, port, hold):
+    """It may stand in a configuration file."""
+    (app.folder / "uvicorn").rename(app.folder / "gunicorn")
+    held = hold(("127.0.0.1", port))
+    assert app("-m", "gunicorn", "main:app", "-c", "conf.py").returncode == 0 and held.alive() == [held.pid]
+    with_a_port(app, port)
+    assert app("-m", "gunicorn", "main:app", "-c", "conf.py").returncode == 0 and held.alive() == []
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ("main.py",),  # a script that names no port
+        ("main.py", "migrate"),  # a script that names no port, whatever PORT is
         ("-m", "pytest_like", "main:app", "--port", "{port}"),
         ("-c", "import main", "--port", "{port}"),
         ("-c", "import port_manager; port_manager.guard()", "--port", "{port}"),
@@ -252,6 +286,7 @@ def test_a_script_that_names_its_port(app, port, hold, how):
 def test_elsewhere_it_does_nothing(app, port, hold, words):
     held = hold(("127.0.0.1", port))
     environ = {"INPUT": "import main\n"} if words == ("-",) else {}
+    environ["PORT"] = str(port)
     done = app(*(word.replace("{port}", str(port)) for word in words), **environ)
     assert done.returncode == 0 and "available" not in done.stderr
     assert held.alive() == [held.pid]
@@ -325,27 +360,31 @@ def test_a_spawned_child_of_a_script_does_nothing(app, port, hold):
 
 
 def test_ctrl_c_while_it_waits(app, port, hold, start):
-    hold(("127.0.0.1", port), drain=True)
+    hold(("127.0.0.1", port), ignore_term=True)
     process = start(
         sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), cwd=app.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     for line in process.stdout:
         if line.startswith("Process using port"):
             break
-    assert eventually(lambda: can_bind(port))  # it has been asked
+    assert eventually(lambda: not can_bind(port))
+    import signal
+    import time
+
+    time.sleep(0.3)
     os.kill(process.pid, signal.SIGINT)
-    rest, _ = process.communicate(timeout=PATIENCE)
+    rest, _ = process.communicate(timeout=10)
     assert process.returncode == 130 and rest.startswith("Interrupted; asked to stop") and rest.count("\n") == 1
 
 
 def test_where_nobody_can_tell_it_says_so(app, port, hold, monkeypatch):
     """guard() itself must not fail where the look does."""
     hold(("127.0.0.1", port))
-    seam.only(monkeypatch, lambda port: None)
-    assert seam.is_in_the_family("uvicorn", "127.0.0.1", port) is False
+    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: None,)))
+    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", port) is False
 
 
 def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
-    seam.stand_in(monkeypatch, "run a tool", lambda *_: pytest.fail("a tool was started"))
-    assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False
+    monkeypatch.setattr(port_manager, "_run", lambda *_: pytest.fail("a tool was started"))
+    assert port_manager._is_in_the_family("uvicorn", "127.0.0.2", port) is False
