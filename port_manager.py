@@ -954,12 +954,12 @@ class _System:
 
     def hold(self, pids: Collection[int]) -> dict[int, _Pin]:
         """Hold all of the processes, then read them: what is read is true of the held ones. Who cannot be read is let go."""
-        handles: dict[int, int | None] = dict.fromkeys(pids)
-        for pid in handles:
+        handles: dict[int, int | None] = {}
+        for pid in pids:
             try:
                 handles[pid] = self.open(pid)
             except OSError:  # it has gone; or a sandbox or an old kernel refuses
-                pass
+                handles[pid] = None
         self.forget(handles)
         pins = {}
         for pid, handle in handles.items():
@@ -985,7 +985,7 @@ class _System:
         """Whether a held process has ended (a zombie has, although kill() still succeeds on it); None: cannot tell."""
         processes = self.read(pin.pid)
         now = processes.get(pin.pid)
-        if not processes or (now and not now.start):
+        if not processes or (now and not (now.start and pin.start)):
             return None
         return now is None or now.zombie or now.start != pin.start
 

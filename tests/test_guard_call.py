@@ -14,6 +14,7 @@ import pytest
 import port_manager
 from port_manager import server_endpoints
 
+from . import seam
 from .conftest import LINUX, ROOT, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -230,7 +231,7 @@ def app(tmp_path):
 
 
 def test_a_servers_command_line_frees_its_port(app, port, hold):
-    held, other = hold(("127.0.0.1", port)), hold(("127.0.0.2", port))
+    held, other = hold(("127.0.0.1", port), cwd=app.folder), hold(("127.0.0.2", port), cwd=app.folder)
     done = app("-m", "uvicorn", "main:app", "--port", str(port))
     assert done.returncode == 0 and "loaded main" in done.stdout
     assert f"✅ Port {port} is now available" in done.stderr
@@ -238,7 +239,7 @@ def test_a_servers_command_line_frees_its_port(app, port, hold):
 
 
 def test_a_server_does_not_start_in_production(app, port, hold):
-    held = hold(("127.0.0.1", port))
+    held = hold(("127.0.0.1", port), cwd=app.folder)
     done = app("-m", "uvicorn", "main:app", "--port", str(port), ENVIRONMENT="production")
     assert done.returncode == 1 and "loaded" not in done.stdout
     assert "❌ Cannot start: port is not available" in done.stderr and "Traceback" not in done.stderr
@@ -252,7 +253,7 @@ def with_a_port(app, port):
 
 @pytest.mark.parametrize("how", ["--port", "guard"])
 def test_a_script_that_names_its_port(app, port, hold, how):
-    held = hold(("127.0.0.1", port))
+    held = hold(("127.0.0.1", port), cwd=app.folder)
     if how == "guard":
         with_a_port(app, port)
     done = app("main.py", *(["--port", str(port)] if how == "--port" else []))
@@ -263,7 +264,7 @@ def test_a_script_that_names_its_port(app, port, hold, how):
 def test_a_server_that_has_not_told_its_port_has_that_of_the_call(app, port, hold):
     """It may stand in a configuration file."""
     (app.folder / "uvicorn").rename(app.folder / "gunicorn")
-    held = hold(("127.0.0.1", port))
+    held = hold(("127.0.0.1", port), cwd=app.folder)
     assert app("-m", "gunicorn", "main:app", "-c", "conf.py").returncode == 0 and held.alive() == [held.pid]
     with_a_port(app, port)
     assert app("-m", "gunicorn", "main:app", "-c", "conf.py").returncode == 0 and held.alive() == []
@@ -284,7 +285,7 @@ def test_a_server_that_has_not_told_its_port_has_that_of_the_call(app, port, hol
     ids=["no-port", "test-runner", "import", "command", "migrate", "uds", "repl", "stdin"],
 )
 def test_elsewhere_it_does_nothing(app, port, hold, words):
-    held = hold(("127.0.0.1", port))
+    held = hold(("127.0.0.1", port), cwd=app.folder)
     environ = {"INPUT": "import main\n"} if words == ("-",) else {}
     environ["PORT"] = str(port)
     done = app(*(word.replace("{port}", str(port)) for word in words), **environ)
@@ -353,14 +354,14 @@ def test_a_spawned_child_of_a_script_does_nothing(app, port, hold):
         "    import socket; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[2]))); s.listen()\n"
         "    child = mp.get_context('spawn').Process(target=work); child.start(); child.join(); print('exit', child.exitcode)\n"
     )
-    held = hold(("127.0.0.1", port))
+    held = hold(("127.0.0.1", port), cwd=app.folder)
     done = app("main.py", "--port", str(port))
     assert "worked\nexit 0\n" in done.stdout and done.returncode == 0
     assert held.alive() == []
 
 
 def test_ctrl_c_while_it_waits(app, port, hold, start):
-    hold(("127.0.0.1", port), ignore_term=True)
+    hold(("127.0.0.1", port), ignore_term=True, cwd=app.folder)
     process = start(
         sys.executable, "-m", "uvicorn", "main:app", "--port", str(port), cwd=app.folder, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
@@ -379,12 +380,12 @@ def test_ctrl_c_while_it_waits(app, port, hold, start):
 
 def test_where_nobody_can_tell_it_says_so(app, port, hold, monkeypatch):
     """guard() itself must not fail where the look does."""
-    hold(("127.0.0.1", port))
-    monkeypatch.setattr(port_manager, "LINUX", port_manager.LINUX._replace(ways=(lambda port: None,)))
-    assert port_manager._is_in_the_family("uvicorn", "127.0.0.1", port) is False
+    hold(("127.0.0.1", port), cwd=app.folder)
+    seam.only(monkeypatch, lambda port: None)
+    assert seam.is_in_the_family("uvicorn", "127.0.0.1", port) is False
 
 
 def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(port_manager, "_run", lambda *_: pytest.fail("a tool was started"))
-    assert port_manager._is_in_the_family("uvicorn", "127.0.0.2", port) is False
+    seam.on_system(monkeypatch, "darwin", "alice")
+    seam.stand_in(monkeypatch, "run a tool", lambda *_: pytest.fail("a tool was started"))
+    assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False
