@@ -957,12 +957,14 @@ class _System:
             except OSError:  # it has gone; or a sandbox or an old kernel refuses
                 pass
         self.forget(handles)
-        pins = {}
+        pins: dict[int, _Pin] = {}
         for pid, handle in handles.items():
             process = self.process(pid)
-            pins[pid] = _Pin(pid, process.start if process else None, handle)
-        self.release(pin for pin in pins.values() if pin.pid not in self.known)
-        return {pid: pin for pid, pin in pins.items() if pid in self.known}
+            if process:
+                pins[pid] = _Pin(pid, process.start, handle)
+            else:
+                self.release([_Pin(pid, None, handle)])
+        return pins
 
     def forget(self, pids: Iterable[int]) -> None:
         """What is asked about these processes is asked anew."""
@@ -2061,14 +2063,15 @@ _ThisSystem = _system_of(sys.platform)
 # ----------------------------------------------------------------------------------------------------
 
 
-class _Look:
+class _Look(NamedTuple):
     """Who keeps a server from binding, at one moment; a with block lets go of the held processes at its end."""
 
-    def __init__(
-        self, port: int, host: str, system: _System, sockets: _Sockets, pins: dict[int, _Pin], holders: list[Holder]
-    ) -> None:
-        self.port, self.host, self.system = port, host, system
-        self.sockets, self.pins, self.holders = sockets, pins, holders
+    port: int
+    host: str
+    system: _System
+    sockets: _Sockets
+    pins: dict[int, _Pin]
+    holders: list[Holder]
 
     def __enter__(self) -> _Look:  # noqa: PYI034 (typing.Self is of Python 3.11)
         return self
@@ -2078,7 +2081,7 @@ class _Look:
 
     def release(self) -> None:
         self.system.release(self.pins.values())
-        self.pins = {}
+        self.pins.clear()
 
     def has_gone(self, pid: int | None) -> bool:
         """Whether a holder has ended since."""
@@ -2495,18 +2498,27 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[list[_P
 
 def _wait_for_exit(system: _System, pins: list[_Pin], seconds: float) -> list[_Pin]:
     """Wait until the processes have exited; those that are left when the time is over."""
-    begun, left, shown = time.monotonic(), pins, False
-    terminal = _on_terminal(sys.stderr)
+    left = pins
+    for rest in _waiting(f"process {_listed(pins)} to stop, {seconds:g} s at most", seconds):
+        left = [pin for pin in left if not system.has_exited(pin)]
+        if not left:
+            break
+        if rest:
+            system.sleep(left, min(rest, 0.2))
+    return left
+
+
+def _waiting(what: str, timeout: float | None) -> Iterator[float]:
+    """The seconds left, down to a last look with 0; a terminal shows for what, once that takes a second."""
+    begun, shown, left = time.monotonic(), 0, 1.0
     try:
-        while True:
-            left = [pin for pin in left if not system.has_exited(pin)]
+        while left:
             waited = time.monotonic() - begun
-            if not left or waited >= seconds:
-                return left
-            if terminal and waited > 0.4:
-                shown = True
-                _status(f"⏳ Waiting {waited:.1f} of {seconds:g} s for process {_listed(left)} to stop")
-            system.sleep(left, min(seconds - waited, 0.2 if terminal else seconds))
+            if int(waited) > shown and _on_terminal(sys.stderr):
+                shown = int(waited)
+                _status(f"⏳ Waiting for {what}: {shown} s")
+            left = 1.0 if timeout is None else max(0.0, timeout - waited)
+            yield left
     finally:
         if shown:
             _status("")
@@ -2942,22 +2954,6 @@ def _listens(port: int, host: str | None, wanted: list[_Address] | None, pid: in
     raise PortError(f"port {port} is held by {others}, and not by process {pid}", port, host or "")
 
 
-def _waiting(what: str, timeout: float | None) -> Iterator[float]:
-    """The seconds left, down to a last look with 0; a terminal shows for what, once that takes a second."""
-    begun, shown, left = time.monotonic(), 0, 1.0
-    try:
-        while left:
-            waited = time.monotonic() - begun
-            if int(waited) > shown and _on_terminal(sys.stderr):
-                shown = int(waited)
-                _status(f"⏳ Waiting for {what}: {shown} s")
-            left = 1.0 if timeout is None else max(0.0, timeout - waited)
-            yield left
-    finally:
-        if shown:
-            _status("")
-
-
 class _AskedEachTime:
     """``IS_DEVELOPMENT`` on the class and on its instances: the environment as it is at this moment."""
 
@@ -3037,8 +3033,8 @@ def _stop_process(pid: int, port: int, host: str, options: _Options) -> str | No
     if not exists:
         why = f"process {pid} is left alone: it is a thread of another process, or may not be seen"
         return None if exists is False else why
-    with _Look(port, host, system, [], system.hold([pid]), []) as look:
-        look.holders = _holders(system, [], [pid])
+    pins = system.hold([pid])
+    with _Look(port, host, system, [], pins, _holders(system, [], [pid])) as look:
         if not look.pins:
             return None if system.exists(pid) is False else f"process {pid} is left alone: it could not be looked at"
         own = [row.port for row in system.listeners_of([pid]) or []]  # whoever names a process means its ports
