@@ -1014,8 +1014,8 @@ class _System:
         import signal
 
         polite = getattr(signal, options.polite, signal.SIGTERM)
-        # Stopped by Ctrl+Z, a process could not obey before SIGCONT.
-        for number in (signal.SIGKILL,) if firmly else (polite, signal.SIGCONT):
+        # Stopped by Ctrl+Z, a process could not obey before SIGCONT; sent last, that might find it gone.
+        for number in (signal.SIGKILL,) if firmly else (signal.SIGCONT, polite):
             self.send(pin, number)
 
     def send(self, pin: _Pin, number: int) -> None:
