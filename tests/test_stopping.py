@@ -130,6 +130,15 @@ def test_one_that_exits_just_before_the_signal(port, hold, monkeypatch, pinning)
     assert ensure_port_available(port) is True
 
 
+def test_one_that_obeys_at_once_counts_as_stopped(port, hold, monkeypatch, said):
+    """Its parent has reaped it before the call that signals returns."""
+    held, kill = hold(("127.0.0.1", port)), os.kill
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    monkeypatch.setattr(os, "kill", lambda pid, number: kill(pid, number) or number == 15 and held.process.wait())
+    assert ensure_port_available(port) is True
+    assert f"Successfully killed process {held.pid}" in said()
+
+
 def test_one_that_let_go_of_the_port_in_time_lives(port, hold, monkeypatch):
     """It closed the listener between the look and the signal: it is a bystander now."""
     held = hold(("127.0.0.1", port), drain=True)
