@@ -955,7 +955,7 @@ class _System:
             try:
                 handles[pid] = self.open(pid)
             except OSError:  # it has gone; or a sandbox or an old kernel refuses
-                pass
+                continue
         self.forget(handles)
         pins: dict[int, _Pin] = {}
         for pid, handle in handles.items():
