@@ -985,7 +985,7 @@ class _System:
         """Whether a held process has ended (a zombie has, although kill() still succeeds on it); None: cannot tell."""
         processes = self.read(pin.pid)
         now = processes.get(pin.pid)
-        if not processes or (now and not now.start):
+        if not processes or (now and not (now.start and pin.start)):
             return None
         return now is None or now.zombie or now.start != pin.start
 
