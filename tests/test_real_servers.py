@@ -306,7 +306,7 @@ def test_the_whole_family_goes_and_nobody_else(name, serve, port, ports, hold, s
     neighbour = hold(("127.0.0.1", ports()))
     client = hold(("127.0.0.1", ports()), connect=("127.0.0.1", port))
     assert listener_pids(port) <= set(old.family())
-    assert ensure_port_available(port, grace=GRACE) is True, (said(), old)
+    assert ensure_port_available(port, grace=GRACE, policy="kill") is True, (said(), old)
     assert can_bind(port) and can_bind(port, "0.0.0.0"), (said(), old)
     assert is_gone(old) and stays_free(port, old), (said(), old)
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
