@@ -1043,7 +1043,9 @@ class _System:
             words = [process.name, *map(os.path.basename, process.command.split()[:2])] if process else []
             for mark, (name, stop, listing) in _MANAGERS.items():
                 if process and any(word.startswith(mark) for word in words):
-                    told = [pid for pid in pids if pid != process.pid] or self.children(process.pid)
+                    told = [pid for pid in pids if pid != process.pid]
+                    if not told:  # PM2 alone holds the ports of those whom it runs in cluster mode
+                        told = [pid for pid in self.children(process.pid) if self.variable(pid, "pm2_env")]
                     programs = {program for program in (self.program(each, port) for each in told) if program}
                     one = programs.pop() if len(programs) == 1 else ""
                     return Manager(name, f"{stop} {one}" if one else f"{stop} NAME ({listing} tells the name)")
@@ -1610,12 +1612,15 @@ def _container_in(path: str) -> str:
     return ""
 
 
-def _container(condition: str) -> Manager | None:
+def _container(condition: str, endpoints: Sequence[Endpoint] = ()) -> Manager | None:
     """The one container of which this is true, as docker or podman tells it, and never guessed."""
     for engine in ("docker", "podman"):
-        names = _output(engine, "ps", "--filter", condition, "--format", "{{.Names}}").splitlines()
-        if len(names) == 1:
-            return Manager(f"the {engine} container {_clean(names[0])}", f"{engine} stop {_clean(names[0])}")
+        lines = _output(engine, "ps", "--filter", condition, "--format", "{{.Names}}\t{{.Ports}}").splitlines()
+        if len(lines) > 1:  # one port on several addresses
+            lines = [line for line in lines if any(f"{endpoint}->" in line for endpoint in endpoints)]
+        if len(lines) == 1:
+            name = _clean(lines[0].partition("\t")[0])
+            return Manager(f"the {engine} container {name}", f"{engine} stop {name}")
     return None
 
 
@@ -1631,8 +1636,14 @@ def _container_by_identity(identity: str, paths: list[str]) -> Manager:
 
 def _published(holder: Holder, port: int) -> Manager | None:
     """The container whose published port a process holds for it; of a hidden process nothing is guessed."""
+    words = holder.command.split()
+    if holder.name == "conmon" and "-c" in words[:-1]:  # podman's
+        return _container(f"id={words[words.index('-c') + 1]}")
+    if holder.pid is None and (_container_of("self") or _pid_namespace() not in ("", _HOST_NAMESPACE)):
+        return None  # what an engine publishes is the host's, and not in our network
     ways = f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)"
-    return _container(f"publish={port}/tcp") or (Manager("a container's engine", ways) if holder.pid else None)
+    found = _container(f"publish={port}/tcp", holder.addresses)
+    return found or (Manager("a container's engine", ways) if holder.pid else None)
 
 
 _LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # they start what is not their own
@@ -3669,7 +3680,7 @@ def _facts(system: _System, holder: Holder) -> dict[str, Any]:
         ancestry.insert(0, {"pid": process.pid, "name": process.name})
         if process.name.lstrip("-") in _SHELLS and process.tty:
             break
-    folder = _folder_of(system, holder.pid or 0)
+    folder = _folder_of(system, holder.pid or 0) or holder.cwd
     project = _project(folder)
     return {
         "project": _clean(project) if project and _has(project, _MARKS) else None,
