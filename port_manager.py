@@ -961,12 +961,14 @@ class _System:
             except OSError:  # it has gone; or a sandbox or an old kernel refuses
                 handles[pid] = None
         self.forget(handles)
-        pins = {}
+        pins: dict[int, _Pin] = {}
         for pid, handle in handles.items():
             process = self.process(pid)
-            pins[pid] = _Pin(pid, process.start if process else None, handle)
-        self.release(pin for pin in pins.values() if pin.pid not in self.known)
-        return {pid: pin for pid, pin in pins.items() if pid in self.known}
+            if process:
+                pins[pid] = _Pin(pid, process.start, handle)
+            else:
+                self.release([_Pin(pid, None, handle)])
+        return pins
 
     def forget(self, pids: Iterable[int]) -> None:
         """What is asked about these processes is asked anew."""
