@@ -93,7 +93,7 @@ def test_the_troubles_have_messages_of_their_own(port, said, monkeypatch):
         f"❌ Host name '{'a' * 80}' is unknown",
         "❌ Host name 'nul?byte' is unknown",
         "❌ No permission to bind port 80: ports below 1024 need root; choose a higher one",
-        "❌ ::1 cannot be used: its address family is switched off here",
+        "❌ ::1 cannot be used: its address family is switched off on this machine",
         f"❌ 0.0.0.0 port {port} cannot be bound: No buffer space",
     ]
 

@@ -66,6 +66,8 @@ def test_who_configured_logging_gets_it_his_way(port, configure, out, err):
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp936", "cp1252", "latin-1", "no-such-codec"])
 def test_a_console_that_cannot_show_symbols_gets_plain_text(encoding):
+    """What it can show is kept."""
+
     class Console(io.TextIOWrapper):
         encoding = property(lambda self: name)
 
@@ -75,7 +77,7 @@ def test_a_console_that_cannot_show_symbols_gets_plain_text(encoding):
     for line in ("✅ Port 80 is available", "⚠️  Port 80 is already in use", "💡 Development", "🚨 Conflict", "❌ No…"):
         seam.write(stream, line)
     assert raw.getvalue().decode(real).splitlines() == [
-        "Port 80 is available", "Port 80 is already in use", "Development", "Conflict", "No...",
+        "Port 80 is available", "Port 80 is already in use", "Development", "Conflict", "No…" if encoding in ("cp936", "cp1252") else "No...",
     ]  # fmt: skip
 
 
