@@ -408,7 +408,7 @@ def test_a_working_directory_that_was_removed(ports, hold, tmp_path):
     assert "it is of another project" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_out_of_descriptors_is_not_held(port, hold):
+def test_out_of_descriptors_is_neither_held_nor_free(port, hold):
     """Nobody is looked for, and nobody is stopped, because this process can open no socket."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); print(ensure(port)); "
