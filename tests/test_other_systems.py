@@ -181,8 +181,7 @@ def test_macos_nobody(macos):
 def test_macos_stops_the_holder_and_nobody_else(macos, listing, said):
     macos.lsof(listing)
     assert ensure_port_available(PORT) is True
-    assert {pid for pid, _ in macos.state.signals} == {38146}
-    assert macos.state.signals[0] == (38146, signal.SIGTERM)
+    assert macos.state.signals == [(38146, signal.SIGCONT), (38146, signal.SIGTERM)]
     assert "✅ Successfully killed process 38146" in said()
 
 
