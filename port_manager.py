@@ -3358,7 +3358,8 @@ def _is_a_child(key: str, host: str, port: int) -> bool:
         return False
     ancestors = system.ancestry().pids
     parent = system.process(ancestors[1]) if len(ancestors) > 1 else None
-    if parent and not system.redirects and _is_command_of(key, system.describe(parent)[1].split()):
+    words = system.describe(parent)[1].split() if parent and key and not system.redirects else []
+    if words and (_is_command_of(key, words) or _master(system, os.getpid())):
         return True
     try:  # a master may bind, and leave it to its workers to listen
         return any(row.pid in ancestors for row in _search(system, port, None, True))
