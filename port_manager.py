@@ -2593,8 +2593,13 @@ class _Freeing:
             return False
         old = any(row.inode in self.sockets for row in look.sockets)
         young = any((holder.started or 0.0) > self.began for holder in look.holders)
-        masters = self.masters.keys()
-        others = any(not masters & {holder.pid, *look.system.parents(holder.pid)} for holder in look.holders)
+        # What a master started in its last moment is of the family, and who has ended since is nobody.
+        masters, commands = self.masters.keys(), {holder.command for holder in self.gone if self.masters}
+        others = any(
+            not masters & {holder.pid, *look.system.parents(holder.pid)} and holder.command not in commands
+            for holder in look.holders
+            if not look.has_gone(holder.pid)
+        )
         return others and not old and (bool(self.sockets) or young)
 
     def stop(self, look: _Look) -> str | None:
