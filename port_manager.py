@@ -457,8 +457,8 @@ def _cut(text: str, width: int) -> str:
 
 def _painted(text: str, stream: TextIO) -> str:
     """The text with its verdicts in the colour of their signs, where a terminal shows colours."""
-    windows = os.name == "nt" and "WT_SESSION" not in os.environ
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or windows or not _on_terminal(stream):
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not _ThisSystem.colours
+    if plain or not _on_terminal(stream):
         return text
     colours = {"✅": 32, "⚠": 33, "❌": 31, "🚨": 31}
     lines = [(line, colours.get(line[:1])) for line in text.split("\n")]
@@ -872,6 +872,7 @@ class _System:
     shadows: Mapping[str, str] = {}  # addresses that hide each other, where only equal ones exclude each other
     forwarders: Mapping[str, str] = _FORWARDERS  # names of protected programs, and what to do about each
     first_pids: tuple[int, ...] = (0, 1)  # those of the system itself
+    colours = True  # a terminal shows them
     elevated = "sudo python"  # the beginning of a command with all rights
     redirects = False  # the python of a virtual environment starts the real one, with the same command line
     native = False  # asking costs no start of a tool, so that a wait may ask again and again
@@ -1822,6 +1823,7 @@ class _Windows(_System):
     """
 
     first_pids = (0, 4)
+    colours = "WT_SESSION" in os.environ  # Windows Terminal's own variable; the older console has to be told first
     elevated = "as an administrator, python"
     redirects = True
     forwarders = _WINDOWS_SERVICES
