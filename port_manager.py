@@ -145,6 +145,10 @@ class Holder(NamedTuple):
     started: float | None
     addresses: tuple[Endpoint, ...]
 
+    def __str__(self) -> str:
+        """Whom a sentence is about: ``38146 (python server.py, in ~/shop)``."""
+        return _title(self)
+
 
 class Manager(NamedTuple):
     """What runs a process and is to stop it: ``the docker container web`` and ``docker stop web``.
