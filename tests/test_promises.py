@@ -1,0 +1,124 @@
+"""Each promise of the README has a test that fails without it: the safety list, the decision table, troubleshooting.
+
+A line is named by words that stand in it alone. Whoever adds a line adds its test here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import PORT_MANAGER, ROOT, RUN_BACKEND
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    return README.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| ") and "|---" not in line][1:]
+
+
+SAFETY = {
+    "is run by a manager": "test_guards.test_a_service_or_a_container_is_left_alone test_managers.test_supervisord "
+    "test_managers.test_pm2_in_cluster_mode test_containers.test_a_published_port_is_named_and_left_alone "
+    "test_systemd.test_a_unit_is_named_and_left_alone test_other_systems.test_macos_what_launchd_runs_stays",
+    "cannot be seen": "test_guards.test_who_cannot_be_told_stays test_bystanders.test_a_normal_user_stops_nobody_elses",
+    "is the system itself": "test_safety_conditions.test_no_signal_for_a_pid_below_2 "
+    "test_containers.test_the_main_process_of_the_container",
+    "is a tunnel": "test_guards.test_what_holds_ports_for_others_is_left_alone_with_its_remedy "
+    "test_other_systems.test_who_holds_ports_for_others",
+    "could not be looked at": "test_safety_conditions.test_out_of_descriptors_the_port_counts_as_held "
+    "test_bystanders.test_kernel_threads_live",
+    "is this very process": "test_bystanders.test_we_and_our_ancestors_live "
+    "test_bystanders.test_an_ancestor_that_is_hidden_may_be_the_holder",
+    "runs on a terminal of its own": "test_guards.test_what_runs_on_a_terminal_of_its_own_has_only_inherited_the_port",
+    "listens on IPv4 alone": "test_bystanders.test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for "
+    "test_bystanders.test_the_same_link_local_address_on_another_interface",
+    "is another user's": "test_guards.test_another_users_process_is_left_alone_by_root "
+    "test_guards.test_a_socket_that_another_user_opened_is_left_to_that_user "
+    "test_safety_conditions.test_a_holder_whose_user_is_not_told_is_not_ours",
+    "is not what the [policy]": "test_guards.test_refuse_stops_nobody test_guards.test_ask_without_a_terminal_refuses "
+    "test_projects.test_own_is_this_project_from_any_of_its_folders",
+    "is a server of another project": "test_projects.test_another_projects_server_is_refused_without_a_terminal "
+    "test_projects.test_whose_a_server_is test_projects.test_a_person_who_names_the_port_means_it",
+    "would take something else": "test_collateral.test_an_editor_s_server_with_a_terminal_stays "
+    "test_collateral.test_another_port_would_close_too",
+}
+DECISIONS = {
+    "| is free": "test_free_or_not.test_free_port_is_available",
+    "| may be stopped": "test_bystanders.test_the_names_of_development test_families.test_the_words_of_a_take_over",
+    "[another project]": "test_projects.test_it_is_asked_about_on_a_terminal",
+    "[must stay]": "test_bystanders.test_one_who_must_stay_saves_the_others",
+    "| anything else": "test_bystanders.test_every_other_environment_refuses_too",
+    "| cannot be had": "test_free_or_not.test_the_troubles_have_messages_of_their_own",
+}
+TROUBLES = {
+    "runs it; stop it with": "test_guards.test_a_service_or_a_container_is_left_alone",
+    "that you may not see": "test_bystanders.test_a_normal_user_stops_nobody_elses",
+    "this container's main process": "test_containers.test_the_main_process_of_the_container",
+    "it is a tunnel": "test_other_systems.test_who_holds_ports_for_others",
+    "AirPlay": "test_other_systems.test_macos_who_stays",
+    "it is an ancestor": "test_bystanders.test_we_and_our_ancestors_live",
+    "it runs on a terminal": "test_guards.test_what_runs_on_a_terminal_of_its_own_has_only_inherited_the_port",
+    "it listens on IPv4": "test_bystanders.test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for",
+    "whether its": "test_bystanders.test_the_same_link_local_address_on_another_interface",
+    "it belongs to user": "test_bystanders.test_root_leaves_other_users_alone",
+    "take the next free port": "test_projects.test_another_projects_server_is_refused_without_a_terminal",
+    "end a terminal": "test_collateral.test_an_editor_s_server_with_a_terminal_stays",
+    "close port": "test_collateral.test_another_port_would_close_too",
+    "was taken again": "test_families.test_a_loop_that_starts_its_server_again_is_named",
+    "local end of a connection": "test_bystanders.test_a_client_whose_own_end_is_our_port_is_named_and_lives",
+    "nobody who may be seen": "test_bystanders.test_a_proc_that_numbers_other_processes_names_nobody",
+    "nothing on this system": "test_who_holds.test_nobody_and_cannot_tell_are_different",
+    "even when forced": "test_stopping.test_the_exit_of_one_who_cannot_be_forced_is_reported",
+    "no permission": "test_free_or_not.test_no_permission_for_real",
+    "not an address": "test_free_or_not.test_the_troubles_have_messages_of_their_own",
+    "10013": "test_other_systems.test_windows_a_reserved_range_has_no_holder",
+    "outside development": "test_bystanders.test_every_other_environment_refuses_too",
+    "PORT_MANAGER_POLICY is": "test_guards.test_a_policy_that_is_none_stops_nobody",
+    "No app was found": "test_run_backend.test_nobody_is_stopped_where_there_is_nothing_to_start",
+    "not installed": "test_run_backend.test_the_first_installed_server",
+}
+LISTS = {
+    "safety": (SAFETY, re.findall(r"^- .+", section("Who is never stopped"), re.MULTILINE)),
+    "decisions": (DECISIONS, rows(section("What happens"))),
+    "troubleshooting": (TROUBLES, rows(section("Troubleshooting"))),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_each_line_is_named_by_a_test(name):
+    promises, lines = LISTS[name]
+    assert len(lines) == len(promises)
+    for line in lines:
+        assert len([words for words in promises if words in line]) == 1, line
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_tests_exist(name):
+    named = {test for tests in LISTS[name][0].values() for test in tests.split()}
+    missing = [test for test in named if f"\ndef {test.partition('.')[2]}(" not in source(test.partition(".")[0])]
+    assert missing == []
+
+
+def source(module: str) -> str:
+    file = ROOT / "tests" / f"{module}.py"
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+@pytest.mark.parametrize("table", ["Troubleshooting", "中文说明"])
+def test_troubleshooting_quotes_messages_that_exist(table):
+    code = "".join(Path(file).read_text(encoding="utf-8") for file in (PORT_MANAGER, RUN_BACKEND))
+    code = re.sub(r'"\s*\+?\s*\(?f?"', "", code)  # a text that continues on the next line
+    code = re.sub(r"\{[^{}\n]*\}", "…", code)
+    cells = [line.split("|")[1] for line in rows(section(table).partition("以及该怎么做")[2] or section(table))]
+    quotes = [quote for cell in cells for quote in re.findall("`([^`]+)`", cell)]
+    assert len(quotes) > 9
+    for quote in quotes:
+        for part in quote.replace("would also ", "would also …").split("…"):
+            assert part.strip() in code, quote
