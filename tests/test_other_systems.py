@@ -526,3 +526,21 @@ MACHINE = "it forwards the port to a virtual machine"
 def test_who_holds_ports_for_others(system, name, sentence):
     why = seam.protected(name, system=system)
     assert why is sentence or sentence in why
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="WSL is a Linux")
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [
+        ("6.18.1-generic", "a socket that is bound and not listening"),
+        ("5.15.167.4-microsoft-standard-WSL2", "a program of Windows may, too; in a terminal of Windows, netstat -ano"),
+    ],
+)
+def test_nobody_is_found_who_holds_the_port(port, hold, monkeypatch, said, kernel, words):
+    """Another namespace hides the holder, say, or Windows has it."""
+    held = hold((ANY, port))
+    seam.only(monkeypatch, lambda _: [])
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=kernel))
+    assert ensure_port_available(port) is False
+    assert f"❌ Nobody who may be seen holds port {port}" in said() and words in said()
+    assert held.alive() == [held.pid]

@@ -68,24 +68,24 @@ TROUBLES = {
     "it listens on IPv4": "test_bystanders.test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for",
     "whether its": "test_bystanders.test_the_same_link_local_address_on_another_interface",
     "it belongs to user": "test_bystanders.test_root_leaves_other_users_alone",
-    "take the next free port": "test_projects.test_another_projects_server_is_refused_without_a_terminal",
+    "take the next free port": "test_guards.test_another_projects_server_is_stopped_by_name_alone",
     "end a terminal": "test_collateral.test_an_editor_s_server_with_a_terminal_stays",
     "close port": "test_collateral.test_another_port_would_close_too",
     "was taken again": "test_families.test_a_loop_that_starts_its_server_again_is_named",
     "local end of a connection": "test_bystanders.test_a_client_whose_own_end_is_our_port_is_named_and_lives",
-    "nobody who may be seen": "test_bystanders.test_a_proc_that_numbers_other_processes_names_nobody",
-    "nothing on this system": "test_who_holds.test_nobody_and_cannot_tell_are_different",
+    "nobody who may be seen": "test_other_systems.test_nobody_is_found_who_holds_the_port",
+    "nothing on this system": "test_tools.test_when_none_can_tell_the_port_is_held",
     "even when forced": "test_stopping.test_the_exit_of_one_who_cannot_be_forced_is_reported",
     "no permission": "test_free_or_not.test_no_permission_for_real",
     "not an address": "test_free_or_not.test_the_troubles_have_messages_of_their_own",
     "10013": "test_other_systems.test_windows_a_reserved_range_has_no_holder",
-    "outside development": "test_bystanders.test_every_other_environment_refuses_too",
+    "outside development": "test_python_calls.test_errors_carry_what_a_caller_needs",
     "PORT_MANAGER_POLICY is": "test_guards.test_a_policy_that_is_none_stops_nobody",
     "No app was found": "test_run_backend.test_nobody_is_stopped_where_there_is_nothing_to_start",
     "not installed": "test_run_backend.test_the_first_installed_server",
 }
 LISTS = {
-    "safety": (SAFETY, re.findall(r"^- .+", section("Who is never stopped"), re.MULTILINE)),
+    "safety": (SAFETY, re.findall("^- .+", section("Who is never stopped").partition("\n\nNobody")[0], re.M)),
     "decisions": (DECISIONS, rows(section("What happens"))),
     "troubleshooting": (TROUBLES, rows(section("Troubleshooting"))),
 }
@@ -111,6 +111,15 @@ def source(module: str) -> str:
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
+def test_the_sentences_are_tested():
+    """The longest words of each that never change stand in the module of its test."""
+    for words, test in TROUBLES.items():
+        (row,) = [line for line in LISTS["troubleshooting"][1] if words in line]
+        for quote in re.findall("`([^`]+)`", row.split("|")[1]):
+            sentence = max(re.split(" also |…", quote), key=len).strip(" ;:")
+            assert sentence.lower() in source(test.partition(".")[0]).lower(), sentence
+
+
 @pytest.mark.parametrize("table", ["Troubleshooting", "中文说明"])
 def test_troubleshooting_quotes_messages_that_exist(table):
     code = "".join(Path(file).read_text(encoding="utf-8") for file in (PORT_MANAGER, RUN_BACKEND))
@@ -120,5 +129,5 @@ def test_troubleshooting_quotes_messages_that_exist(table):
     quotes = [quote for cell in cells for quote in re.findall("`([^`]+)`", cell)]
     assert len(quotes) > 9
     for quote in quotes:
-        for part in quote.replace("would also ", "would also …").split("…"):
+        for part in re.split("(?<=would also )|…", quote):
             assert part.strip() in code, quote
