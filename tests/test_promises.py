@@ -85,7 +85,7 @@ TROUBLES = {
     "not installed": "test_run_backend.test_the_first_installed_server",
 }
 LISTS = {
-    "safety": (SAFETY, re.findall("^- .+", section("Who is never stopped").partition("\n\nNobody")[0], re.M)),
+    "safety": (SAFETY, re.findall("(?m)^- .+", section("Who is never stopped").partition("\n\nNobody")[0])),
     "decisions": (DECISIONS, rows(section("What happens"))),
     "troubleshooting": (TROUBLES, rows(section("Troubleshooting"))),
 }
