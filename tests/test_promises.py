@@ -131,3 +131,10 @@ def test_troubleshooting_quotes_messages_that_exist(table):
     for quote in quotes:
         for part in re.split("(?<=would also )|…", quote):
             assert part.strip() in code, quote
+
+
+def test_the_map_has_every_module():
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    modules = {file.stem for file in (ROOT / "tests").glob("*.py") if not file.stem.startswith("__")}
+    named = set(re.findall(r"`(\w+)(?:\.py)?`", text))
+    assert modules <= named and {name for name in named if name.startswith("test_")} <= modules
