@@ -45,7 +45,7 @@ def test_examples_in_docstrings(module):
 # Projects for the examples to run in. What a server answers names the process that answers.
 
 FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n"
-ROUTE = "app.get('/')(lambda: __import__('os').getpid())\n"
+ROUTE = "app.get('/')(lambda: str(__import__('os').getpid()))\n"
 PACKAGE = '{"name": "web", "scripts": {"dev": "node server.js", "start": "node server.js"}}'
 SERVER = """
 import http.server, os, sys
@@ -94,11 +94,9 @@ class Project:
             return self._start("sh", "-c", command, cwd=self.folder, env=self.environ, stdout=log)
 
     def answer(self) -> str:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=PATIENCE) as page:
-                return page.read().decode()
-        except (OSError, http.client.HTTPException):
-            return ""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=PATIENCE).read().decode()
+        return ""
 
     def takes_over_from_itself(self, command: str) -> None:
         served: list[str] = []
@@ -180,26 +178,22 @@ def test_django_is_found(project):
     project.takes_over_from_itself("python run_backend.py")
 
 
-PLAIN = "python -m uvicorn src.main:app --host 0.0.0.0 --port 8000"
-
-
-@pytest.mark.parametrize("command", [PLAIN, "python src/main.py"])
-def test_the_drop_in_recipe(project, command):
+@pytest.mark.parametrize("call", ["python -m uvicorn src.main:app --host 0.0.0.0 --port 8000", "python src/main.py"])
+def test_the_drop_in_recipe(project, call):
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     recipe, chinese = blocks("python", "# src/main.py")
-    assert f"# for: {command}" in recipe
+    assert f"# for: {call}" in recipe
     short, full = ({line.partition("  #")[0] for line in text.splitlines()} for text in (chinese, recipe))
     assert short <= full
     project.write({"src/main.py": recipe.replace("app = FastAPI()", "app = FastAPI()\n" + ROUTE)})
-    project.takes_over_from_itself(command)
+    project.takes_over_from_itself(call)
 
 
 def test_a_flask_script_with_debug(project):
     pytest.importorskip("flask")
     (recipe,) = blocks("python", "debug=True")
-    page = "app.route('/')(lambda: str(__import__('os').getpid()))"
-    project.write({"app.py": recipe.replace("(__name__)", f"(__name__)\n{page}", 1)})
+    project.write({"app.py": recipe.replace("(__name__)", f"(__name__)\n{ROUTE}", 1)})
     project.takes_over_from_itself("python app.py")
 
 
