@@ -927,9 +927,9 @@ class _System:
         """A variable in the environment of a process, as far as that is told."""
         return ""
 
-    def folder(self, holder: Holder) -> str | None:
+    def folder(self, pid: int, cwd: str) -> str | None:
         """The working directory of a process (what is left above one that was removed); None: out of reach from here."""
-        return os.path.realpath(holder.cwd)
+        return os.path.realpath(cwd)
 
     def parents(self, pid: int | None) -> list[int]:
         """The ancestors of a process, nearest first; the last one is where the line ends, or may not be seen."""
@@ -1075,7 +1075,7 @@ class _System:
     def protects(self, holder: Holder) -> str | None:
         """Why a program is protected by its name or PID: the sentence."""
         names = {name[:15].lower(): sentence for name, sentence in self.forwarders.items()}
-        named = _MACHINE if holder.name.startswith("qemu-system") else names.get(holder.name[:15].lower())
+        named = _MACHINE if holder.name.startswith(("qemu-system", "qemu-kvm")) else names.get(holder.name[:15].lower())
         return named or (f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None)
 
     def ends_a_terminal(self, process: _Process) -> bool:
@@ -1369,8 +1369,8 @@ class _Linux(_System):
             return ""
         return next((text[len(name) + 1 :] for text in texts if text.startswith(f"{name}=")), "")
 
-    def folder(self, holder: Holder) -> str | None:
-        link = f"/proc/{holder.pid}/cwd"
+    def folder(self, pid: int, cwd: str) -> str | None:
+        link = f"/proc/{pid}/cwd"
         path = os.readlink(link)
         if os.path.exists(path) or not path.endswith(" (deleted)"):
             return path if os.path.samefile(link, path) else None
@@ -2431,8 +2431,7 @@ def _folder_of(system: _System, pid: int) -> str | None:
     """Empty where it is not told; None: it is, and nothing can be said of it from here."""
     process = system.process(pid)
     cwd = system.describe(process)[2] if process else ""
-    holder = Holder(pid, None, "", "", "", cwd, None, ())
-    return _in_time(lambda: system.folder(holder), None) if cwd else ""
+    return _in_time(lambda: system.folder(pid, cwd), None) if cwd else ""
 
 
 @lru_cache(maxsize=None)
@@ -3700,7 +3699,8 @@ def _facts(system: _System, holder: Holder) -> dict[str, Any]:
         ancestry.insert(0, {"pid": process.pid, "name": process.name})
         if process.name.lstrip("-") in _SHELLS and process.tty:
             break
-    folder = _folder_of(system, holder.pid or 0) or ""
+    told = _folder_of(system, holder.pid or 0)
+    folder = "" if told is None else told or holder.cwd  # the latter of one that has been stopped
     project = _project(folder)
     return {
         "project": _clean(project) if project and _has(project, _MARKS) else None,
