@@ -927,9 +927,9 @@ class _System:
         """A variable in the environment of a process, as far as that is told."""
         return ""
 
-    def folder(self, holder: Holder) -> str:
-        """The working directory of a process, when its path leads to the same folder from here; else empty."""
-        return os.path.realpath(holder.cwd) if holder.cwd else ""
+    def folder(self, pid: int, cwd: str) -> str | None:
+        """The working directory of a process (what is left above one that was removed); None: out of reach from here."""
+        return os.path.realpath(cwd)
 
     def parents(self, pid: int | None) -> list[int]:
         """The ancestors of a process, nearest first; the last one is where the line ends, or may not be seen."""
@@ -1075,7 +1075,7 @@ class _System:
     def protects(self, holder: Holder) -> str | None:
         """Why a program is protected by its name or PID: the sentence."""
         names = {name[:15].lower(): sentence for name, sentence in self.forwarders.items()}
-        named = _MACHINE if holder.name.startswith("qemu-system") else names.get(holder.name[:15].lower())
+        named = _MACHINE if holder.name.startswith(("qemu-system", "qemu-kvm")) else names.get(holder.name[:15].lower())
         return named or (f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None)
 
     def ends_a_terminal(self, process: _Process) -> bool:
@@ -1369,10 +1369,14 @@ class _Linux(_System):
             return ""
         return next((text[len(name) + 1 :] for text in texts if text.startswith(f"{name}=")), "")
 
-    def folder(self, holder: Holder) -> str:
-        link = f"/proc/{holder.pid}/cwd"
+    def folder(self, pid: int, cwd: str) -> str | None:
+        link = f"/proc/{pid}/cwd"
         path = os.readlink(link)
-        return path if os.path.exists(path) and os.path.samefile(link, path) else ""
+        if os.path.exists(path) or not path.endswith(" (deleted)"):
+            return path if os.path.samefile(link, path) else None
+        while not os.path.isdir(path):
+            path = os.path.dirname(path)
+        return path
 
     def ancestry(self) -> _Ancestry:
         """A parent that ended while the line was read has left its child to one of the others above."""
@@ -2402,6 +2406,8 @@ _MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", "package.json", "ma
 def _foreign(system: _System, pid: int) -> str:
     """What a process is of when it is not of this project; empty when it is."""
     folder = _folder_of(system, pid)
+    if folder is None:
+        return "another project, perhaps, whose folder is out of reach from here"
     if _in_project(folder, _project(_our_folder())):
         return ""
     theirs = _project(folder)
@@ -2421,11 +2427,11 @@ def _our_folder() -> str:
         return ""
 
 
-def _folder_of(system: _System, pid: int) -> str:
+def _folder_of(system: _System, pid: int) -> str | None:
+    """Empty where it is not told; None: it is, and nothing can be said of it from here."""
     process = system.process(pid)
     cwd = system.describe(process)[2] if process else ""
-    holder = Holder(pid, None, "", "", "", cwd, None, ())
-    return str(_in_time(lambda: system.folder(holder), "")) if cwd else ""
+    return _in_time(lambda: system.folder(pid, cwd), None) if cwd else ""
 
 
 @lru_cache(maxsize=None)
@@ -2442,16 +2448,16 @@ def _project(folder: str) -> str:
 def _in_project(folder: str, project: str) -> bool:
     """Whether a folder is the project's, or below it with no other repository between (a worktree is another one)."""
     while project and len(folder) > len(project):
-        if _has(folder, (".git",), True):
+        if _has(folder, (".git",)):
             return False
         folder = os.path.dirname(folder)
     return project != "" and folder == project
 
 
 @lru_cache(maxsize=None)
-def _has(folder: str, names: tuple[str, ...], otherwise: bool = False) -> bool:
-    """Whether one of these is in a folder, whatever it is."""
-    return bool(_in_time(lambda: any(os.path.lexists(os.path.join(folder, name)) for name in names), otherwise))
+def _has(folder: str, names: tuple[str, ...]) -> bool:
+    """Whether one of these is in a folder, whatever it is, or may be."""
+    return bool(_in_time(lambda: any(os.path.lexists(os.path.join(folder, name)) for name in names), True))
 
 
 def _in_time(question: Callable[[], Any], otherwise: Any) -> Any:
@@ -2682,7 +2688,8 @@ class _Freeing:
         if boss is None:
             return f"port {self.port} was taken again{taker} while it was being freed"
         command = system.describe(boss)[1] or boss.name
-        if any(holder.parent == boss.pid and holder.command == command for holder in self.gone):
+        # A test runner that forks its servers is none.
+        if find_server(command.split()) and any(h.parent == boss.pid and h.command == command for h in self.gone):
             self.masters[boss.pid] = boss.start
         return (
             f"port {self.port} was taken again{taker}: its supervisor {boss.pid} ({_short_command(command)}) starts it "
@@ -3692,11 +3699,12 @@ def _facts(system: _System, holder: Holder) -> dict[str, Any]:
         ancestry.insert(0, {"pid": process.pid, "name": process.name})
         if process.name.lstrip("-") in _SHELLS and process.tty:
             break
-    folder = _folder_of(system, holder.pid or 0) or holder.cwd
+    told = _folder_of(system, holder.pid or 0)
+    folder = "" if told is None else told or holder.cwd  # the latter of one that has been stopped
     project = _project(folder)
     return {
         "project": _clean(project) if project and _has(project, _MARKS) else None,
-        "branch": _in_time(lambda: _branch(folder), "") or None,
+        "branch": _in_time(lambda: folder and _branch(folder), "") or None,
         "ancestry": ancestry,
         "state": system.state(holder.pid or 0) or None,
     }

@@ -151,13 +151,6 @@ def test_own_is_this_project_from_any_of_its_folders(port, hold, projects, ours,
         assert "the policy 'own' stops only what is of " in done.stderr
 
 
-def test_a_folder_that_was_removed_is_nobodys(port, hold, projects):
-    held = hold(("127.0.0.1", port), cwd=str(projects / "blog/api"))
-    (projects / "blog/api").rmdir()
-    assert started(projects / "blog", port, PORT_MANAGER_POLICY="own").returncode == 1 and held.alive() == [held.pid]
-    assert started(projects / "shop", port).returncode == 0 and held.alive() == []
-
-
 @pytest.mark.parametrize("environment", ["", "production"])
 def test_every_line_that_describes_a_process_names_its_folder(port, hold, projects, environment):
     folder = projects / "blog/api"

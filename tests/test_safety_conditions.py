@@ -423,13 +423,6 @@ def test_a_server_that_forks_for_each_request_does_not_veto_its_own_stop(port, h
     assert held.process.wait(5) == -signal.SIGTERM
 
 
-def test_the_master_of_workers_with_sockets_of_their_own_goes_with_them(port, hold):
-    """--reuse-port: it holds nothing, and would start them again."""
-    held = hold((MINE, port), children=2, own_sockets=True, reuseport=True, respawn=True)
-    assert ensure_port_available(port, MINE) is True
-    assert held.alive() == [] and can_bind(port)
-
-
 @pytest.mark.parametrize("error", [1, 38], ids=["EPERM", "ENOSYS"])
 @pytest.mark.parametrize("call", [(424,), (434,), NETLINK], ids=["pidfd_send_signal", "pidfd_open", "netlink"])
 @apart
