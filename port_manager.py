@@ -475,10 +475,11 @@ def _painted(text: str, stream: TextIO) -> str:
 
 
 def _checked(port: int, host: str) -> None:
+    wrong = f"a port is an integer from 1 to 65535, not {port!r}"
     if not isinstance(port, int) or isinstance(port, bool):
-        raise TypeError(f"a port is an integer from 1 to 65535, not {port!r}")
+        raise TypeError(wrong)
     if not 1 <= port <= 65535:
-        raise ValueError(f"a port is an integer from 1 to 65535, not {port!r}")
+        raise ValueError(wrong)
     if not isinstance(host, str):
         raise TypeError(f"a host is a text such as '127.0.0.1', not {host!r}")
 
@@ -489,16 +490,11 @@ def _addresses(host: str, port: int) -> list[_Address]:
     >>> _addresses("", 80) == _addresses("0.0.0.0", 80) == [(socket.AF_INET, ("0.0.0.0", 80))]
     True
     """
-    host = host or "0.0.0.0"
     if host == "localhost":
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            return [(family, (socket.inet_ntop(family, socket.inet_pton(family, host)), port))]
-        except (OSError, ValueError):
-            continue
+    numeric = _numeric(host[1:-1] if host.startswith("[") and host.endswith("]") else host or "0.0.0.0")
+    if numeric:
+        return [(socket.AF_INET6 if ":" in numeric else socket.AF_INET, (numeric, port))]
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError, ValueError):  # the last two: what no host name may contain
@@ -506,18 +502,40 @@ def _addresses(host: str, port: int) -> list[_Address]:
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
+def _numeric(host: str) -> str:
+    """A numeric address in its shortest form; empty for what is none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.inet_ntop(family, socket.inet_pton(family, host))
+    except (OSError, ValueError):
+        return ""
+
+
 _FAMILY_IS_OFF = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
-def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = None) -> OSError | None:
+def _bound(
+    family: int, address: tuple[Any, ...], v6only: bool | None = None, listens: bool = False
+) -> socket.socket:
     """Bind the way servers do: TIME_WAIT counts as free on POSIX, and Windows may not share the port."""
-    exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, exclusive, 1)
-            if v6only is not None:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
-            probe.bind(address)
+        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
+        if v6only is not None:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
+        listener.bind(address)
+        if listens:  # bound is not enough: until one of them listens, Linux lets several sockets bind with SO_REUSEADDR
+            listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = None) -> OSError | None:
+    """Why a server could not bind an address."""
+    try:
+        _bound(family, address, v6only).close()
     except OSError as error:
         return error
     return None
@@ -531,18 +549,16 @@ def _probe(port: int, host: str) -> _Obstacle | None:
         return _Obstacle(False, unknown.reason)
     absent = 0
     for family, address in addresses:
-        error = _bind_error(family, address)
-        if error is None:
-            continue
-        if host == "localhost" and error.errno in (errno.EADDRNOTAVAIL, *_FAMILY_IS_OFF):
+        error, shadow = _bind_error(family, address), _ThisSystem.shadows.get(address[0])
+        if error is None and shadow:
+            error = _bind_error(family, (shadow, port))
+            if error and error.errno != errno.EADDRINUSE:
+                continue
+        if error and host == "localhost" and error.errno in (errno.EADDRNOTAVAIL, *_FAMILY_IS_OFF):
             absent += 1  # one family of the two may be switched off
             if absent < len(addresses):
                 continue
-        return _explained(error, address[0], port)
-    shadows = _ThisSystem.shadows
-    for family, address in addresses if shadows else ():
-        error = _bind_error(family, (shadows[address[0]], port)) if address[0] in shadows else None
-        if error is not None and error.errno == errno.EADDRINUSE:
+        if error:
             return _explained(error, address[0], port)
     return None
 
@@ -639,8 +655,8 @@ def _found(tool: str) -> str | None:
     """The full path of a tool; shutil.which would look in the current folder first, on Windows."""
     folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
     folders += ["/usr/sbin", "/sbin", "/usr/local/sbin"] if os.sep == "/" else []
-    names = [os.path.join(folder, tool) for folder in folders] if not os.path.isabs(tool) else [tool]
-    paths = (path for name in names for path in (name, f"{name}.exe"))
+    paths = [tool] if os.path.isabs(tool) else [os.path.join(folder, tool) for folder in folders]
+    paths = [path + suffix for path in paths for suffix in ("", ".exe")]
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
@@ -663,12 +679,8 @@ def _endpoint(text: str, v6: bool = False) -> Endpoint | None:
     host, _, digits = text.rpartition(":")
     port = _number(digits)
     host = "::" if host == "*" and v6 else "0.0.0.0" if host == "*" else host.strip("[]").partition("%")[0]
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        host = socket.inet_ntop(family, socket.inet_pton(family, host))
-    except (OSError, ValueError):
-        return None
-    return Endpoint(host, port) if port is not None and port <= 65535 else None
+    host = _numeric(host)
+    return Endpoint(host, port) if host and port is not None and port <= 65535 else None
 
 
 def _number(text: str) -> int | None:
@@ -709,18 +721,18 @@ def _parse_listeners(text: str) -> _Told:
     for line in text.splitlines():
         fields = line.split()
         known = known or fields[:1] == ["Proto"]
-        if len(fields) < 5 or "LISTEN" not in (fields[0], *fields[5:6]):
-            continue
-        local = _endpoint(fields[3])
+        local = _endpoint(fields[3]) if len(fields) >= 5 and "LISTEN" in (fields[0], *fields[5:6]) else None
         if local is None:
             continue
         known = True
         details = dict(field.split(":", 1) for field in fields[5:] if ":" in field)
-        uid, inode = fields[6:8] if fields[0] != "LISTEN" and len(fields) > 7 else ("", details.get("ino", ""))
+        if fields[0] != "LISTEN":  # netstat's last columns
+            details = dict(zip(("uid", "ino"), fields[6:8]))
         only = {"0": False, "1": True}.get(details.get("v6only", ""))
         if fields[3].startswith("*:"):  # ss writes a dual-stack wildcard in this way
             local, only = Endpoint("::", local.port), False
-        rows.append(_Socket(*local, True, None, None, _number(uid), _number(inode) or 0, only))
+        uid, inode = _number(details.get("uid", "")), _number(details.get("ino", "")) or 0
+        rows.append(_Socket(*local, True, None, None, uid, inode, only))
     return rows if known else None
 
 
@@ -750,19 +762,18 @@ def _parse_lsof(text: str) -> _Told:
         if key == "p":
             pid = _pid(value)
             known = known or pid is not None
-        elif key == "T" and value.startswith("ST="):
-            file["state"] = value[3:]
-        elif key:
-            file[key] = value
+        file[line[:4] if key == "T" else key] = value
     return rows if known else None
 
 
 def _lsof_socket(file: dict[str, str], pid: int | None) -> _Sockets:
-    listening = {"LISTEN": True, "CLOSED": False}.get(file.get("state", ""))  # closed: bound alone
+    state = file.get("TST=", "")[3:]
     local = _endpoint(file.get("n", ""), v6=file.get("t") == "IPv6")
-    if not (pid and local and file.get("P") == "TCP" and file.get("t") in ("IPv4", "IPv6")) or listening is None:
+    if not (pid and local and file.get("P") == "TCP" and file.get("t") in ("IPv4", "IPv6")):
         return []
-    return [_Socket(*local, listening, None, pid, None, _number(file.get("d", "")) or 0, None)]
+    if state not in ("LISTEN", "CLOSED"):  # closed: bound alone
+        return []
+    return [_Socket(*local, state == "LISTEN", None, pid, None, _number(file.get("d", "")) or 0, None)]
 
 
 def _ask_macos(port: int | None) -> _Told:
@@ -776,14 +787,11 @@ def _ask_macos(port: int | None) -> _Told:
 
 def _parse_netstat_bsd(text: str) -> dict[int, bool]:
     """For each port on which ``::`` listens, whether on IPv6 alone; ports that have both kinds are left out."""
-    kinds: dict[int, set[bool]] = {}
-    for line in text.splitlines():
-        fields = line.split()
+    kinds: dict[int | None, set[str]] = {}
+    for fields in map(str.split, text.splitlines()):
         if len(fields) >= 6 and fields[0] in ("tcp6", "tcp46") and fields[3][:2] == "*." and fields[5] == "LISTEN":
-            port = _number(fields[3][2:])
-            if port is not None:
-                kinds.setdefault(port, set()).add(fields[0] == "tcp6")
-    return {port: True in found for port, found in kinds.items() if len(found) == 1}
+            kinds.setdefault(_number(fields[3][2:]), set()).add(fields[0])
+    return {port: found == {"tcp6"} for port, found in kinds.items() if port is not None and len(found) == 1}
 
 
 def _ask_sockstat(port: int | None) -> _Told:
@@ -794,44 +802,43 @@ def _ask_sockstat(port: int | None) -> _Told:
 def _parse_sockstat(text: str) -> _Told:
     """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks."""
     rows, known = [], "PROTO" in text
+    v6only = {"tcp4": None, "tcp6": True, "tcp46": False}
     for line in text.splitlines():
         fields = line.split()
-        protocols = [i for i, field in enumerate(fields) if field in ("tcp4", "tcp6", "tcp46") and i >= 4]
-        if not protocols or len(fields) < protocols[-1] + 3:
+        at = max((at for at, field in enumerate(fields[:-2]) if field in v6only), default=0)
+        if at < 4:
             continue
-        at = protocols[-1]
-        local = _endpoint(fields[at + 1], v6=fields[at] != "tcp4")
-        pid = _pid(fields[at - 2])
-        if local and fields[at + 2] == "*:*":  # without a PID, it is one that may not be seen
-            only = {"tcp6": True, "tcp46": False}.get(fields[at])
-            rows.append(_Socket(*local, True, None, pid, None, 0, only))
+        pid, _, protocol, address, peer = fields[at - 2 : at + 3]
+        local = _endpoint(address, v6=protocol != "tcp4")
+        if local and peer == "*:*":  # without a PID, it is one that may not be seen
+            rows.append(_Socket(*local, True, None, _pid(pid), None, 0, v6only[protocol]))
     return rows if known else None
 
 
 def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
     """pid, ppid, pgid, stat, tty, user, lstart and command of every process; names: its pid and program."""
-    programs = dict(line.split(None, 1) for line in names.splitlines() if len(line.split(None, 1)) == 2)
+    programs = {pid: program.strip() for pid, _, program in (line.strip().partition(" ") for line in names.splitlines())}
     processes = {}
     for line in text.splitlines():
-        fields = line.split(None, 11)
-        pid, parent, group = map(_number, fields[:3]) if len(fields) >= 11 else (None, None, None)
+        fields = line.split(None, 6)
+        pid, parent, group = map(_number, fields[:3]) if len(fields) == 7 else (None, None, None)
         if pid is None or parent is None or group is None:
             continue
-        start = " ".join(fields[6:11])  # lstart: Mon Nov 23 10:15:00 2026, or FreeBSD's -
-        try:
-            started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y"))
-        except (ValueError, OverflowError):
-            if fields[6] != "-":
+        _, _, _, state, tty, user, rest = fields
+        words = rest.split(None, 5)  # lstart: Mon Nov 23 10:15:00 2026
+        start, started, command = " ".join(words[:5]), 0.0, "".join(words[5:])
+        if words[0] == "-":  # FreeBSD's for the kernel's own
+            start, command = "", rest[1:]
+        else:
+            try:
+                started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y"))
+            except (ValueError, OverflowError):
                 continue
-            start, started, fields = "", 0.0, [*fields[:6], *"-----", " ".join(fields[7:])]
-        command = _clean("".join(fields[11:]).strip())
+        command, tty = _clean(command.strip()), tty.strip("?-")
         program = programs.get(fields[0]) or command.split(" ", 1)[0]
         name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
-        tty = fields[4].strip("?-")
-        zombie, leader = fields[3][0] == "Z", "s" in fields[3] and tty != ""
-        processes[pid] = _Process(
-            pid, parent, group, tty, start, started, _clean(fields[5]), name, command, zombie, False, leader
-        )
+        facts = (start, started, _clean(user), name, command, state[0] == "Z", False, "s" in state and tty != "")
+        processes[pid] = _Process(pid, parent, group, tty, *facts)
     return processes
 
 
@@ -888,21 +895,24 @@ class _System:
         """The listeners on a port (None: on every port), or more; None: cannot tell."""
         return next((rows for rows in (ask(port) for ask in self.sources) if rows is not None), None)
 
-    def every_socket(self, port: int | None) -> _Sockets:
+    def every_socket(self, port: int) -> _Sockets:
         """The sockets on a port in whatever state, as far as they are told."""
         return []
 
-    def owners(self, sockets: _Sockets, thorough: bool) -> _Sockets:
+    def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
         """The sockets again, one for each process that holds one; ``pid`` is None where none may be seen.
 
-        The search may end with each socket's first family; a thorough one leaves nobody out.
+        The search may end with each socket's first family; a thorough one leaves nobody out, and one among a few
+        processes looks at these alone.
         """
         return sockets
 
     def listeners_of(self, pids: Collection[int]) -> _Told:
         """The listening sockets of these processes, on every port."""
         rows = self.sockets(None)
-        return None if rows is None else [row for row in rows if row.listening and row.pid in pids]
+        if rows is None:
+            return None
+        return [row for row in self.owners(rows, True, pids) if row.listening and row.pid in pids]
 
     def read(self, pid: int) -> dict[int, _Process]:
         """Ask anew: about this process, or about every one where that costs the same; empty: cannot tell."""
@@ -914,8 +924,8 @@ class _System:
         return pid in known if known else None
 
     def process(self, pid: int | None) -> _Process | None:
-        """What was told of a process, asked once."""
-        if pid is not None and not self.known:
+        """What was told of a process, asked once; where that costs the start of a tool, once for all."""
+        if pid is not None and pid not in self.known and (self.native or not self.known):
             self.known.update(self.read(pid))
         return self.known.get(pid) if pid is not None else None
 
@@ -957,15 +967,10 @@ class _System:
         complete = len(seen) == len(line) and seen[-1].parent is not None
         return _Ancestry(line, complete, min((process.started or 0.0 for process in seen), default=0.0))
 
-    def hold(self, pids: Collection[int]) -> dict[int, _Pin]:
+    def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
         """Hold all of the processes, then read them: what is read is true of the held ones. Who cannot be read is let go."""
-        handles: dict[int, int | None] = {}
-        for pid in pids:
-            try:
-                handles[pid] = self.open(pid)
-            except OSError:  # it has gone; or a sandbox or an old kernel refuses
-                handles[pid] = None
-        self.forget(handles)
+        handles = {pid: self.open(pid) for pid in pids}
+        self.known.clear()
         pins: dict[int, _Pin] = {}
         for pid, handle in handles.items():
             process = self.process(pid)
@@ -975,12 +980,8 @@ class _System:
                 self.release([_Pin(pid, None, handle)])
         return pins
 
-    def forget(self, pids: Iterable[int]) -> None:
-        """What is asked about these processes is asked anew."""
-        self.known.clear()
-
     def open(self, pid: int) -> int | None:
-        """A handle that stands for this process alone; None where the system has none."""
+        """A handle that stands for this process alone; None where the system has none, or refuses."""
         return None
 
     def release(self, pins: Iterable[_Pin]) -> None:
@@ -1032,7 +1033,7 @@ class _System:
 
     def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
         """Whether a process holds, now, one of the sockets for which it was looked at."""
-        return any(row.pid == pin.pid for row in self.owners(self.sockets(port) or [], False))
+        return any(row.pid == pin.pid for row in self.owners(self.sockets(port) or [], True, [pin.pid]))
 
     def is_superuser(self) -> bool:
         return os.geteuid() == 0
@@ -1043,17 +1044,16 @@ class _System:
 
     def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
         """What runs a process and is to stop it (``pids``: all who hold the port); here, programs like others."""
-        for pid in [holder.pid, *self.parents(holder.pid)]:
-            process = self.process(pid)
-            words = [process.name, *map(os.path.basename, process.command.split()[:2])] if process else []
+        for manager in filter(None, map(self.process, [holder.pid, *self.parents(holder.pid)])):
+            words = [manager.name, *map(os.path.basename, manager.command.split()[:2])]
             for mark, (name, stop, listing) in _MANAGERS.items():
-                if process and any(word.startswith(mark) for word in words):
-                    told = [pid for pid in pids if pid != process.pid]
-                    if not told:  # PM2 alone holds the ports of those whom it runs in cluster mode
-                        told = [pid for pid in self.children(process.pid) if self.variable(pid, "pm2_env")]
-                    programs = {program for program in (self.program(each, port) for each in told) if program}
-                    one = programs.pop() if len(programs) == 1 else ""
-                    return Manager(name, f"{stop} {one}" if one else f"{stop} NAME ({listing} tells the name)")
+                if any(word.startswith(mark) for word in words):
+                    run = [pid for pid in pids if pid != manager.pid]
+                    if not run:  # PM2 alone holds the ports of those whom it runs in cluster mode
+                        run = [pid for pid in self.children(manager.pid) if self.variable(pid, "pm2_env")]
+                    programs = {self.program(pid, port) for pid in run} - {""}
+                    program = programs.pop() if len(programs) == 1 else f"NAME ({listing} tells the name)"
+                    return Manager(name, f"{stop} {program}")
         return None
 
     def program(self, pid: int, port: int) -> str:
@@ -1062,7 +1062,8 @@ class _System:
         import shlex
 
         name, group = self.variable(pid, "SUPERVISOR_PROCESS_NAME"), self.variable(pid, "SUPERVISOR_GROUP_NAME")
-        name = name if group in ("", name) else f"{group}:{name}"
+        if name and group not in ("", name):
+            name = f"{group}:{name}"
         name = name or (self.variable(pid, "pm_id") and self.variable(pid, "name"))
         try:  # PM2's cluster mode
             facts = json.loads(self.variable(pid, "pm2_env") or "{}")
@@ -1110,20 +1111,20 @@ def _user_name(uid: int) -> str:
 # nobody is believed to hold a socket whose descriptor does not show it.
 
 _LISTEN = 10  # the states of a TCP socket have numbers, and a question has a bit for each
-_LISTENING, _EVERY_STATE = 1 << _LISTEN, 0xFFFF
 _GETSOCK = 18  # TCPDIAG_GETSOCK
 _SIBLINGS = 4  # looked at to either side of a find: workers whose master holds nothing were started together
 _HOST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's proc_ns.h: not that of a container
 
 
-def _ask_sock_diag(port: int | None, states: int = _LISTENING) -> _Told:
-    """The kernel's table, over netlink (see linux/inet_diag.h and sock_diag(7)).
+def _ask_sock_diag(port: int | None, every: bool = False) -> _Told:
+    """The kernel's table, over netlink (see linux/inet_diag.h and sock_diag(7)): listeners, or every state.
 
     Its older request is sent, which is answered for both families at once: each walk through the table costs time.
     """
     import struct
 
     # nlmsghdr: length, TCPDIAG_GETSOCK, REQUEST|DUMP; inet_diag_req: nothing of interest but the port and the states
+    states = 0xFFFF if every else 1 << _LISTEN
     request = struct.pack("=IHHII4x", 76, _GETSOCK, 0x301, 0, 0) + struct.pack("!H46x", port or 0)
     rows: _Sockets = []
     finished = False
@@ -1152,14 +1153,13 @@ def _parse_sock_diag(data: bytes) -> tuple[_Sockets, bool]:
             return rows, True
         if kind != _GETSOCK or not 88 <= length <= len(data) - at:
             raise ValueError("not an answer of sock_diag")
-        family, state, local, remote = struct.unpack_from("!BBxxHH", data, at + 16)
-        uid, inode = struct.unpack_from("=II", data, at + 80)
+        # inet_diag_msg: family, state, the ports and addresses of both ends; last the user and the inode
+        family, state, *ports, here, there, uid, inode = struct.unpack_from("=BBxxHH16s16s24xII", data, at + 16)
         if family in (2, 10):
-            size, kind_of = (4, socket.AF_INET) if family == 2 else (16, socket.AF_INET6)
-            address, peer = (socket.inet_ntop(kind_of, data[at + n : at + n + size]) for n in (24, 40))
-            other_end = Endpoint(peer, remote) if remote else None
+            size, (port, peer_port) = 4 if family == 2 else 16, map(socket.ntohs, ports)
+            peer = Endpoint(_address(there[:size]), peer_port) if peer_port else None
             v6only = _v6only_attribute(data[at + 88 : at + length]) if family == 10 else None
-            rows.append(_Socket(address, local, state == _LISTEN, other_end, None, uid, inode, v6only))
+            rows.append(_Socket(_address(here[:size]), port, state == _LISTEN, peer, None, uid, inode, v6only))
         at += (length + 3) & ~3
     return rows, False
 
@@ -1173,39 +1173,38 @@ def _v6only_attribute(attributes: bytes) -> bool | None:
     return None
 
 
-def _ask_proc_net(port: int | None, states: int = _LISTENING) -> _Told:
-    """/proc/net/tcp and tcp6, where netlink is refused."""
+def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") -> _Told:
+    """/proc/net/tcp and tcp6, where netlink is refused: listeners, or every state."""
     rows: _Sockets = []
-    for name in ("tcp", "tcp6"):
+    for name in (protocol, f"{protocol}6"):
         try:
             with open(f"/proc/net/{name}", encoding="ascii", errors="replace") as table:
                 if "local_address" not in table.readline():  # WSL 1 has an empty one
                     return None
-                rows += _parse_proc_net(table, states)
+                rows += _parse_proc_net(table, every)
         except FileNotFoundError:
-            if name == "tcp":  # without tcp6, IPv6 is switched off; without tcp, nothing is known
+            if name == protocol:  # without tcp6, IPv6 is switched off; without tcp, nothing is known
                 return None
         except OSError:
             return None
     return rows
 
 
-def _parse_proc_net(lines: Iterable[str], states: int = _LISTENING) -> _Sockets:
+def _parse_proc_net(lines: Iterable[str], every: bool = False) -> _Sockets:
     """Rows of /proc/net/tcp{,6}; listeners come first there, so that the kernel need not show the rest."""
     rows = []
     for line in lines:
         fields = line.split()
         try:
-            local, remote = _hex_endpoint(fields[1]), _hex_endpoint(fields[2])
-            state, uid, inode = int(fields[3], 16), int(fields[7]), int(fields[9])
+            local, peer = _hex_endpoint(fields[1]), _hex_endpoint(fields[2])
+            listening, uid, inode = int(fields[3], 16) == _LISTEN, int(fields[7]), int(fields[9])
         except (IndexError, ValueError, OverflowError):  # the header, or not a row
             continue
         if not line.isascii():  # int() takes other digits for digits, too
             continue
-        if states == _LISTENING and state != _LISTEN:
+        if not (listening or every):
             break
-        if states >> state & 1:
-            rows.append(_Socket(*local, state == _LISTEN, remote if remote.port else None, None, uid, inode, None))
+        rows.append(_Socket(*local, listening, peer if peer.port else None, None, uid, inode, None))
     return rows
 
 
@@ -1217,10 +1216,12 @@ def _hex_endpoint(text: str) -> Endpoint:
     digits, _, port = text.partition(":")
     if len(digits) not in (8, 32) or len(port) != 4:
         raise ValueError(text)
-    words = (int(digits[i : i + 8], 16) for i in range(0, len(digits), 8))
-    raw = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
-    return Endpoint(socket.inet_ntop(family, raw), int(port, 16))
+    words = (int(digits[at : at + 8], 16) for at in range(0, len(digits), 8))
+    return Endpoint(_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words)), int(port, 16))
+
+
+def _address(raw: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
 
 
 def _contents(path: str) -> bytes:
@@ -1251,27 +1252,21 @@ class _Linux(_System):
     native = True
     sources = (_ask_sock_diag, _ask_proc_net, _ask_ss, _ask_lsof, _ask_netstat)
 
-    def every_socket(self, port: int | None) -> _Sockets:
-        rows = _ask_sock_diag(port, _EVERY_STATE)
-        rows = _ask_proc_net(port, _EVERY_STATE) if rows is None else rows
-        return [row for row in rows or [] if port in (None, row.port)]
+    def every_socket(self, port: int) -> _Sockets:
+        rows = _ask_sock_diag(port, True)
+        rows = _ask_proc_net(port, True) if rows is None else rows
+        return _blocking(rows or [], port, None)
 
-    def owners(self, sockets: _Sockets, thorough: bool) -> _Sockets:
+    def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
         links = {f"socket:[{row.inode}]": row.inode for row in sockets if row.inode}
-        found = self.walk(links, thorough) if links and _proc_is_ours(os.getpid()) else {}
+        found: dict[int, set[int]] = {}
+        if links and _proc_is_ours(os.getpid()):
+            found = self.walk(links, thorough) if among is None else {pid: _sockets_of(pid, links) for pid in among}
         owned = []
         for row in sockets:
             pids: list[int | None] = [pid for pid, inodes in found.items() if row.inode in inodes]
             owned += [row._replace(pid=pid) for pid in pids or [None]]
         return owned
-
-    def listeners_of(self, pids: Collection[int]) -> _Told:
-        rows = self.sockets(None)
-        if rows is None:
-            return None
-        links = {f"socket:[{row.inode}]": row.inode for row in rows if row.inode}
-        held = {pid: _sockets_of(pid, links) for pid in pids}
-        return [row._replace(pid=pid) for pid, inodes in held.items() for row in rows if row.inode in inodes]
 
     def walk(self, links: dict[str, int], thorough: bool) -> dict[int, set[int]]:
         """Which process holds which of these sockets: the known ones first, then from the youngest down.
@@ -1280,26 +1275,22 @@ class _Linux(_System):
         goes on along parents, children and siblings. A stranger who shares the socket comes to light when the
         caller looks again after stopping; a thorough walk leaves nobody out.
         """
-        found: dict[int, set[int]] = {}
-        seen: set[int] = set()
+        held: dict[int, set[int]] = {}  # of each process that was looked at
 
-        def look_at(pid: int) -> bool:
-            seen.add(pid)
-            held = _sockets_of(pid, links)
-            if held:
-                found[pid] = held
-            return bool(held)
+        def look_at(pid: int) -> set[int]:
+            held[pid] = _sockets_of(pid, links)
+            return held[pid]
 
         missing = set(links.values())
         for pid in [*self.known, *_pids_from_the_youngest()]:
-            if pid not in seen and look_at(pid):
-                missing -= found[pid]
+            if pid not in held:
+                missing -= look_at(pid)
             if not missing and not thorough:
                 break
-        family = list(found)
+        family = [pid for pid, inodes in held.items() if inodes]
         for pid in family:  # grows while it is read
-            family += [relative for relative in self.relatives(pid) - seen if look_at(relative)]
-        return found
+            family += [relative for relative in self.relatives(pid) - held.keys() if look_at(relative)]
+        return {pid: held[pid] for pid in family}
 
     def relatives(self, pid: int) -> set[int]:
         """The parent, the children and the nearest siblings, without looking at every process of the machine."""
@@ -1337,11 +1328,6 @@ class _Linux(_System):
         gone, kernel = state in (b"Z", b"X", b"x") and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
         leader = session == pid and tty != 0
         return {pid: _Process(pid, parent, group, tty, start, started, "", name, "", gone, kernel, leader)}
-
-    def process(self, pid: int | None) -> _Process | None:
-        if pid is not None and pid not in self.known:
-            self.known.update(self.read(pid))
-        return self.known.get(pid) if pid is not None else None
 
     def exists(self, pid: int) -> bool | None:
         if _proc_is_ours(os.getpid()) and _numbers(pid, "Tgid") == [pid]:
@@ -1389,21 +1375,19 @@ class _Linux(_System):
             child = self.read(below[0]).get(below[0]) if below else None
             if child and child.parent == above and not top:  # it is there, and may not be seen
                 break
-            self.forget(found.pids)
+            self.known.clear()
         return found
 
-    def forget(self, pids: Iterable[int]) -> None:
-        for pid in pids:
-            self.known.pop(pid, None)
-
     def open(self, pid: int) -> int | None:
-        return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+        try:
+            return os.pidfd_open(pid)
+        except (OSError, OverflowError, AttributeError):  # it has gone; an old kernel or Python, or a sandbox
+            return None
 
     def has_exited(self, pin: _Pin) -> bool | None:
         if pin.handle is not None:
             return bool(_poll([pin], 0))
-        process = self.read(pin.pid).get(pin.pid)
-        return process is None or process.zombie or process.start != pin.start
+        return self.exists(pin.pid) is False or super().has_exited(pin)
 
     def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
         if all(pin.handle is not None for pin in pins):
@@ -1425,7 +1409,8 @@ class _Linux(_System):
         super().send(pin, number)
 
     def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
-        return bool(_sockets_of(pin.pid, {f"socket:[{row.inode}]": row.inode for row in sockets if row.pid == pin.pid}))
+        own = [row for row in sockets if row.pid == pin.pid]
+        return any(row.pid for row in self.owners(own, True, [pin.pid]))
 
     def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
         uids, mine = set(_numbers(holder.pid, "Uid")), os.geteuid()
@@ -1449,7 +1434,7 @@ class _Linux(_System):
         return super().managed_by(holder, port, pids) or _unit_of(holder.pid, self.process(holder.pid))
 
     def protects(self, holder: Holder) -> str | None:
-        if holder.pid == 1 and _pid_namespace() not in ("", _HOST_NAMESPACE):
+        if holder.pid == 1 and _has_own_pids():
             return "it is this container's main process: restart the container"
         return super().protects(holder)
 
@@ -1463,14 +1448,15 @@ class _Linux(_System):
 
     def beside(self, port: int) -> list[str]:
         """Listeners at other addresses, where a server that binds localhost or :: would meet them; and UDP."""
-        rows = [row for row in self.sockets(port) or [] if row.port == port]
-        holders = _holders(self, self.owners(rows, False))
+        holders = _holders(self, self.owners(_blocking(self.sockets(port) or [], port, None), False))
         found = [f"{', '.join(map(str, holder.addresses))} is held by process {_title(holder)}" for holder in holders]
-        return found + (["a UDP program has the same number, and is not in the way"] if _udp_is_held(port) else [])
+        if _blocking(_ask_proc_net(port, True, "udp") or [], port, None):
+            found.append("a UDP program has the same number, and is not in the way")
+        return found
 
     def hint(self, port: int, host: str) -> str:
-        wanted = _addresses(host, port)
-        rows = _blocking([row for row in self.every_socket(port) if row.peer], port, wanted)
+        clients = [row for row in self.every_socket(port) if row.peer]
+        rows = _blocking(clients, port, _addresses(host, port))
         for row in self.owners([row for row in rows if row.inode], True):
             holder = next(iter(_holders(self, [row])), None)
             whom = f"process {_title(holder)}" if holder and holder.pid else "a process that you may not see"
@@ -1570,17 +1556,6 @@ def _poll(pins: Iterable[_Pin], seconds: float) -> list[tuple[int, int]]:
     return poll.poll(int(seconds * 1000 + 0.999))
 
 
-def _udp_is_held(port: int) -> bool:
-    for name in ("udp", "udp6"):
-        try:
-            lines = _contents(f"/proc/net/{name}").decode("ascii", "replace").splitlines()[1:]
-        except OSError:
-            continue
-        if any(line.split(None, 2)[1].endswith(f":{port:04X}") for line in lines):
-            return True
-    return False
-
-
 # Who else stops a process of Linux: the engine of a container, systemd.
 
 
@@ -1593,11 +1568,12 @@ def _cgroups(pid: int | str) -> list[str]:
     return [_clean(line.split(":", 2)[2]) for line in lines if line.count(":") >= 2]
 
 
-def _pid_namespace() -> str:
+def _has_own_pids() -> bool:
+    """Whether this process is in a PID namespace that is not the host's."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return os.readlink("/proc/self/ns/pid") != _HOST_NAMESPACE
     except OSError:
-        return ""
+        return False
 
 
 def _container_of(pid: int | str) -> str:
@@ -1637,9 +1613,9 @@ def _container_by_identity(identity: str, paths: list[str]) -> Manager:
     """The container as its engine tells it; where that does not answer, its control group is named after the engine."""
     if len(identity) != 64:
         return Manager(f"the container {identity}", "")
-    groups = "".join("/".join(path.partition(identity)[0].split("/")[-2:]) for path in paths if identity in path)
-    engine = "docker" if "docker" in groups else "podman" if "libpod" in groups else ""
-    stop = f"{engine} stop {identity[:12]}" if engine else ""
+    groups = ["/".join(path.partition(identity)[0].split("/")[-2:]) for path in paths if identity in path]
+    engines = (engine for engine, mark in (("docker", "docker"), ("podman", "libpod")) if mark in "".join(groups))
+    stop = next((f"{engine} stop {identity[:12]}" for engine in engines), "")
     return _container(f"id={identity}") or Manager(f"the container {identity[:12]}", stop)
 
 
@@ -1648,7 +1624,7 @@ def _published(holder: Holder, port: int) -> Manager | None:
     words = holder.command.split()
     if holder.name == "conmon" and "-c" in words[:-1]:  # podman's
         return _container(f"id={words[words.index('-c') + 1]}")
-    if holder.pid is None and (_container_of("self") or _pid_namespace() not in ("", _HOST_NAMESPACE)):
+    if holder.pid is None and (_container_of("self") or _has_own_pids()):
         return None  # what an engine publishes is the host's, and not in our network
     ways = f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)"
     found = _container(f"publish={port}/tcp", holder.addresses)
@@ -1660,15 +1636,12 @@ _LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "at
 
 def _unit_of(pid: int, process: _Process | None) -> Manager | None:
     """The systemd service that a process is of, unless this process is of the same."""
-    ours = _cgroups("self")
-    for path in _cgroups(pid):
-        parts = path.split("/")
+    ours = {part for path in _cgroups("self") for part in path.split("/")}
+    for parts in (path.split("/") for path in _cgroups(pid)):
         users = any(part.startswith("user@") for part in parts)
         services = [part for part in parts if part.endswith(".service") and not part.startswith("user@")]
         unit = services[-1] if services else ""
-        if not unit or any(unit in own.split("/") for own in ours):
-            continue
-        if unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
+        if not unit or unit in ours or unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
             continue
         desktop = unit.startswith("dbus-") or (unit.startswith("app-") and "@" in unit)
         if users and (desktop or (process and process.tty)):  # a terminal is a unit, too; what runs in it is not
@@ -1753,14 +1726,13 @@ class _MacOS(_BSD):
     def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
         if holder.name in _PROXIES:
             return _published(holder, port)
-        for line in _output("launchctl", "list").splitlines():
-            pid, _, label = line.partition("\t")
-            label = _clean(label.rpartition("\t")[2])
-            if pid == str(holder.pid) and label.startswith("application."):
-                return Manager("the desktop, as an application,", "")
-            if pid == str(holder.pid):
-                domain = "system" if self.is_superuser() else f"gui/{os.getuid()}"
-                return Manager("launchd", f"launchctl bootout {domain}/{label}")
+        jobs = map(str.split, _output("launchctl", "list").splitlines())
+        label = next((_clean(" ".join(job[2:])) for job in jobs if job[:1] == [str(holder.pid)]), "")
+        if label.startswith("application."):
+            return Manager("the desktop, as an application,", "")
+        if label:
+            domain = "system" if self.is_superuser() else f"gui/{os.getuid()}"
+            return Manager("launchd", f"launchctl bootout {domain}/{label}")
         return super().managed_by(holder, port, pids)
 
 
@@ -1849,7 +1821,7 @@ class _Windows(_System):
                 rows = told + [row for row in rows or () if (row.address, row.port) not in named]
         return rows and [row for row in rows if port in (None, row.port)]
 
-    def owners(self, sockets: _Sockets, thorough: bool) -> _Sockets:
+    def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
         """Where the owner has ended, its children hold the handle that they inherited.
 
         Children of different programs are no family: one of them may be of an earlier owner of that PID.
@@ -1931,13 +1903,6 @@ class _Windows(_System):
         if not self.has_exited(pin):
             said = _clean(" ".join((answer.complaint or answer.output).split())) if answer else ""
             raise OSError(0, f"taskkill says: {said or 'nothing'}")
-
-    def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
-        return any(row.pid == pin.pid for row in self.owners(self.sockets(port) or [], True))
-
-    def listeners_of(self, pids: Collection[int]) -> _Told:
-        rows = self.sockets(None)
-        return None if rows is None else [row for row in self.owners(rows, True) if row.pid in pids]
 
     def is_superuser(self) -> bool:
         return False
@@ -2107,23 +2072,25 @@ class _Look(NamedTuple):
         self.system.release(self.pins.values())
         self.pins.clear()
 
+    @property
+    def pids(self) -> list[int]:
+        """The holders that may be seen."""
+        return [holder.pid for holder in self.holders if holder.pid]
+
     def has_gone(self, pid: int | None) -> bool:
         """Whether a holder has ended since."""
         pin = self.pins.get(pid or 0)
         return bool(pin and self.system.has_exited(pin))
 
 
-def _look(
-    port: int, host: str, *, hold: bool = False, thorough: bool = False, masters: Mapping[int, object] | None = None
-) -> _Look:
-    """A look at a port; CannotTell where the system does not tell. One that holds leaves no holder out.
+def _look(port: int, host: str, masters: Mapping[int, object] | None = None) -> _Look:
+    """A look at a port that leaves no holder out; CannotTell where the system does not tell.
 
     ``masters`` (start times by PID) are to be stopped with the holders.
     """
     system, masters = _ThisSystem(), masters or {}
-    sockets = _search(system, port, host, hold or thorough)
-    pids = dict.fromkeys([*(row.pid for row in sockets if row.pid and row.pid > 1), *masters])
-    pins = system.hold(pids) if hold else {}
+    sockets = _search(system, port, host, True)
+    pins = system.hold(dict.fromkeys([*(row.pid for row in sockets if row.pid and row.pid > 1), *masters]))
     others = [pid for pid, start in masters.items() if pid in pins and pins[pid].start == start]
     return _Look(port, host, system, sockets, pins, _holders(system, sockets, others))
 
@@ -2148,12 +2115,14 @@ def _blocking(rows: _Sockets, port: int | None, wanted: list[_Address] | None) -
     rows = [row for row in rows if port in (None, row.port)]  # not every source leaves out the others
     if wanted is None:
         return rows
-    verdicts = [(row, _conflicts(row, wanted)) for row in rows]
-    return [row for row, found in verdicts if True in found] or [row for row, found in verdicts if None in found]
+    verdicts = [(row, _verdict(row, wanted)) for row in rows]
+    return [row for row, found in verdicts if found] or [row for row, found in verdicts if found is None]
 
 
-def _conflicts(row: _Socket, wanted: list[_Address]) -> list[bool | None]:
-    return [_conflict(row, str(address[0])) for _, address in wanted]
+def _verdict(row: _Socket, wanted: list[_Address]) -> bool | None:
+    """Whether a socket keeps a server from one of the addresses; None for "cannot tell"."""
+    found = {_conflict(row, str(address[0])) for _, address in wanted}
+    return True if True in found else None if None in found else False
 
 
 def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
@@ -2202,12 +2171,13 @@ def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> lis
         process = system.process(pid)
         addresses = tuple(dict.fromkeys(Endpoint(row.address, row.port) for row in own))
         if process:
-            user, command, cwd = system.describe(process)
-            command = command or process.name
-            holders.append(Holder(pid, process.parent, user, process.name, command, cwd, process.started, addresses))
-        elif pid is None or system.exists(pid) is not False:  # who has just exited holds nothing any more
-            user = _user_name(uid) if uid is not None else ""
-            holders.append(Holder(pid, None, user, "", "", "", None, addresses))
+            name, (user, command, cwd) = process.name, system.describe(process)
+            facts = (process.parent, user, name, command or name, cwd, process.started)
+        elif pid is None or system.exists(pid) is not False:
+            facts = (None, _user_name(uid) if uid is not None else "", "", "", "", None)
+        else:  # who has just exited holds nothing any more
+            continue
+        holders.append(Holder(pid, *facts, addresses))
     return _roots_first(holders)
 
 
@@ -2215,33 +2185,33 @@ def _roots_first(holders: list[Holder]) -> list[Holder]:
     parents = {holder.pid: holder.parent for holder in holders}
 
     def depth(pid: int | None) -> int:
-        steps = 0
-        while pid in parents and steps <= len(parents):
-            pid, steps = parents[pid], steps + 1
-        return steps
+        for steps in range(len(parents)):
+            if pid not in parents:
+                return steps
+            pid = parents[pid]
+        return len(parents)
 
     return sorted(holders, key=lambda holder: depth(holder.pid))
 
 
 def _families(holders: Iterable[Holder]) -> list[tuple[Holder, list[Holder]]]:
-    """Each root with its descendants; a root is a holder whose parent is none."""
-    families: dict[int | None, list[Holder]] = {}  # by the PID of each of its members
+    """Each root with its descendants; a root is a holder whose parent is none. Parents come first."""
+    below: dict[int | None, list[Holder]] = {}  # a family's descendants, by the PID of each of its members
     found = []
-    for holder in holders:  # roots come first
-        family = families.get(holder.parent) if holder.parent else None  # None is the PID of all who are hidden
-        if family is None:
-            family = []
-            found.append((holder, family))
+    for holder in holders:
+        if holder.parent and holder.parent in below:  # None is the PID of all who are hidden
+            below[holder.pid] = below[holder.parent]
+            below[holder.pid].append(holder)
         else:
-            family.append(holder)
-        families[holder.pid] = family
+            below[holder.pid] = []
+            found.append((holder, below[holder.pid]))
     return found
 
 
 def _settled(port: int, host: str, masters: Mapping[int, object]) -> _Look:
-    """A look that holds, repeated for a moment where somebody is just exiting: a socket without an owner, or none."""
+    """A look, repeated for a moment where somebody is just exiting: a socket without an owner, or none."""
     for pause in (0.01, 0.03, 0.1, 0.3, 0.6, 0.0):
-        look = _look(port, host, hold=True, masters=masters)
+        look = _look(port, host, masters)
         if not pause or (look.holders and all(holder.pid for holder in look.holders)) or _probe(port, host) is None:
             break
         look.release()
@@ -2282,19 +2252,18 @@ def _decide(look: _Look, options: _Options) -> _Decision:
     system = look.system
     if not look.holders:
         return _Decision(system.hint(look.port, look.host), None, {})
-    pids = [holder.pid for holder in look.holders if holder.pid]
-    found = {holder.pid: system.managed_by(holder, look.port, pids) for holder in look.holders}
+    found = {holder.pid: system.managed_by(holder, look.port, look.pids) for holder in look.holders}
     managers = {pid: manager for pid, manager in found.items() if manager}
     for holder in look.holders:
         why = next(_must_stay(look, holder, managers.get(holder.pid), options), None)
         if why and not look.has_gone(holder.pid):
             whom = f"process {_title(holder)} is left alone" if holder.pid else f"port {look.port} cannot be freed"
             return _Decision(f"{whom}: {why}", None, managers)
-    why = next(_would_end_too(look, pids, options), None)
+    why = next(_would_end_too(look, options), None)
     if why:
         whom = f"process {_title(look.holders[0])} is left alone"
         return _Decision(f"{whom}: stopping it would also {why}", None, managers)
-    places = {pid: _foreign(system, pid) for pid in pids} if options.policy == "" else {}
+    places = {pid: _foreign(system, pid) for pid in look.pids} if options.policy == "" else {}
     strangers = "".join(f"Process {pid} is of {place}. " for pid, place in places.items() if _is_project(place))
     if not strangers and options.policy != "ask":
         return _Decision(None, None, managers)
@@ -2329,8 +2298,7 @@ def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _O
         yield "it is an ancestor of this process, which would end with it; stop it from another terminal"
     if not ancestry.complete and (process.started or 0.0) <= ancestry.oldest:
         yield "it may be one of our own ancestors, which this system does not tell; stop it by hand if you know better"
-    family = [other.pid for other in look.holders if other.pid]
-    if process.leader and (holder.parent in family or process.name.lstrip("-") in _SHELLS):
+    if process.leader and (holder.parent in look.pids or process.name.lstrip("-") in _SHELLS):
         yield "it runs on a terminal of its own, and has only inherited the port; end it there"
     yield from _uncertain(look, holder)
     yield from _not_to_be_stopped_by_us(look, holder, options)
@@ -2338,11 +2306,11 @@ def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _O
 
 def _not_to_be_stopped_by_us(look: _Look, holder: Holder, options: _Options) -> Iterator[str]:
     """Whose process it is, and what the policy says of that."""
-    system, family = look.system, [other.pid for other in look.holders if other.pid]
+    system = look.system
     user = system.other_user(holder, look.sockets)
     if user is None:
         yield "it cannot be told whose it is"
-    elif user and not (holder.parent in family and system.is_superuser()):  # root's server has workers without its rights
+    elif user and not (holder.parent in look.pids and system.is_superuser()):  # root's workers give up their rights
         yield f"it belongs to user {user}; only that user should stop it"
     if options.policy == "refuse":
         yield "the policy 'refuse' stops nobody"
@@ -2352,7 +2320,7 @@ def _not_to_be_stopped_by_us(look: _Look, holder: Holder, options: _Options) -> 
     if foreign and options.policy == "own":
         ours = _clean(_project(_our_folder())) or "a project, which this folder is not"
         yield f"it is of {foreign}, and the policy 'own' stops only what is of {ours}"
-    if _is_project(foreign) and options.policy == "" and not _can_ask():
+    elif _is_project(foreign) and not _can_ask():
         yield (
             f"it is of {foreign}; take the next free port (--next), or stop it: port_manager.py free {look.port} "
             "(PORT_MANAGER_POLICY=kill stops it at every start)"
@@ -2366,8 +2334,7 @@ def _uncertain(look: _Look, holder: Holder) -> Iterator[str]:
     if rows and not any(":" in row.address for row in rows) and all(address[0] == "::" for _, address in wanted):
         yield "it listens on IPv4 alone, beside which many servers can listen on ::; to stop it, name the host 0.0.0.0"
     for row in rows:
-        found = _conflicts(row, wanted)
-        if None in found and True not in found:
+        if _verdict(row, wanted) is None:
             yield (
                 f"it cannot be told whether its {row.address} keeps {_clean(look.host)} from being bound; if it does: "
                 f"port_manager.py free {look.port} --host {row.address}"
@@ -2379,12 +2346,12 @@ _SHELLS = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu
            "cmd.exe", "powershell.exe", "pwsh.exe", "explorer.exe", "WindowsTerminal.exe")  # fmt: skip
 
 
-def _would_end_too(look: _Look, pids: list[int], options: _Options) -> Iterator[str]:
+def _would_end_too(look: _Look, options: _Options) -> Iterator[str]:
     """What else would end with the holders and all below them: a terminal, or a port that was not named."""
     system, named = look.system, {look.port, *options.ports}
-    below = system.descendants(pids)
+    below = system.descendants(look.pids)
     for process in filter(None, map(system.process, below)):
-        if process.pid not in pids and system.ends_a_terminal(process):
+        if process.pid not in look.pids and system.ends_a_terminal(process):
             yield f"end a terminal ({process.name} {process.pid})"
     rows = system.listeners_of(below)
     if rows is None:
@@ -2392,10 +2359,11 @@ def _would_end_too(look: _Look, pids: list[int], options: _Options) -> Iterator[
     # A server of this project may have other ports, such as a debugger's or a live reload's.
     others = {row.port: row.pid for row in rows or () if row.port not in named and _foreign(system, row.pid or 0)}
     if others:
-        closed = system.process(others[min(others)])
+        first = min(others)
+        closed = system.process(others[first])
         whose = f" ({closed.name} {closed.pid})" if closed else ""
         ports = " ".join(map(str, sorted({*named, *others})))
-        yield f"close port {min(others)}{whose}; to stop all: port_manager.py free {ports}"
+        yield f"close port {first}{whose}; to stop all: port_manager.py free {ports}"
 
 
 # A project is the nearest folder above a working directory with a mark of a repository.
@@ -2495,31 +2463,35 @@ def _agreed(question: str) -> bool:
 # ----------------------------------------------------------------------------------------------------
 
 
-def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[list[_Pin], list[_Pin], str | None]:
-    """Ask the held processes to stop, wait, and force the rest: (who was asked, who lives on, why)."""
-    asked: dict[int, _Pin] = {}
-    left = pins
+def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[int, bool], str | None]:
+    """Ask the held processes to stop, wait, and force the rest: (who has gone, and whether at our request; why not)."""
+    asked: list[_Pin] = []
+    left, why = pins, ""
     try:
         for firmly, seconds in ((False, options.grace), (True, FORCED_WAIT)):
             if firmly and left:
                 _say(WARNING, f"Process {_listed(left)} did not stop within {options.grace:g} s: forced")
             for pin in left:
-                asked[pin.pid] = pin
+                if not firmly:
+                    asked.append(pin)
                 try:
                     system.stop(pin, options, firmly)
-                except ProcessLookupError:  # it has ended by itself, or after the first request
-                    asked.pop(pin.pid if not firmly else 0, None)
-            left = _wait_for_exit(system, left, seconds)
+                except OSError as error:
+                    if not firmly:
+                        asked.remove(pin)
+                    if not isinstance(error, ProcessLookupError):  # which has ended by itself, or when it was asked
+                        why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
+                        break
+            left = _wait_for_exit(system, pins if why else left, 0 if why else seconds)
+            if why:
+                why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
+                break
     except KeyboardInterrupt:
-        names = _listed(asked.values()) or "nobody"
+        names = _listed(asked) or "nobody"
         raise KeyboardInterrupt(f"Interrupted; asked to stop, and maybe still stopping: {names}") from None
-    except OSError as error:
-        asked.pop(pin.pid if not firmly else 0, None)
-        why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
-        why += f"; asked to stop before that: {_listed(asked.values()) or 'nobody'}"
-        return list(asked.values()), _wait_for_exit(system, pins, 0), why
-    why = f"process {_listed(left)} does not end even when forced; it may wait for a disk or device"
-    return list(asked.values()), left, why if left else None
+    if left and not why:
+        why = f"process {_listed(left)} does not end even when forced; it may wait for a disk or device"
+    return {pin.pid: pin in asked for pin in pins if pin not in left}, why or None
 
 
 def _wait_for_exit(system: _System, pins: list[_Pin], seconds: float) -> list[_Pin]:
@@ -2627,16 +2599,14 @@ class _Freeing:
         if why:
             return why
         began, above = time.monotonic(), self.supervisors_of(look)
-        pins = [look.pins[holder.pid] for holder in look.holders if holder.pid in look.pins]
+        pins = [look.pins[pid] for pid in look.pids if pid in look.pins]
         pins = [pin for pin in pins if pin.pid in self.masters or look.system.still_holds(pin, look.sockets, self.port)]
-        asked, left, why = _stop(look.system, pins, self.options)
-        gone = [holder for holder in look.holders for pin in pins if pin.pid == holder.pid and pin not in left]
-        killed = [holder for holder in gone for pin in asked if pin.pid == holder.pid]
-        for root, children in _families(killed):
+        gone, why = _stop(look.system, pins, self.options)
+        for root, children in _families(holder for holder in look.holders if gone.get(holder.pid or 0)):
             seconds = f"{time.monotonic() - began:.1f} s"
             _say(INFO, f"✅ Successfully killed process {root.pid}{_and_children(children)} ({seconds})")
-        self.gone += gone
-        self.stopped += [holder.pid for holder in killed if holder.pid]
+        self.gone += [holder for holder in look.holders if holder.pid in gone]
+        self.stopped += [pid for pid, asked in gone.items() if asked]
         self.supervisors.update(above if gone else {})
         return why
 
@@ -2644,7 +2614,7 @@ class _Freeing:
         """A person decides; who held the port when the question was asked may have become another."""
         if not _agreed(question):
             return "the answer was no: nobody was stopped"
-        with _look(self.port, self.host, hold=True, masters=self.masters) as again:
+        with _look(self.port, self.host, self.masters) as again:
             if [holder.pid for holder in again.holders] != [holder.pid for holder in look.holders]:
                 return "somebody else holds the port now: nobody was stopped; try again"
             return _decide(again, self.options._replace(policy="kill")).reason
@@ -2674,33 +2644,42 @@ class _Freeing:
         system, end = _ThisSystem(), time.monotonic() + RESTART_WATCH
         while time.monotonic() < end and not all(map(system.has_exited, self.supervisors.values())):
             if _probe(self.port, self.host):
-                return self.taken_again(_look(self.port, self.host))
+                with _look(self.port, self.host) as look:
+                    return self.taken_again(look)
             time.sleep(0.05)
         return None
 
     def taken_again(self, look: _Look) -> str:
         """Who took the port, and on whose behalf; a master that did so is stopped with its workers in the next look."""
-        system = look.system
-        taker = f" by process {_title(look.holders[0])}" if look.holders else ""
-        above = [look.holders[0].pid, *system.parents(look.holders[0].pid)] if look.holders else list(self.supervisors)
-        living = [pid for pid, pin in self.supervisors.items() if pid in above and not system.has_exited(pin)]
-        boss = system.process(living[0]) if living else None
+        system, again = look.system, f"port {self.port} was taken again"
+        above: list[int | None] = [*self.supervisors]
+        if look.holders:
+            taker = look.holders[0]
+            again += f" by process {_title(taker)}"
+            above = [taker.pid, *system.parents(taker.pid)]
+        living = (pid for pid, pin in self.supervisors.items() if pid in above and not system.has_exited(pin))
+        boss = system.process(next(living, None))
         if boss is None:
-            return f"port {self.port} was taken again{taker} while it was being freed"
+            return f"{again} while it was being freed"
         command = system.describe(boss)[1] or boss.name
         # A test runner that forks its servers is none.
         if find_server(command.split()) and any(h.parent == boss.pid and h.command == command for h in self.gone):
             self.masters[boss.pid] = boss.start
         return (
-            f"port {self.port} was taken again{taker}: its supervisor {boss.pid} ({_short_command(command)}) starts it "
-            f"anew; stop process {boss.pid} first"
+            f"{again}: its supervisor {boss.pid} ({_short_command(command)}) starts it anew; stop process {boss.pid} first"
         )
+
+
+def _standing(port: int, host: str) -> tuple[_Obstacle | None, PortResult]:
+    """What keeps a server from binding here, and the result where nothing is done about it."""
+    obstacle = _probe(port, host)
+    reason = obstacle.reason if obstacle else None
+    return obstacle, PortResult(port, host, obstacle is None, [], [], [], reason, None, {})
 
 
 def _ensure(port: int, host: str, options: _Options) -> PortResult:
     """Make a port available if that is allowed, and say what happens on the way."""
-    obstacle = _probe(port, host)
-    result = PortResult(port, host, obstacle is None, [], [], [], obstacle.reason if obstacle else None, None, {})
+    obstacle, result = _standing(port, host)
     if obstacle is None:
         _say(INFO, f"✅ Port {port} is available")
         return result
@@ -2728,18 +2707,18 @@ def _ensure(port: int, host: str, options: _Options) -> PortResult:
 
 def _conflict_outside_development(result: PortResult, forbidden: str) -> PortResult:
     """Name the holders, and leave them alone."""
-    name = os.environ["ENVIRONMENT"].strip().lower()
-    production = name in ("production", "prod")
+    production = os.environ["ENVIRONMENT"].strip().lower() in ("production", "prod")
     _say(ERROR, "🚨 Port conflict in PRODUCTION environment!" if production else f"🚨 Port conflict: {forbidden}")
+    holders: list[Holder] = []
     try:
         with _look(result.port, result.host) as look:
-            holders, unknown = look.holders, look.system.hint(result.port, result.host) if not look.holders else ""
+            holders = look.holders
+            titles = [_title(*family, full=True) for family in _families(holders)]
+            titles = titles or [f"unknown ({look.system.hint(result.port, result.host)})"]
     except PortError as error:
-        holders, unknown = [], error.reason
-    for family in _families(holders):
-        _say(ERROR, f"Process using port: {_title(*family, full=True)}")
-    if unknown:
-        _say(ERROR, f"Process using port: unknown ({unknown})")
+        titles = [f"unknown ({error.reason})"]
+    for title in titles:
+        _say(ERROR, f"Process using port: {title}")
     if not production:  # misspelt, perhaps
         _say(ERROR, f"The names of development are {', '.join(DEVELOPMENT_NAMES[1:])}")
     return result._replace(holders=holders, reason=f"port {result.port} is in use, and {forbidden}")
@@ -2747,23 +2726,21 @@ def _conflict_outside_development(result: PortResult, forbidden: str) -> PortRes
 
 def _preview(port: int, host: str, options: _Options) -> PortResult:
     """What _ensure would do: the same look and the same decision, and nobody is stopped."""
-    obstacle = _probe(port, host)
-    result = PortResult(port, host, obstacle is None, [], [], [], obstacle.reason if obstacle else None, None, {})
+    obstacle, result = _standing(port, host)
     if obstacle is None or not obstacle.held:
         return result
-    forbidden = None if options.force else _forbidden()
     try:
-        with _look(port, host, thorough=True) as look:
+        with _look(port, host) as look:
             decision = _decide(look, options)
-            result = result._replace(holders=look.holders, managers=decision.managers)
-            way = look.system.way(options)
     except PortError as unknown:
         return result._replace(reason=unknown.reason)
-    if forbidden or decision.reason:
-        return result._replace(reason=forbidden or decision.reason)
-    pids = [holder.pid for holder in result.holders if holder.pid]
-    titles = ", ".join(f"{root.pid}{_and_children(children)}" for root, children in _families(result.holders))
-    return result._replace(would_stop=pids, plan=f"{'ask, then ' if decision.question else ''}stop {titles}: {way}")
+    result = result._replace(holders=look.holders, managers=decision.managers)
+    refusal = (None if options.force else _forbidden()) or decision.reason
+    if refusal:
+        return result._replace(reason=refusal)
+    titles = ", ".join(f"{root.pid}{_and_children(children)}" for root, children in _families(look.holders))
+    plan = f"{'ask, then ' if decision.question else ''}stop {titles}: {look.system.way(options)}"
+    return result._replace(would_stop=look.pids, plan=plan)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -2881,18 +2858,13 @@ def bind_port(
     if result and not result.available:
         raise PortError(result.reason or "", port, host, result.holders)
     family, address = _addresses(first, port)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
-        listener.bind(address)
-        # Bound is not enough: until one of them listens, Linux lets several sockets bind with SO_REUSEADDR.
-        listener.listen()
-        listener.set_inheritable(inheritable)
+        listener = _bound(family, address, listens=True)
     except OSError as error:
-        listener.close()
         reason = _explained(error, address[0], port).reason
         _complain(reason)
         raise PortError(reason, port, host) from error
+    listener.set_inheritable(inheritable)
     return listener
 
 
@@ -2912,10 +2884,10 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
             return True
         reason = obstacle.reason
         if not obstacle.held:  # that will not change
-            raise PortError(obstacle.reason, port, host)
+            raise PortError(reason, port, host)
         _sleep_until_an_exit(port, host, left)
     try:
-        holders = _look(port, host).holders
+        holders = find_listeners(port, host)
     except CannotTell:
         holders = []
     raise PortTimeout(f"{reason}, still after {timeout:g} s", port, host, holders)
@@ -2923,18 +2895,15 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
 
 def _sleep_until_an_exit(port: int, host: str, seconds: float) -> None:
     """Sleep for a moment, which ends when a holder exits where the system tells that natively."""
-    if not _ThisSystem.native:  # tools take too long to be asked again and again
-        return time.sleep(min(seconds, 0.05))
     try:
-        look = _look(port, host, hold=True)
+        if _ThisSystem.native:  # tools take too long to be asked again and again
+            with _look(port, host) as look:
+                pins = list(look.pins.values())
+                if pins and all(pin.handle is not None for pin in pins):
+                    return look.system.sleep(pins, min(seconds, 0.2))
     except CannotTell:
-        return time.sleep(min(seconds, 0.05))
-    with look:
-        pins = list(look.pins.values())
-        if pins and all(pin.handle is not None for pin in pins):
-            look.system.sleep(pins, min(seconds, 0.2))
-        else:
-            time.sleep(min(seconds, 0.05))
+        pass
+    time.sleep(min(seconds, 0.05))
 
 
 def wait_until_listening(
@@ -2952,6 +2921,9 @@ def wait_until_listening(
     """
     _checked(port, host or "")
     wanted = _addresses(host, port) if host is not None else None
+    unfit = _probe(0, host) if host is not None else None
+    if unfit and unfit.held is False:  # such as an address of another machine
+        raise PortError(unfit.reason, port, host or "")
     system = _ThisSystem()
     pins = system.hold([pid]) if pid is not None else {}
     try:
@@ -2970,8 +2942,6 @@ def wait_until_listening(
 def _listens(port: int, host: str | None, wanted: list[_Address] | None, pid: int | None) -> bool:
     """Whether somebody listens; PortError when it is not the process that was named, or one below it."""
     system = _ThisSystem()
-    if wanted and not any(_bind_error(family, (*address[:1], 0, *address[2:])) is None for family, address in wanted):
-        raise PortError(f"{_clean(host or '')} is not an address of this machine", port, host or "")
     # A tool takes too long to be asked again and again, and a probe could be in the way of the server's own bind.
     rows = system.sockets(port) if system.native or host is None or _probe(port, host) else []
     if rows is None:
@@ -2979,10 +2949,10 @@ def _listens(port: int, host: str | None, wanted: list[_Address] | None, pid: in
     rows = _blocking([row for row in rows if row.listening], port, wanted)
     if pid is None or not rows:
         return bool(rows)
-    owners = [row.pid for row in system.owners(rows, True)]
-    if any(owner == pid or pid in system.parents(owner) for owner in owners):
+    rows = system.owners(rows, True)
+    if any(pid in (row.pid, *system.parents(row.pid)) for row in rows):
         return True
-    others = ", ".join(f"process {_title(holder)}" for holder in _holders(system, system.owners(rows, True)))
+    others = ", ".join(f"process {_title(holder)}" for holder in _holders(system, rows))
     raise PortError(f"port {port} is held by {others}, and not by process {pid}", port, host or "")
 
 
@@ -3029,7 +2999,7 @@ class PortManager:
         _checked(port, self.host)
         system = _ThisSystem()
         rows = _search(system, port, self.host, False)
-        pids: set[int | None] = {row.pid for row in rows}
+        pids = {row.pid for row in rows}
         if len(pids) == 1 and None not in pids:  # a PID alone need not be described
             return pids.pop()
         holders = _holders(system, rows)
@@ -3061,21 +3031,20 @@ def _stop_process(pid: int, port: int, host: str, options: _Options) -> str | No
     if pid <= 1:
         return f"PID {pid} stands for the system or for whole groups of processes: it is left alone"
     system = _ThisSystem()
-    exists = system.exists(pid)
-    if not exists:
-        why = f"process {pid} is left alone: it is a thread of another process, or may not be seen"
-        return None if exists is False else why
     pins = system.hold([pid])
     with _Look(port, host, system, [], pins, _holders(system, [], [pid])) as look:
-        if not look.pins:
-            return None if system.exists(pid) is False else f"process {pid} is left alone: it could not be looked at"
+        exists = system.exists(pid)
+        if exists is False:
+            return None
+        if not exists or not pins:
+            return f"process {pid} is left alone: it is a thread of another process, or may not be seen"
         own = [row.port for row in system.listeners_of([pid]) or []]  # whoever names a process means its ports
         decision = _decide(look, options._replace(ports=(*options.ports, *own)))
         if decision.reason:
             return decision.reason
         if decision.question and not _agreed(decision.question):
             return "the answer was no: nobody was stopped"
-        return _stop(system, list(look.pins.values()), options)[2]
+        return _stop(system, [*pins.values()], options)[1]
 
 
 # ----------------------------------------------------------------------------------------------------

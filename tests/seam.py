@@ -17,7 +17,9 @@ SYSTEMS: dict[str, Any] = {
     "linux": pm._Linux, "macos": pm._MacOS, "freebsd": pm._FreeBSD, "bsd": pm._BSD, "windows": pm._Windows,
 }  # fmt: skip
 SOURCES: dict[str, Callable[..., Any]] = {
-    "sock_diag": pm._ask_sock_diag, "bound": lambda port: pm._ask_sock_diag(port, 1 << 13),
+    "sock_diag": pm._ask_sock_diag, "bound": lambda port: [
+        row for row in pm._Linux().every_socket(port) if not row.listening and row.peer is None
+    ],
     "proc_net": pm._ask_proc_net, "ss": pm._ask_ss, "lsof": pm._ask_lsof, "netstat": pm._ask_netstat,
     "sockstat": pm._ask_sockstat,
 }  # fmt: skip
@@ -41,7 +43,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "sock_diag": (pm, "_ask_sock_diag"),  # (port) -> sockets or None
     "terminal": (pm, "_can_ask"),  # whether there is one to ask on
     "question": (pm, "_agreed"),  # (question) -> whether the person says yes
-    "stop": (pm, "_stop"),  # (system, pins, options) -> (who was asked, who lives on, why)
+    "stop": (pm, "_stop"),  # (system, pins, options) -> (who has gone: whether at our request; why not)
 }
 
 

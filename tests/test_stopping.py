@@ -211,7 +211,7 @@ def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
 def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
     """Every round finds the same holder, who never goes: the number of rounds has an end."""
     hold(("127.0.0.1", port))
-    seam.stand_in(monkeypatch, "stop", lambda *_: ([], [], None))
+    seam.stand_in(monkeypatch, "stop", lambda *_: ({}, None))
     assert ensure_port_available(port) is False
     assert f"port {port} is still held after {seam.ROUNDS} attempts" in said().lower()
 
