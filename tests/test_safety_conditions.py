@@ -543,6 +543,7 @@ def test_guard_in_a_worker_leaves_its_siblings_alone(port, tmp_path, master, mon
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "main.py").write_text("import port_manager; port_manager.guard()")
     (tmp_path / "uvicorn").mkdir()
+    (tmp_path / "uvicorn/__init__.py").touch()  # goes before a real one
     for name in ("uvicorn/__main__.py", "boss.py"):
         (tmp_path / name).write_text(WORKERS)
     words = [sys.executable, *master, "--port", str(port)]
