@@ -2087,8 +2087,10 @@ def _look(port: int, host: str) -> _Look:
     """A look at a port that leaves no holder out; CannotTell where the system does not tell."""
     system = _ThisSystem()
     sockets = _search(system, port, host, True)
-    pids = [*(row.pid for row in sockets), *_masters(system, sockets)]
-    pins = system.hold(dict.fromkeys(pid for pid in pids if pid and pid > 1))
+    pins = system.hold(dict.fromkeys(row.pid for row in sockets if row.pid and row.pid > 1))
+    masters = [pid for pid in _masters(system, sockets) if pid > 1 and pid not in pins]
+    if masters:
+        pins.update(system.hold(masters))
     return _Look(port, host, system, sockets, pins, _holders(system, sockets, _masters(system, sockets)))
 
 
