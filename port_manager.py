@@ -2083,16 +2083,15 @@ class _Look(NamedTuple):
         return bool(pin and self.system.has_exited(pin))
 
 
-def _look(port: int, host: str, masters: Mapping[int, object] | None = None) -> _Look:
-    """A look at a port that leaves no holder out; CannotTell where the system does not tell.
-
-    ``masters`` (start times by PID) are to be stopped with the holders.
-    """
-    system, masters = _ThisSystem(), masters or {}
+def _look(port: int, host: str) -> _Look:
+    """A look at a port that leaves no holder out; CannotTell where the system does not tell."""
+    system = _ThisSystem()
     sockets = _search(system, port, host, True)
-    pins = system.hold(dict.fromkeys([*(row.pid for row in sockets if row.pid and row.pid > 1), *masters]))
-    others = [pid for pid, start in masters.items() if pid in pins and pins[pid].start == start]
-    return _Look(port, host, system, sockets, pins, _holders(system, sockets, others))
+    pins = system.hold(dict.fromkeys(row.pid for row in sockets if row.pid and row.pid > 1))
+    masters = [pid for pid in _masters(system, sockets) if pid > 1 and pid not in pins]
+    if masters:
+        pins.update(system.hold(masters))
+    return _Look(port, host, system, sockets, pins, _holders(system, sockets, _masters(system, sockets)))
 
 
 def _search(system: _System, port: int | None, host: str | None, thorough: bool) -> _Sockets:
@@ -2156,9 +2155,18 @@ def _master(system: _System, pid: int | None, spawned: bool = False) -> int | No
     parent = system.process(worker.parent) if worker else None
     if worker is None or parent is None:
         return None
-    command = system.describe(worker)[1]
-    same = (spawned and "multiprocessing" in command) or command == system.describe(parent)[1]
+    command, above = (process.command or system.describe(process)[1] for process in (worker, parent))
+    same = (spawned and "multiprocessing" in command) or command == above
     return parent.pid if command and same else None
+
+
+def _masters(system: _System, rows: _Sockets) -> list[int]:
+    """The masters of workers that each bind for themselves, which would start them again: a server's own command.
+
+    A test runner that forks its servers is none; nor is what starts the python of a virtual environment.
+    """
+    parents = filter(None, {system.process(_master(system, row.pid)) for row in rows if not system.redirects})
+    return [parent.pid for parent in parents if find_server((parent.command or system.describe(parent)[1]).split())]
 
 
 def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> list[Holder]:
@@ -2208,10 +2216,10 @@ def _families(holders: Iterable[Holder]) -> list[tuple[Holder, list[Holder]]]:
     return found
 
 
-def _settled(port: int, host: str, masters: Mapping[int, object]) -> _Look:
+def _settled(port: int, host: str) -> _Look:
     """A look, repeated for a moment where somebody is just exiting: a socket without an owner, or none."""
     for pause in (0.01, 0.03, 0.1, 0.3, 0.6, 0.0):
-        look = _look(port, host, masters)
+        look = _look(port, host)
         if not pause or (look.holders and all(holder.pid for holder in look.holders)) or _probe(port, host) is None:
             break
         look.release()
@@ -2539,17 +2547,15 @@ class _Freeing:
         self.stopped: list[int] = []  # the PIDs of those that were asked
         self.sockets: set[int] = set()  # the inodes of those that were on the port before anybody was stopped
         self.supervisors: dict[int, _Pin] = {}  # who lives above those that have gone, and may start them again
-        self.masters: dict[int, object] = {}  # who did so and runs the same program, with its start time: to go, too
 
     def run(self) -> PortResult:
         why: str | None = None
         for _ in range(ROUNDS):
-            masters = len(self.masters)
             try:
                 why = self.round()
             except PortError as error:  # nobody can tell who holds it, or the name of the host is not known any more
                 why = error.reason
-            if self.available or (why and len(self.masters) == masters):
+            if self.available or why:
                 break
         else:
             why = f"port {self.port} is still held after {ROUNDS} attempts to free it"
@@ -2559,7 +2565,7 @@ class _Freeing:
 
     def round(self) -> str | None:
         """One look, and what follows from it: why this cannot go on."""
-        with _settled(self.port, self.host, self.masters) as look:
+        with _settled(self.port, self.host) as look:
             self.holders = look.holders
             why = self.taken_again(look) if self.is_new(look) else self.stop(look)
         if _probe(self.port, self.host) is not None:
@@ -2577,14 +2583,8 @@ class _Freeing:
             return False
         old = any(row.inode in self.sockets for row in look.sockets)
         young = any((holder.started or 0.0) > self.began for holder in look.holders)
-        # What a master started in its last moment is of the family, and who has ended since is nobody.
-        masters, commands = self.masters.keys(), {holder.command for holder in self.gone if self.masters}
-        others = any(
-            not masters & {holder.pid, *look.system.parents(holder.pid)} and holder.command not in commands
-            for holder in look.holders
-            if not look.has_gone(holder.pid)
-        )
-        return others and not old and (bool(self.sockets) or young)
+        here = not all(look.has_gone(holder.pid) for holder in look.holders)
+        return here and not old and (bool(self.sockets) or young)
 
     def stop(self, look: _Look) -> str | None:
         """Stop all of the holders of a look, or none: why somebody lives on."""
@@ -2599,8 +2599,9 @@ class _Freeing:
         if why:
             return why
         began, above = time.monotonic(), self.supervisors_of(look)
-        pins = [look.pins[pid] for pid in look.pids if pid in look.pins]
-        pins = [pin for pin in pins if pin.pid in self.masters or look.system.still_holds(pin, look.sockets, self.port)]
+        held = {pid for pid, pin in look.pins.items() if look.system.still_holds(pin, look.sockets, self.port)}
+        held |= {h.parent or 0 for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
+        pins = [look.pins[pid] for pid in look.pids if pid in look.pins and pid in held]
         gone, why = _stop(look.system, pins, self.options)
         for root, children in _families(holder for holder in look.holders if gone.get(holder.pid or 0)):
             seconds = f"{time.monotonic() - began:.1f} s"
@@ -2614,7 +2615,7 @@ class _Freeing:
         """A person decides; who held the port when the question was asked may have become another."""
         if not _agreed(question):
             return "the answer was no: nobody was stopped"
-        with _look(self.port, self.host, self.masters) as again:
+        with _look(self.port, self.host) as again:
             if [holder.pid for holder in again.holders] != [holder.pid for holder in look.holders]:
                 return "somebody else holds the port now: nobody was stopped; try again"
             return _decide(again, self.options._replace(policy="kill")).reason
@@ -2650,7 +2651,7 @@ class _Freeing:
         return None
 
     def taken_again(self, look: _Look) -> str:
-        """Who took the port, and on whose behalf; a master that did so is stopped with its workers in the next look."""
+        """Who took the port, and on whose behalf."""
         system, again = look.system, f"port {self.port} was taken again"
         above: list[int | None] = [*self.supervisors]
         if look.holders:
@@ -2662,9 +2663,6 @@ class _Freeing:
         if boss is None:
             return f"{again} while it was being freed"
         command = system.describe(boss)[1] or boss.name
-        # A test runner that forks its servers is none.
-        if find_server(command.split()) and any(h.parent == boss.pid and h.command == command for h in self.gone):
-            self.masters[boss.pid] = boss.start
         return (
             f"{again}: its supervisor {boss.pid} ({_short_command(command)}) starts it anew; stop process {boss.pid} first"
         )

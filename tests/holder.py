@@ -7,8 +7,8 @@ itself with SO_REUSEPORT), master_binds (and their parent, too, without listenin
 its children run), strangers (how many processes without the socket are started after each child), silent_parent
 (the parent closes the listener and waits), name (of the process), first (the name of the first child), uid (to
 change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on), generations
-(on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), respawn
-(a worker that ends is followed by another), spawns (a worker by multiprocessing, which alone listens),
+(on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), spawns
+(a worker by multiprocessing, which alone listens),
 outlives_kill (seconds for which a child stops in the middle of its end).
 """
 
@@ -164,11 +164,6 @@ def main():
         if os.wait()[1] >> 16 == 6:  # PTRACE_EVENT_EXIT
             time.sleep(spec["outlives_kill"])
             return
-    while spec.get("respawn"):
-        os.wait()
-        if os.fork() == 0:
-            socks = listeners(spec)
-            live({})
     if spec.get("orphans"):
         os._exit(0)
     live(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -36,6 +37,8 @@ def test_only_a_server_s_own_command_is_a_master(port, start, home, program, goe
     (home / program).write_text(FORKS)
     master = start(sys.executable, program, "main:app", str(port), cwd=home)
     wait_for(port)
+    foretold = json.loads(command_line("check", str(port), "--json", cwd=home).stdout)["ports"][0]["would_stop"]
+    assert (master.pid in foretold) == goes
     done = command_line("free", str(port), cwd=home)
     assert (done.returncode == 0) == goes == (master.poll() is not None), done.stderr
     assert goes or f"stop process {master.pid} first" in done.stderr
