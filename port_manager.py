@@ -1736,17 +1736,40 @@ class _MacOS(_BSD):
         return super().managed_by(holder, port, pids)
 
 
-# Parsers of what Windows tells: tables of its functions, by the layouts in its headers, and netstat's text.
+# Windows: its own tables, by the layouts in its headers. What a table points to lies in the same buffer, so that a
+# parser takes the buffer's address, too. No data: it was not told.
 
-_ENTRY = "@IIIPIIIiI520s0P"  # PROCESSENTRY32W: size, _, PID, _, _, _, parent, _, _, program; padded as C does
+_ENTRY = "@I28xq16x4xP4xPP"  # SYSTEM_PROCESS_INFORMATION: the next entry, the start, (the name,) the PID, the parent's
 
 
-def _parse_process_entry(data: bytes) -> tuple[int, int, str]:
-    """(PID, parent, program)."""
+def _parse_processes(data: bytes, address: int) -> dict[int, tuple[int, int, str]]:
+    """(parent, start, program) of every process, by PID."""
     import struct
 
-    fields = struct.unpack(_ENTRY, data)
-    return fields[2], fields[6], _wide(fields[9]).partition("\0")[0]
+    found, place, step = {}, 0, len(data)
+    while step:
+        step, start, _, pid, parent = struct.unpack_from(_ENTRY, data, place)
+        found[pid] = parent, start, _parse_text(data, address, place + 56)
+        place += step
+    return found
+
+
+def _parse_text(data: bytes, address: int, place: int = 0) -> str:
+    """A UNICODE_STRING: a length in bytes, and where the text is."""
+    import struct
+
+    length, text = struct.unpack_from("@H2xP", data, place) if data else (0, 0)
+    return data[text - address : text - address + length].decode("utf-16-le", "replace")
+
+
+def _parse_user(data: bytes, address: int) -> str:
+    """TOKEN_USER: where the user's SID is (MS-DTYP, 2.4.2), here as Windows writes it: S-1-5-18 is the system."""
+    import struct
+
+    if not data:
+        return ""
+    place = int.from_bytes(data[: struct.calcsize("P")], "little") - address
+    return "S-" + "-".join(map(str, struct.unpack_from(f"<B6xB{data[place + 1]}I", data, place)))
 
 
 def _parse_tcp_table(data: bytes, v6: bool) -> _Sockets:
@@ -1757,31 +1780,19 @@ def _parse_tcp_table(data: bytes, v6: bool) -> _Sockets:
     import struct
 
     layout, family = ("=16s4x2s30xI", socket.AF_INET6) if v6 else ("=4x4s2s10xI", socket.AF_INET)
-    size = struct.calcsize(layout)
-    rows = []
-    for place in range(int.from_bytes(data[:4], sys.byteorder)):
-        address, port, pid = struct.unpack_from(layout, data, 4 + place * size)
-        host = socket.inet_ntop(family, address)
-        rows.append(_Socket(host, int.from_bytes(port, "big"), True, None, pid or None, None, 0, v6))
-    return rows
+    rows = data[4 : 4 + struct.calcsize(layout) * int.from_bytes(data[:4], sys.byteorder)]
+    return [
+        _Socket(socket.inet_ntop(family, host), int.from_bytes(port, "big"), True, None, pid or None, None, 0, v6)
+        for host, port, pid in struct.iter_unpack(layout, rows)
+    ]
 
 
-def _parse_netstat_ano(text: str) -> _Told:
-    """Judged by shape: a TCP row whose foreign address is all zero listens, whatever its state is called."""
-    rows, known = [], False
-    for line in text.splitlines():
-        fields = line.split()
-        if len(fields) < 4 or fields[0] != "TCP":
-            continue
-        local, pid = _endpoint(fields[1]), _number(fields[-1])
-        known = known or (local is not None and pid is not None)
-        if local and pid and pid >= 2 and fields[2] in ("0.0.0.0:0", "[::]:0"):
-            rows.append(_Socket(*local, True, None, pid, None, 0, ":" in local.host))
-    return rows if known else None
+def _parse_netstat_ano(text: str) -> dict[Endpoint | None, int | None]:
+    """The PIDs of listeners: TCP rows whose foreign address is all zero, in whatever language their state is."""
+    import re
 
-
-def _wide(data: bytes) -> str:
-    return data.decode("utf-16-le", "replace")
+    rows = re.findall(r"(?m)^ *TCP +(\S+) +(?:0\.0\.0\.0|\[::\]):0 .* (\d+)\s*$", text)
+    return {_endpoint(local): _pid(pid) for local, pid in rows}
 
 
 _WINDOWS_SERVICES = {
@@ -1789,8 +1800,8 @@ _WINDOWS_SERVICES = {
         ("svchost.exe", "services.exe", "lsass.exe", "wininit.exe", "spoolsv.exe"),
         "it is a service of Windows, perhaps a port proxy; netsh interface portproxy show all lists those",
     ),
-    **dict.fromkeys(("System", "Registry"), "it is the Windows kernel (http.sys); netsh http show servicestate names the service"),
-    **dict.fromkeys(("wslrelay.exe", "wslhost.exe"), "it relays the port to a program in WSL; stop that program in WSL"),
+    "System": "it is the Windows kernel (http.sys); netsh http show servicestate names the service",
+    **dict.fromkeys(("wslrelay.exe", "wslhost.exe"), "it relays the port to a program in WSL; stop that one there"),
     **{f"{name}.exe": why for name, why in _FORWARDERS.items()},
 }
 
@@ -1807,64 +1818,54 @@ class _Windows(_System):
     elevated = "as an administrator, python"
     redirects = True
     forwarders = _WINDOWS_SERVICES
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.born_of: dict[int, int] = {}
+    born_of: Mapping[int, int] = {}
 
     def sockets(self, port: int | None) -> _Told:
         rows = _tcp_tables()
-        if rows is None or any(row.pid is None and port in (None, row.port) for row in rows):
+        rows = rows and [row for row in rows if port in (None, row.port)]
+        if rows and not all(row.pid for row in rows):
             told = _parse_netstat_ano(_output(_windows_tool("NETSTAT.EXE"), "-ano"))
-            named = {(row.address, row.port) for row in told or ()}
-            if told is not None:
-                rows = told + [row for row in rows or () if (row.address, row.port) not in named]
-        return rows and [row for row in rows if port in (None, row.port)]
+            rows = [row._replace(pid=row.pid or told.get(Endpoint(row.address, row.port))) for row in rows]
+        if rows:  # since the last look, a PID may have become another's
+            self.known = self.read(0) or self.known
+        return rows and [row._replace(pid=pid) for row in rows for pid in self.heirs(row.pid)]
 
-    def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
-        """Where the owner has ended, its children hold the handle that they inherited.
+    def heirs(self, owner: int | None) -> Iterable[int | None]:
+        """The owner; where it has ended, its children, who inherited the handle.
 
         Children of different programs are no family: one of them may be of an earlier owner of that PID.
         """
-        told = self.read(0) if sockets else {}
-        if told:  # a PID that was read before may have become another's
-            self.known.clear()
-            self.known.update(told)
-        owned = []
-        for row in sockets:
-            pids: list[int | None] = [row.pid]
-            if self.known and row.pid and row.pid not in self.known:
-                heirs = [self.known[pid] for pid, parent in self.born_of.items() if parent == row.pid]
-                names = {heir.pid: heir.name.lower() for heir in heirs if heir.name.lower() != "conhost.exe"}
-                pids = [*names] if len(set(names.values())) == 1 else [None]
-            owned += [row._replace(pid=pid) for pid in pids]
-        return owned
+        if owner is None or owner in self.known or not self.known:
+            return [owner]
+        heirs = {each.pid: each.name for each in self.known.values() if self.born_of.get(each.pid) == owner}
+        programs = {*heirs.values()} - {"conhost.exe"}
+        return [pid for pid in heirs if heirs[pid] in programs] if len(programs) == 1 else [None]
 
     def read(self, pid: int) -> dict[int, _Process]:
-        """Every process of the machine, whichever is asked for: one snapshot has them all."""
-        told = _snapshot()
-        self.born_of = {each: parent for each, parent, _ in told}
-        starts = {each: _with_handle(each, _start_of) or 0 for each in self.born_of}  # 0: not told
+        """Every process of the machine, whichever is asked for: one table has them all."""
+        told = _parse_processes(*_told("ntdll", lambda ntdll, _, *to: ntdll.NtQuerySystemInformation(5, *to)))
+        self.born_of = {each: parent for each, (parent, _, _) in told.items()}
         found = {}
-        for each, parent, name in told:
-            start = starts[each]
-            if parent not in starts or 0 < start < starts[parent]:
-                parent = 0
+        for each, (parent, start, name) in told.items():
+            parent = parent if parent in told and not 0 < start < told[parent][1] else 0
             started = start / 1e7 - 11644473600 if start else None  # a file time counts 100 ns since 1601
-            facts = (parent, None, None, start or None, started, "", _clean(name), "")
-            found[each] = _Process(each, *facts, False, False, False)
+            found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False)
         return found
 
     def describe(self, process: _Process) -> tuple[str, str, str]:
-        def ask(handle: int) -> tuple[str, str, str] | None:
-            user = _user_of(handle)
-            same = _start_of(handle) == process.start
-            return (user[1] if user else "", _clean(_command_of(handle)), "") if same else None
+        try:
+            handle = self.open(process.pid)
+        except OSError:  # it has gone, or it is another user's
+            return "", "", ""
+        user, ours = _user_of(handle), _user_of(-1)  # the second stands for this process
+        # ProcessCommandLineInformation: it is told since Windows 8.1.
+        command = _parse_text(*_told("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle))
+        _winapi().CloseHandle(handle)
+        return os.getlogin() if user == ours != "" else user, _clean(command), ""
 
-        return _with_handle(process.pid, ask) or ("", "", "")
-
-    def open(self, pid: int) -> int | None:
-        return _opened(pid)
+    def open(self, pid: int) -> int:
+        """A handle, which keeps the PID from being used again."""
+        return int(_winapi().OpenProcess(0x00101000, False, pid))  # SYNCHRONIZE, PROCESS_QUERY_LIMITED_INFORMATION
 
     def release(self, pins: Iterable[_Pin]) -> None:
         for pin in pins:
@@ -1877,11 +1878,10 @@ class _Windows(_System):
         return bool(_winapi().WaitForSingleObject(pin.handle, 0) == 0)
 
     def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
-        handles = [pin.handle for pin in pins if pin.handle is not None][:63]  # it takes no more
-        if len(handles) < len(pins):
-            seconds = min(seconds, 0.2)
+        """Not for long, since one wait takes 63 handles, and there are processes without one."""
+        handles, seconds = [pin.handle for pin in pins if pin.handle is not None][:63], min(seconds, 0.2)
         if handles:  # a wait that Ctrl+C ends, as one through ctypes would not
-            _winapi().WaitForMultipleObjects(handles, False, int(seconds * 1000 + 0.999))
+            _winapi().WaitForMultipleObjects(handles, False, int(seconds * 1000) + 1)
         else:
             time.sleep(seconds)
 
@@ -1889,37 +1889,62 @@ class _Windows(_System):
         return f"asked to stop (forced at once if it cannot be asked), forced after {options.grace:g} s"
 
     def signal(self, pin: _Pin, options: _Options, firmly: bool) -> None:
-        """A console program cannot be asked, and taskkill says at once that /F is needed, in any language."""
-        tool = _windows_tool("taskkill.exe")
-        for force in (["/F"],) if firmly else ([], ["/F"]):
-            if self.has_exited(pin):  # a worker may go with its master
-                raise ProcessLookupError
-            answer = _run(tool, "/PID", str(pin.pid), *force, timeout=5 * TOOL_TIMEOUT)
-            if answer and answer.status == 0:
-                return
-            # 128 means that there is no such process: while the handle says that it lives, it had no window to ask.
-            if answer is None or not (answer.status == 128 or "/F" in answer.output + answer.complaint):
-                break
-        if not self.has_exited(pin):
-            said = _clean(" ".join((answer.complaint or answer.output).split())) if answer else ""
-            raise OSError(0, f"taskkill says: {said or 'nothing'}")
+        """A program of the console cannot be asked, and taskkill says at once that /F is needed, in any language."""
+        words = ["/PID", str(pin.pid)] + ["/F"] * firmly
+        answer = _run(_windows_tool("taskkill.exe"), *words, timeout=5 * TOOL_TIMEOUT) or _Answer(1, "", "nothing")
+        # 128 means that there is no such process: while the handle says that it lives, it had no window to ask.
+        if not firmly and answer.status and (answer.status == 128 or "/F" in answer.output + answer.complaint):
+            self.stop(pin, options, True)
+        elif answer.status and not self.has_exited(pin):
+            raise OSError(0, f"taskkill says: {_clean((answer.complaint or answer.output).strip())}")
 
     def is_superuser(self) -> bool:
         return False
 
-    def ends_a_terminal(self, process: _Process) -> bool:
-        """Whether it is a shell without a command, which a person has typed in."""
-        return process.name.lower() in _SHELLS and not {"/c", "-c", "-command"} & set(self.describe(process)[1].lower().split())
+    def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
+        return (holder.user if holder.user != os.getlogin() else "") if holder.user else None
 
     def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        return _published(holder, port) if holder.name[: -len(".exe")] in _PROXIES else None
+        return _published(holder, port) if holder.name.replace(".exe", "") in _PROXIES else None
 
-    def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
-        mine, its = (_with_handle(pid, _user_of) for pid in (os.getpid(), holder.pid or 0))
-        return None if not mine or not its else "" if mine[0] == its[0] else str(its[1])
+    def ends_a_terminal(self, process: _Process) -> bool:
+        """Whether it is a shell that a person types in, or a pseudo console (CreatePseudoConsole starts a conhost)."""
+        name, words = process.name.lower().replace(".exe", ""), {*self.describe(process)[1].lower().split()}
+        if name in ("conhost", "openconsole"):
+            return "--headless" in words
+        shells = {name, f"{name}.exe", process.name} & {*_SHELLS}
+        return shells != set() and ("-noexit" in words or not words & {"/c", "-c", "-command"})
 
 
-# What Windows tells; None where it does not.
+def _tcp_tables() -> _Told:
+    """Every listener; where IPv6 is switched off, it has no table."""
+    four, six = (  # the families, as Windows numbers them; 3: TCP_TABLE_OWNER_PID_LISTENER
+        _told("iphlpapi", lambda api, family, to, *size: api.GetExtendedTcpTable(to, size[1], 0, family, 3, 0), of)[0]
+        for of in (2, 23)
+    )
+    return _parse_tcp_table(four, False) + _parse_tcp_table(six, True) if four else None
+
+
+def _user_of(process: int) -> str:
+    opened, _ = _told("advapi32", lambda api, of, to, *_: not api.OpenProcessToken(of, 8, to), process)
+    if not opened:
+        return ""
+    token = int.from_bytes(opened[:8], "little")
+    told = _told("advapi32", lambda api, of, *to: not api.GetTokenInformation(of, 1, *to), token)
+    _winapi().CloseHandle(token)
+    return _parse_user(*told)
+
+
+def _told(library: str, ask: Callable[..., int], of: int = 0) -> tuple[bytes, int]:
+    """What a function writes, and where; it gets a handle or a number, a buffer, its size, and a place for a size."""
+    import ctypes
+
+    windows: Any = ctypes  # WinDLL is there on Windows alone
+    for size in (1 << 16, 1 << 20, 1 << 23):  # few processes need the second, few machines the third
+        buffer, needed = ctypes.create_string_buffer(size), (ctypes.c_uint32 * 1)(size)
+        if ask(windows.WinDLL(library), ctypes.c_void_p(of), buffer, size, needed) == 0:
+            return buffer.raw, ctypes.addressof(buffer)
+    return b"", 0
 
 
 def _winapi() -> Any:
@@ -1928,114 +1953,9 @@ def _winapi() -> Any:
     return importlib.import_module("_winapi")  # CPython's own; multiprocessing waits for processes with it
 
 
-@lru_cache(maxsize=None)
-def _library(name: str) -> tuple[Any, Any]:
-    """(ctypes, one of the system's libraries)."""
-    import ctypes
-
-    windows: Any = ctypes  # WinDLL is there on Windows alone
-    return windows, windows.WinDLL(name, use_last_error=True)
-
-
 def _windows_tool(name: str) -> str:
     """The full path of a tool: a bare name would be searched in the current folder first."""
     return os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", name)
-
-
-def _opened(pid: int) -> int | None:
-    """A handle, which keeps the PID from being used again."""
-    try:
-        return int(_winapi().OpenProcess(0x00101000, False, pid))  # SYNCHRONIZE, PROCESS_QUERY_LIMITED_INFORMATION
-    except OSError:  # it has gone, or it is another user's
-        return None
-
-
-def _with_handle(pid: int, ask: Callable[[int], Any]) -> Any:
-    handle = _opened(pid)
-    try:
-        return None if handle is None else ask(handle)
-    finally:
-        if handle is not None:
-            _winapi().CloseHandle(handle)
-
-
-def _snapshot() -> list[tuple[int, int, str]]:
-    """(PID, parent, program) of every process, from Toolhelp; a part of them is no answer."""
-    import struct
-
-    try:
-        ctypes, kernel = _library("kernel32")
-    except (ImportError, OSError):  # a Python without ctypes
-        return []
-    kernel.CreateToolhelp32Snapshot.restype = ctypes.c_void_p
-    snapshot = ctypes.c_void_p(kernel.CreateToolhelp32Snapshot(2, 0))  # TH32CS_SNAPPROCESS
-    found = []
-    entry = ctypes.create_string_buffer(struct.calcsize(_ENTRY))
-    entry[:4] = len(entry).to_bytes(4, sys.byteorder)
-    more = kernel.Process32FirstW(snapshot, entry)
-    while more:
-        found.append(_parse_process_entry(entry.raw))
-        more = kernel.Process32NextW(snapshot, entry)
-    complete = ctypes.get_last_error() == 18  # ERROR_NO_MORE_FILES
-    kernel.CloseHandle(snapshot)
-    return found if complete else []
-
-
-def _tcp_tables() -> _Told:
-    """Every listener, from GetExtendedTcpTable."""
-    rows: _Sockets = []
-    try:
-        ctypes, library = _library("iphlpapi")
-    except (ImportError, OSError):
-        return None
-    for family, v6 in ((2, False), (23, True)):  # as Windows numbers them
-        size = ctypes.c_uint32(16384)
-        for _ in range(ROUNDS):  # where the table is larger, its size is told, and it may have grown since
-            table = ctypes.create_string_buffer(size.value)
-            status = library.GetExtendedTcpTable(table, ctypes.byref(size), False, family, 3, 0)  # listeners with PIDs
-            if status != 122:  # ERROR_INSUFFICIENT_BUFFER
-                break
-        if status == 0:
-            rows += _parse_tcp_table(table.raw, v6)
-        elif not v6:  # where IPv6 is switched off, it has no table
-            return None
-    return rows
-
-
-def _start_of(handle: int) -> int | None:
-    """When the process began, in units of 100 ns: no later one with its PID began at the same time."""
-    ctypes, kernel = _library("kernel32")
-    times = (ctypes.c_uint64 * 4)()  # created, exited, in the kernel, outside of it
-    places = [ctypes.byref(times, 8 * place) for place in range(4)]
-    return int(times[0]) if kernel.GetProcessTimes(ctypes.c_void_p(handle), *places) else None
-
-
-def _command_of(handle: int) -> str:
-    """The command line (told since Windows 8.1), else the program's path."""
-    ctypes, kernel = _library("kernel32")
-    process, buffer, size = ctypes.c_void_p(handle), ctypes.create_string_buffer(65600), ctypes.c_uint32(32767)
-    if _library("ntdll")[1].NtQueryInformationProcess(process, 60, buffer, len(buffer), None) == 0:
-        text = 2 * ctypes.sizeof(ctypes.c_void_p)  # behind a UNICODE_STRING: its length in bytes, a pointer
-        return _wide(buffer.raw[text : text + int.from_bytes(buffer.raw[:2], sys.byteorder)])
-    told = kernel.QueryFullProcessImageNameW(process, 0, buffer, ctypes.byref(size))
-    return _wide(buffer.raw[: 2 * size.value]) if told else ""
-
-
-def _user_of(handle: int) -> tuple[bytes, str] | None:
-    """(SID, name) of the user whose process it is."""
-    ctypes, library = _library("advapi32")
-    token, size, buffer = ctypes.c_void_p(), ctypes.c_uint32(), ctypes.create_string_buffer(256)
-    if not library.OpenProcessToken(ctypes.c_void_p(handle), 8, ctypes.byref(token)):  # TOKEN_QUERY
-        return None
-    told = library.GetTokenInformation(token, 1, buffer, len(buffer), ctypes.byref(size))  # TokenUser
-    _winapi().CloseHandle(token.value)
-    name, domain = (ctypes.create_unicode_buffer(256) for _ in range(2))
-    pointer, sizes = ctypes.c_void_p.from_buffer(buffer), [ctypes.byref(ctypes.c_uint32(256)) for _ in range(3)]
-    if not told:
-        return None
-    library.LookupAccountSidW(None, pointer, name, sizes[0], domain, sizes[1], sizes[2])
-    sid = buffer.raw[2 * ctypes.sizeof(pointer) : size.value]  # it follows the pointer to it, and some flags
-    return sid, _clean(f"{domain.value}\\{name.value}" if name.value else "of another system")
 
 
 def _system_of(platform: str) -> type[_System]:

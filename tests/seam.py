@@ -25,8 +25,11 @@ SOURCES: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 PARSERS: dict[str, Callable[..., Any]] = {
     "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_listeners, "lsof": pm._parse_lsof,
-    "netstat": pm._parse_listeners, "sockstat": pm._parse_sockstat, "netstat -ano": pm._parse_netstat_ano,
-    "netstat of macOS": pm._parse_netstat_bsd, "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
+    "netstat": pm._parse_listeners, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
+    "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
+    # Windows; all but netstat's take bytes, and the address at which they are, or whether it is a table of IPv6
+    "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table, "user": pm._parse_user,
+    "processes": pm._parse_processes, "text": pm._parse_text,
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
 write, say, on_terminal = pm.write_line, pm._say, pm._on_terminal
@@ -43,6 +46,8 @@ PARTS: dict[str, tuple[Any, str]] = {
     "sock_diag": (pm, "_ask_sock_diag"),  # (port) -> sockets or None
     "terminal": (pm, "_can_ask"),  # whether there is one to ask on
     "question": (pm, "_agreed"),  # (question) -> whether the person says yes
+    "tables of Windows": (pm, "_tcp_tables"),  # () -> sockets or None
+    "answers of Windows": (pm, "_told"),  # (library, ask, a handle or number) -> (bytes, their address)
     "stop": (pm, "_stop"),  # (system, pins, options) -> (who has gone: whether at our request; why not)
 }
 
@@ -134,6 +139,11 @@ def reader(system: str) -> Any:
     return _system(system).read
 
 
+def answer(status: int, output: str, complaint: str) -> Any:
+    """What a tool says."""
+    return pm._Answer(status, output, complaint)
+
+
 def readings(patch: Any, system: str, read: Callable[[int | None], dict[int, Any]]) -> None:
     """Let read(pid) stand for it."""
     patch.setattr(SYSTEMS[system], "read", lambda self, pid: read(pid))
@@ -143,6 +153,22 @@ def owners_answer(patch: Any, answer: Callable[..., Any]) -> None:
     """Let answer(rows) stand for the search for the owners of sockets; it is given what the real one found."""
     real = pm._Linux.owners
     patch.setattr(pm._Linux, "owners", lambda *words: answer(real(*words)))
+
+
+def listener(pid: int | None, port: int, host: str, v6only: bool | None) -> Any:
+    """A listener that does not exist."""
+    return pm._Socket(host, port, True, None, pid, None, 0, v6only)
+
+
+def _rows(pids: dict[Any, int | None]) -> list[Any] | None:
+    """Endpoints and who listens on each, as sockets."""
+    return [listener(pid, told.port, told.host, ":" in told.host) for told, pid in pids.items() if told] or None
+
+
+def sockets(system: str, port: int) -> list[Any] | None:
+    """The listeners on a port that a system tells of."""
+    found: list[Any] | None = _system(system).sockets(port)
+    return found
 
 
 def process(pid: int, parent: int | None, name: str = "python", tty: object = 0) -> Any:
@@ -177,9 +203,9 @@ def youngest_first(patch: Any, contents: Callable[[str], bytes]) -> list[int]:
 # Who must stay
 
 
-def protected(name: str, command: str = "", system: str = "linux") -> str | None:
+def protected(name: str, command: str = "", system: str = "linux", pid: int = 77) -> str | None:
     """Why a program of that name is left alone, whatever it holds the port for."""
-    holder = Holder(77, 1, "alice", name, command, "", None, ())
+    holder = Holder(pid, 1, "alice", name, command, "", None, ())
     manager = pm._published(holder, 80) if name in pm._PROXIES else None
     return _system(system).protects(holder) or (manager and f"{manager.name}: {manager.stop}")
 
@@ -249,9 +275,26 @@ def at_the_last_check(patch: Any, before: Callable[[], Any] = bool, after: Calla
     patch.setattr(pm._Linux, "still_holds", lambda *words: (before(), real(*words), after())[1])
 
 
-def ask_to_stop(system: str, pid: int, firmly: bool) -> None:
-    """Ask a process whose start time is unknown to stop."""
-    _system(system).stop(_pin(pid, system, "unknown"), _options(), firmly)
+def ask_to_stop(system: str, pid: int, firmly: bool, start: object = "unknown") -> None:
+    """Ask a process with this start time to stop."""
+    _system(system).stop(_pin(pid, system, start), _options(), firmly)
+
+
+def ends_a_terminal(patch: Any, name: str, command: str) -> bool:
+    """Whether Windows takes a process below a holder for somebody's terminal."""
+    patch.setattr(pm._Windows, "describe", lambda self, process: ("", command, ""))
+    return bool(pm._Windows().ends_a_terminal(process(38148, 38144, name)))
+
+
+def answer_of_windows(ask: Callable[..., int]) -> tuple[bytes, int]:
+    """What a function writes into the buffer that it is given, and its address."""
+    return pm._told("library", ask)
+
+
+def other_user(system: str, user: str) -> str | None:
+    """The user whose process it is, if another's; empty: ours, None: cannot tell."""
+    found: str | None = _system(system).other_user(Holder(77, 1, user, "x", "x", "", None, ()), [])
+    return found
 
 
 def hold(system: str, pid: int) -> Any:

@@ -67,6 +67,16 @@ def hold_with_an_heir(port, ends):
         time.sleep(120)
 
 
+def hold_with_a_shell(port):
+    """A server that runs a shell for somebody, as an editor does."""
+    shell = subprocess.Popen([os.environ["COMSPEC"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    sock = listener(int(port))
+    told(sock)
+    sys.stdout.write(f"{shell.pid}\n")
+    sys.stdout.flush()
+    time.sleep(120)
+
+
 def supervise(port):
     """A program that starts its server again whenever that ends."""
     while True:
@@ -156,6 +166,7 @@ def take_over(manager):
     found = {
         "answer": answer, "stopped": holder.wait(10) is not None, "bystander": bystander.poll() is None,
         "holder": [each._asdict() for each in seen], "pid": holder.pid, "here": os.getpid(), "now": time.time(),
+        "me": os.getlogin(),
         "free": manager.ensure_port_available(port, "127.0.0.1"),
     }  # fmt: skip
     bystander.kill()
@@ -290,18 +301,27 @@ def chinese(manager):
         if name.endswith(".py"):
             shutil.copy(os.path.join(FOLDER, name), folder)
     server = shutil.copy(ME, os.path.join(folder, "服务器.py"))
-    python = os.path.join(folder, "python{}.{}".format(*sys.version_info), "python.exe")
+    python = os.path.join(folder, "python", "项目.exe")
     port = free_port()
     holder = subprocess.Popen([python, server, "hold", str(port)], stdout=subprocess.PIPE, cwd=folder)
     holder.stdout.readline()
     at, there = (port, "--host", "127.0.0.1"), {"folder": folder, "cwd": folder}
     found = {
-        "encoding": ENCODING, "pid": holder.pid, "python": python, "check": command("check", *at, **there),
+        "encoding": ENCODING, "pid": holder.pid, "check": command("check", *at, **there),
         "json": command("check", *at, "--json", **there), "free": command("free", *at, **there),
         "stopped": holder.wait(10) is not None,
         "run": command("--port", *at, "--", python, "-c", "print('项目')", tool="run_backend.py", **there),
     }  # fmt: skip
     return found
+
+
+def terminal(manager):
+    port = free_port()
+    holder, shell = start("hold_with_a_shell", port)
+    answer = heard(manager.ensure_port_available, port, "127.0.0.1")
+    lived = holder.poll() is None and created(int(shell)) is not None
+    holder.kill()
+    return {"answer": answer, "shell": int(shell), "lived": lived}
 
 
 def restarted(manager):
