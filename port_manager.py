@@ -701,7 +701,7 @@ def _pid(text: str) -> int | None:
 
 def _ask_ss(port: int | None) -> _Told:
     """Linux: ss, from iproute2."""
-    answer = _run("ss", "-ltneH", *(() if port is None else ("sport", "=", f":{port}")))
+    answer = _run("ss", "-ltneH")
     return _parse_listeners(answer.output) if answer and answer.status == 0 else None
 
 
@@ -1237,13 +1237,26 @@ def _contents(path: str) -> bytes:
         os.close(descriptor)
 
 
+def _file_of(pid: int | str, name: str) -> bytes:
+    """A file of a process; empty where it has gone, or is another user's."""
+    try:
+        return _contents(f"/proc/{pid}/{name}")
+    except OSError:
+        return b""
+
+
+def _link(path: str) -> str:
+    """Where a link of /proc leads; empty where that is not told."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
 def _numbers(pid: int | str | None, field: str) -> list[int]:
     """The numbers in a field of /proc/PID/status (Uid: real, effective, saved, of the file system)."""
-    try:
-        line = _contents(f"/proc/{pid}/status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
-        return [int(number) for number in line.split()]
-    except (OSError, ValueError):
-        return []
+    line = _file_of(pid or "", "status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
+    return [int(number) for number in line.split() if number.isdigit()]
 
 
 class _Linux(_System):
@@ -1302,16 +1315,11 @@ class _Linux(_System):
         return {process.parent, *siblings[max(0, at - _SIBLINGS) : at + _SIBLINGS + 1], *self.children(pid)}
 
     def children(self, pid: int) -> list[int]:
-        if not _proc_has_children():
-            everybody = filter(None, map(self.process, _pids_from_the_youngest()))
-            return [process.pid for process in everybody if process.parent == pid]
-        children: list[int] = []
-        try:
-            for thread in _threads_of(pid):
-                children += map(int, _contents(f"/proc/{pid}/task/{thread}/children").split())
-        except OSError:  # gone
-            pass
-        return children
+        if _proc_has_children():
+            told = [_file_of(pid, f"task/{thread}/children").split() for thread in _threads_of(pid)]
+            return [int(child) for children in told for child in children]
+        everybody = filter(None, map(self.process, _pids_from_the_youngest()))
+        return [process.pid for process in everybody if process.parent == pid]
 
     def read(self, pid: int) -> dict[int, _Process]:
         """From /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
@@ -1339,20 +1347,13 @@ class _Linux(_System):
         return None
 
     def describe(self, process: _Process) -> tuple[str, str, str]:
-        user = command = cwd = ""
-        try:
-            user = _user_name(_numbers(process.pid, "Uid")[1])  # the folder's owner is root where it gave up rights
-            command = os.fsdecode(_contents(f"/proc/{process.pid}/cmdline").rstrip(b"\0")).replace("\0", " ")
-            cwd = os.readlink(f"/proc/{process.pid}/cwd")
-        except (OSError, IndexError):  # gone, or another user's
-            pass
-        return user, _clean(command), _clean(cwd)
+        uids = _numbers(process.pid, "Uid")  # the folder's owner is root where it gave up rights
+        command = os.fsdecode(_file_of(process.pid, "cmdline").rstrip(b"\0")).replace("\0", " ")
+        cwd = _link(f"/proc/{process.pid}/cwd")
+        return _user_name(uids[1]) if uids else "", _clean(command), _clean(cwd)
 
     def variable(self, pid: int, name: str) -> str:
-        try:
-            texts = os.fsdecode(_contents(f"/proc/{pid}/environ")).split("\0")
-        except OSError:
-            return ""
+        texts = os.fsdecode(_file_of(pid, "environ")).split("\0")
         return next((text[len(name) + 1 :] for text in texts if text.startswith(f"{name}=")), "")
 
     def folder(self, pid: int, cwd: str) -> str | None:
@@ -1365,17 +1366,14 @@ class _Linux(_System):
         return path
 
     def ancestry(self) -> _Ancestry:
-        """A parent that ended while the line was read has left its child to one of the others above."""
+        """Read until it stays the same: a parent that ends while the line is read leaves its child to another above."""
+        found = super().ancestry()
         for _ in range(ROUNDS):
-            found = super().ancestry()
-            above, below = found.pids[-1], found.pids[-2:-1]
-            top = self.process(above)
-            if top and (top.parent or not top.zombie):
-                break
-            child = self.read(below[0]).get(below[0]) if below else None
-            if child and child.parent == above and not top:  # it is there, and may not be seen
-                break
+            before = found
             self.known.clear()
+            found = super().ancestry()
+            if found.pids == before.pids:
+                break
         return found
 
     def open(self, pid: int) -> int | None:
@@ -1439,12 +1437,9 @@ class _Linux(_System):
         return super().protects(holder)
 
     def state(self, pid: int) -> str:
-        try:
-            stopped = _contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] == b"T"
-            deleted = os.readlink(f"/proc/{pid}/exe").endswith(" (deleted)")
-        except (OSError, IndexError):
-            return ""
-        return "suspended" if stopped else "deleted" if deleted else ""
+        if _file_of(pid, "stat").rpartition(b")")[2].split()[:1] == [b"T"]:
+            return "suspended"
+        return "deleted" if _link(f"/proc/{pid}/exe").endswith(" (deleted)") else ""
 
     def beside(self, port: int) -> list[str]:
         """Listeners at other addresses, where a server that binds localhost or :: would meet them; and UDP."""
@@ -1478,10 +1473,7 @@ def _proc_is_ours(me: int) -> bool:
 
     There this process may have the same number by chance, and beside it the one that it has here.
     """
-    try:
-        return os.readlink("/proc/self") == str(me) and _numbers("self", "NSpid") in ([], [me])  # []: before Linux 4.1
-    except OSError:
-        return False
+    return _link("/proc/self") == str(me) and _numbers("self", "NSpid") in ([], [me])  # []: before Linux 4.1
 
 
 @lru_cache(maxsize=None)
@@ -1561,19 +1553,13 @@ def _poll(pins: Iterable[_Pin], seconds: float) -> list[tuple[int, int]]:
 
 def _cgroups(pid: int | str) -> list[str]:
     """The control groups of a process, as paths."""
-    try:
-        lines = _contents(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
+    lines = _file_of(pid, "cgroup").decode("utf-8", "replace").splitlines()
     return [_clean(line.split(":", 2)[2]) for line in lines if line.count(":") >= 2]
 
 
 def _has_own_pids() -> bool:
     """Whether this process is in a PID namespace that is not the host's."""
-    try:
-        return os.readlink("/proc/self/ns/pid") != _HOST_NAMESPACE
-    except OSError:
-        return False
+    return _link("/proc/self/ns/pid") not in ("", _HOST_NAMESPACE)
 
 
 def _container_of(pid: int | str) -> str:
@@ -2134,10 +2120,10 @@ def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
     listening = [row for row in rows if row.listening]
     if len(listening) == len(rows):
         return rows
-    masters = {_master(system, row.pid, spawned=True) for row in listening}
+    masters = {_master(system, row.pid) for row in listening}
 
     def counts(row: _Socket) -> bool:
-        if row in listening or row.pid in masters:
+        if row.listening or row.pid in masters:
             return True
         return all(_conflict(other, row.address) is False for other in listening) and _keeps_its_address(row)
 
@@ -2150,14 +2136,14 @@ def _keeps_its_address(row: _Socket) -> bool:
     return error is not None and error.errno == errno.EADDRINUSE
 
 
-def _master(system: _System, pid: int | None, spawned: bool = False) -> int | None:
-    """The parent of a worker that was forked, and so runs the same command; or ``spawned`` by multiprocessing."""
+def _master(system: _System, pid: int | None) -> int | None:
+    """The parent of a worker that was forked, and so runs the same command, or was spawned by multiprocessing."""
     worker = system.process(pid)
     parent = system.process(worker.parent) if worker else None
     if worker is None or parent is None:
         return None
     command = system.describe(worker)[1]
-    same = (spawned and "multiprocessing" in command) or command == system.describe(parent)[1]
+    same = "multiprocessing" in command or command == system.describe(parent)[1]
     return parent.pid if command and same else None
 
 
@@ -2254,8 +2240,9 @@ def _decide(look: _Look, options: _Options) -> _Decision:
         return _Decision(system.hint(look.port, look.host), None, {})
     found = {holder.pid: system.managed_by(holder, look.port, look.pids) for holder in look.holders}
     managers = {pid: manager for pid, manager in found.items() if manager}
+    ancestry = system.ancestry()
     for holder in look.holders:
-        why = next(_must_stay(look, holder, managers.get(holder.pid), options), None)
+        why = next(_must_stay(look, holder, managers.get(holder.pid), ancestry, options), None)
         if why and not look.has_gone(holder.pid):
             whom = f"process {_title(holder)} is left alone" if holder.pid else f"port {look.port} cannot be freed"
             return _Decision(f"{whom}: {why}", None, managers)
@@ -2271,7 +2258,9 @@ def _decide(look: _Look, options: _Options) -> _Decision:
     return _Decision(None, f"{strangers}Stop process {titles} to free port {look.port}? [y/N] ", managers)
 
 
-def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _Options) -> Iterator[str]:
+def _must_stay(
+    look: _Look, holder: Holder, manager: Manager | None, ancestry: _Ancestry, options: _Options
+) -> Iterator[str]:
     """Every reason to leave a holder alone, in the order of the README's list: a condition and a sentence each."""
     system = look.system
     if manager:
@@ -2283,7 +2272,7 @@ def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _O
         # Not free: that would stop it.
         yield f"{whose}that you may not see; to find out: {system.elevated} port_manager.py check {look.port}"
         return
-    process, ancestry = system.process(holder.pid), system.ancestry()
+    process = system.process(holder.pid)
     protected = system.protects(holder)
     if protected:
         yield protected
