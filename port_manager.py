@@ -2615,7 +2615,8 @@ class _Freeing:
         loop does not do. Nor is init, a user's systemd, or anybody who started us too.
         """
         found: dict[int, _Pin] = {}
-        system, ours = look.system, look.system.ancestry().pids
+        system = look.system
+        ours = (os.getpid(), *system.parents(os.getpid()))
         for root, _ in _families(look.holders):
             child = system.process(root.pid)
             for parent in map(system.process, system.parents(root.pid)):
