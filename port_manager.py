@@ -701,26 +701,24 @@ def _pid(text: str) -> int | None:
 
 def _ask_ss(port: int | None) -> _Told:
     """Linux: ss, from iproute2."""
-    answer = _run("ss", "-ltneH")
-    return _parse_listeners(answer.output) if answer and answer.status == 0 else None
+    return _parse_listeners(_output("ss", "-ltne"))
 
 
 def _ask_netstat(port: int | None) -> _Told:
     """Linux: netstat, from net-tools or busybox (which may have been built without -e)."""
-    text = _output("netstat", "-ltne") or _output("netstat", "-ltn")
-    return _parse_listeners(text) if text else None
+    return _parse_listeners(_output("netstat", "-ltne") or _output("netstat", "-ltn"))
 
 
 def _parse_listeners(text: str) -> _Told:
-    """Linux: ss -ltneH, and netstat -ltne of net-tools and busybox.
+    """Linux: ss -ltne, and netstat -ltne of net-tools and busybox.
 
     In both the fourth column is the local address. The PIDs that they can print are not asked for: whoever
     holds a socket, /proc shows it.
     """
-    rows, known = [], not text.strip()
+    rows, known = [], False
     for line in text.splitlines():
         fields = line.split()
-        known = known or fields[:1] == ["Proto"]
+        known = known or fields[:1] in (["State"], ["Proto"])
         local = _endpoint(fields[3]) if len(fields) >= 5 and "LISTEN" in (fields[0], *fields[5:6]) else None
         if local is None:
             continue
@@ -1329,8 +1327,7 @@ class _Linux(_System):
             name = _clean(os.fsdecode(head.partition(b"(")[2]))
             state, (parent, group, session, tty), flags = field[0], map(int, field[1:5]), int(field[6])
             threads, start = int(field[17]), int(field[19])
-            up = start / os.sysconf("SC_CLK_TCK")
-            started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + up
+            started = _boot_time() + start / os.sysconf("SC_CLK_TCK")
         except (OSError, IndexError, ValueError, AttributeError):
             return {}
         gone, kernel = state in (b"Z", b"X", b"x") and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
@@ -1465,6 +1462,12 @@ class _Linux(_System):
         if "microsoft" in os.uname().release.lower():  # WSL
             why = f"a program of Windows may, too; in a terminal of Windows, netstat -ano | findstr :{port} tells"
         return f"nobody who may be seen holds port {port}; another user, container or namespace may ({why})"
+
+
+@lru_cache(maxsize=None)
+def _boot_time() -> float:
+    """When Linux was started: asked once, so that what started in the same tick has the same time."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @lru_cache(maxsize=1)
@@ -2069,12 +2072,12 @@ class _Look(NamedTuple):
         return bool(pin and self.system.has_exited(pin))
 
 
-def _look(port: int, host: str, masters: Mapping[int, object] | None = None) -> _Look:
+def _look(port: int, host: str, masters: Mapping[int, object] = {}) -> _Look:
     """A look at a port that leaves no holder out; CannotTell where the system does not tell.
 
     ``masters`` (start times by PID) are to be stopped with the holders.
     """
-    system, masters = _ThisSystem(), masters or {}
+    system = _ThisSystem()
     sockets = _search(system, port, host, True)
     pins = system.hold(dict.fromkeys([*(row.pid for row in sockets if row.pid and row.pid > 1), *masters]))
     others = [pid for pid, start in masters.items() if pid in pins and pins[pid].start == start]
@@ -2521,7 +2524,6 @@ class _Freeing:
 
     def __init__(self, port: int, host: str, options: _Options) -> None:
         self.port, self.host, self.options, self.began = port, host, options, time.time()
-        self.available = False
         self.holders: list[Holder] = []  # of the last look
         self.managers: dict[int | None, Manager] = {}
         self.gone: list[Holder] = []  # who was asked to stop, or ended in time
@@ -2538,26 +2540,22 @@ class _Freeing:
                 why = self.round()
             except PortError as error:  # nobody can tell who holds it, or the name of the host is not known any more
                 why = error.reason
-            if self.available or (why and len(self.masters) == masters):
+            if why is None or (why and len(self.masters) == masters):
                 break
         else:
             why = f"port {self.port} is still held after {ROUNDS} attempts to free it"
-        return PortResult(
-            self.port, self.host, self.available, self.holders, self.stopped, [], why, None, self.managers
-        )
+        return PortResult(self.port, self.host, why is None, self.holders, self.stopped, [], why, None, self.managers)
 
     def round(self) -> str | None:
-        """One look, and what follows from it: why this cannot go on."""
+        """One look, and what follows from it: why this cannot go on, empty where it can; None: the port is free."""
         with _settled(self.port, self.host, self.masters) as look:
             self.holders = look.holders
             why = self.taken_again(look) if self.is_new(look) else self.stop(look)
         if _probe(self.port, self.host) is not None:
-            return why
+            return why or ""
         if why:  # the port was given up by somebody who lives on
             _say(WARNING, f"⚠️  {_sentence(why)}")
-        why = self.watch()
-        self.available = why is None
-        return why
+        return self.watch()
 
     def is_new(self, look: _Look) -> bool:
         """Whether the port was taken after somebody had been stopped, and not merely held by another all the time."""
@@ -2681,7 +2679,7 @@ def _ensure(port: int, host: str, options: _Options) -> PortResult:
     _say(WARNING, f"⚠️  Port {port} is already in use")
     forbidden = _forbidden()
     if forbidden and not options.force:
-        result = _conflict_outside_development(result, forbidden)
+        result = _conflict_outside_development(port, host, options, forbidden)
     else:
         _say(INFO, "💡 Told to do so by --force" if forbidden else "💡 Development environment detected")
         _say(INFO, "Attempting to free up port...")
@@ -2695,23 +2693,18 @@ def _ensure(port: int, host: str, options: _Options) -> PortResult:
     return result
 
 
-def _conflict_outside_development(result: PortResult, forbidden: str) -> PortResult:
+def _conflict_outside_development(port: int, host: str, options: _Options, forbidden: str) -> PortResult:
     """Name the holders, and leave them alone."""
     production = os.environ["ENVIRONMENT"].strip().lower() in ("production", "prod")
     _say(ERROR, "🚨 Port conflict in PRODUCTION environment!" if production else f"🚨 Port conflict: {forbidden}")
-    holders: list[Holder] = []
-    try:
-        with _look(result.port, result.host) as look:
-            holders = look.holders
-            titles = [_title(*family, full=True) for family in _families(holders)]
-            titles = titles or [f"unknown ({look.system.hint(result.port, result.host)})"]
-    except PortError as error:
-        titles = [f"unknown ({error.reason})"]
-    for title in titles:
+    found = _preview(port, host, options._replace(force=True))
+    titles = [_title(*family, full=True) for family in _families(found.holders)]
+    for title in titles or [f"unknown ({found.reason})"]:
         _say(ERROR, f"Process using port: {title}")
     if not production:  # misspelt, perhaps
         _say(ERROR, f"The names of development are {', '.join(DEVELOPMENT_NAMES[1:])}")
-    return result._replace(holders=holders, reason=f"port {result.port} is in use, and {forbidden}")
+    reason = f"port {port} is in use, and {forbidden}"
+    return found._replace(available=False, would_stop=[], plan=None, reason=reason)
 
 
 def _preview(port: int, host: str, options: _Options) -> PortResult:
