@@ -2473,10 +2473,10 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[in
                         asked.remove(pin)
                     if not isinstance(error, ProcessLookupError):  # which has ended by itself, or when it was asked
                         why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
+                        why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
                         break
-            left = _wait_for_exit(system, pins if why else left, 0 if why else seconds)
+            left = _wait_for_exit(system, left, 0 if why else seconds)
             if why:
-                why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
                 break
     except KeyboardInterrupt:
         names = _listed(asked) or "nobody"
