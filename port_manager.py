@@ -701,26 +701,24 @@ def _pid(text: str) -> int | None:
 
 def _ask_ss(port: int | None) -> _Told:
     """Linux: ss, from iproute2."""
-    answer = _run("ss", "-ltneH", *(() if port is None else ("sport", "=", f":{port}")))
-    return _parse_listeners(answer.output) if answer and answer.status == 0 else None
+    return _parse_listeners(_output("ss", "-ltne"))
 
 
 def _ask_netstat(port: int | None) -> _Told:
     """Linux: netstat, from net-tools or busybox (which may have been built without -e)."""
-    text = _output("netstat", "-ltne") or _output("netstat", "-ltn")
-    return _parse_listeners(text) if text else None
+    return _parse_listeners(_output("netstat", "-ltne") or _output("netstat", "-ltn"))
 
 
 def _parse_listeners(text: str) -> _Told:
-    """Linux: ss -ltneH, and netstat -ltne of net-tools and busybox.
+    """Linux: ss -ltne, and netstat -ltne of net-tools and busybox.
 
     In both the fourth column is the local address. The PIDs that they can print are not asked for: whoever
     holds a socket, /proc shows it.
     """
-    rows, known = [], not text.strip()
+    rows, known = [], False
     for line in text.splitlines():
         fields = line.split()
-        known = known or fields[:1] == ["Proto"]
+        known = known or fields[:1] in (["State"], ["Proto"])
         local = _endpoint(fields[3]) if len(fields) >= 5 and "LISTEN" in (fields[0], *fields[5:6]) else None
         if local is None:
             continue
@@ -1237,13 +1235,26 @@ def _contents(path: str) -> bytes:
         os.close(descriptor)
 
 
+def _file_of(pid: int | str, name: str) -> bytes:
+    """A file of a process; empty where it has gone, or is another user's."""
+    try:
+        return _contents(f"/proc/{pid}/{name}")
+    except OSError:
+        return b""
+
+
+def _link(path: str) -> str:
+    """Where a link of /proc leads; empty where that is not told."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
 def _numbers(pid: int | str | None, field: str) -> list[int]:
     """The numbers in a field of /proc/PID/status (Uid: real, effective, saved, of the file system)."""
-    try:
-        line = _contents(f"/proc/{pid}/status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
-        return [int(number) for number in line.split()]
-    except (OSError, ValueError):
-        return []
+    line = _file_of(pid or "", "status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
+    return [int(number) for number in line.split() if number.isdigit()]
 
 
 class _Linux(_System):
@@ -1302,16 +1313,11 @@ class _Linux(_System):
         return {process.parent, *siblings[max(0, at - _SIBLINGS) : at + _SIBLINGS + 1], *self.children(pid)}
 
     def children(self, pid: int) -> list[int]:
-        if not _proc_has_children():
-            everybody = filter(None, map(self.process, _pids_from_the_youngest()))
-            return [process.pid for process in everybody if process.parent == pid]
-        children: list[int] = []
-        try:
-            for thread in _threads_of(pid):
-                children += map(int, _contents(f"/proc/{pid}/task/{thread}/children").split())
-        except OSError:  # gone
-            pass
-        return children
+        if _proc_has_children():
+            told = [_file_of(pid, f"task/{thread}/children").split() for thread in _threads_of(pid)]
+            return [int(child) for children in told for child in children]
+        everybody = filter(None, map(self.process, _pids_from_the_youngest()))
+        return [process.pid for process in everybody if process.parent == pid]
 
     def read(self, pid: int) -> dict[int, _Process]:
         """From /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
@@ -1321,8 +1327,7 @@ class _Linux(_System):
             name = _clean(os.fsdecode(head.partition(b"(")[2]))
             state, (parent, group, session, tty), flags = field[0], map(int, field[1:5]), int(field[6])
             threads, start = int(field[17]), int(field[19])
-            up = start / os.sysconf("SC_CLK_TCK")
-            started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + up
+            started = _boot_time() + start / os.sysconf("SC_CLK_TCK")
         except (OSError, IndexError, ValueError, AttributeError):
             return {}
         gone, kernel = state in (b"Z", b"X", b"x") and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
@@ -1339,20 +1344,13 @@ class _Linux(_System):
         return None
 
     def describe(self, process: _Process) -> tuple[str, str, str]:
-        user = command = cwd = ""
-        try:
-            user = _user_name(_numbers(process.pid, "Uid")[1])  # the folder's owner is root where it gave up rights
-            command = os.fsdecode(_contents(f"/proc/{process.pid}/cmdline").rstrip(b"\0")).replace("\0", " ")
-            cwd = os.readlink(f"/proc/{process.pid}/cwd")
-        except (OSError, IndexError):  # gone, or another user's
-            pass
-        return user, _clean(command), _clean(cwd)
+        uids = _numbers(process.pid, "Uid")  # the folder's owner is root where it gave up rights
+        command = os.fsdecode(_file_of(process.pid, "cmdline").rstrip(b"\0")).replace("\0", " ")
+        cwd = _link(f"/proc/{process.pid}/cwd")
+        return _user_name(uids[1]) if uids else "", _clean(command), _clean(cwd)
 
     def variable(self, pid: int, name: str) -> str:
-        try:
-            texts = os.fsdecode(_contents(f"/proc/{pid}/environ")).split("\0")
-        except OSError:
-            return ""
+        texts = os.fsdecode(_file_of(pid, "environ")).split("\0")
         return next((text[len(name) + 1 :] for text in texts if text.startswith(f"{name}=")), "")
 
     def folder(self, pid: int, cwd: str) -> str | None:
@@ -1365,17 +1363,14 @@ class _Linux(_System):
         return path
 
     def ancestry(self) -> _Ancestry:
-        """A parent that ended while the line was read has left its child to one of the others above."""
+        """Read until it stays the same: a parent that ends while the line is read leaves its child to another above."""
+        found = super().ancestry()
         for _ in range(ROUNDS):
-            found = super().ancestry()
-            above, below = found.pids[-1], found.pids[-2:-1]
-            top = self.process(above)
-            if top and (top.parent or not top.zombie):
-                break
-            child = self.read(below[0]).get(below[0]) if below else None
-            if child and child.parent == above and not top:  # it is there, and may not be seen
-                break
+            before = found
             self.known.clear()
+            found = super().ancestry()
+            if found.pids == before.pids:
+                break
         return found
 
     def open(self, pid: int) -> int | None:
@@ -1439,12 +1434,9 @@ class _Linux(_System):
         return super().protects(holder)
 
     def state(self, pid: int) -> str:
-        try:
-            stopped = _contents(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] == b"T"
-            deleted = os.readlink(f"/proc/{pid}/exe").endswith(" (deleted)")
-        except (OSError, IndexError):
-            return ""
-        return "suspended" if stopped else "deleted" if deleted else ""
+        if _file_of(pid, "stat").rpartition(b")")[2].split()[:1] == [b"T"]:
+            return "suspended"
+        return "deleted" if _link(f"/proc/{pid}/exe").endswith(" (deleted)") else ""
 
     def beside(self, port: int) -> list[str]:
         """Listeners at other addresses, where a server that binds localhost or :: would meet them; and UDP."""
@@ -1472,16 +1464,19 @@ class _Linux(_System):
         return f"nobody who may be seen holds port {port}; another user, container or namespace may ({why})"
 
 
+@lru_cache(maxsize=None)
+def _boot_time() -> float:
+    """When Linux was started: asked once, so that what started in the same tick has the same time."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @lru_cache(maxsize=1)
 def _proc_is_ours(me: int) -> bool:
     """Whether /proc numbers the processes as kill() does: it may show those of another PID namespace.
 
     There this process may have the same number by chance, and beside it the one that it has here.
     """
-    try:
-        return os.readlink("/proc/self") == str(me) and _numbers("self", "NSpid") in ([], [me])  # []: before Linux 4.1
-    except OSError:
-        return False
+    return _link("/proc/self") == str(me) and _numbers("self", "NSpid") in ([], [me])  # []: before Linux 4.1
 
 
 @lru_cache(maxsize=None)
@@ -1561,19 +1556,13 @@ def _poll(pins: Iterable[_Pin], seconds: float) -> list[tuple[int, int]]:
 
 def _cgroups(pid: int | str) -> list[str]:
     """The control groups of a process, as paths."""
-    try:
-        lines = _contents(f"/proc/{pid}/cgroup").decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
+    lines = _file_of(pid, "cgroup").decode("utf-8", "replace").splitlines()
     return [_clean(line.split(":", 2)[2]) for line in lines if line.count(":") >= 2]
 
 
 def _has_own_pids() -> bool:
     """Whether this process is in a PID namespace that is not the host's."""
-    try:
-        return os.readlink("/proc/self/ns/pid") != _HOST_NAMESPACE
-    except OSError:
-        return False
+    return _link("/proc/self/ns/pid") not in ("", _HOST_NAMESPACE)
 
 
 def _container_of(pid: int | str) -> str:
@@ -2056,7 +2045,7 @@ def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
     masters = {_master(system, row.pid, spawned=True) for row in listening}
 
     def counts(row: _Socket) -> bool:
-        if row in listening or row.pid in masters:
+        if row.listening or row.pid in masters:
             return True
         return all(_conflict(other, row.address) is False for other in listening) and _keeps_its_address(row)
 
@@ -2182,8 +2171,9 @@ def _decide(look: _Look, options: _Options) -> _Decision:
         return _Decision(system.hint(look.port, look.host), None, {})
     found = {holder.pid: system.managed_by(holder, look.port, look.pids) for holder in look.holders}
     managers = {pid: manager for pid, manager in found.items() if manager}
+    ancestry = system.ancestry()
     for holder in look.holders:
-        why = next(_must_stay(look, holder, managers.get(holder.pid), options), None)
+        why = next(_must_stay(look, holder, managers.get(holder.pid), ancestry, options), None)
         if why and not look.has_gone(holder.pid):
             whom = f"process {_title(holder)} is left alone" if holder.pid else f"port {look.port} cannot be freed"
             return _Decision(f"{whom}: {why}", None, managers)
@@ -2199,7 +2189,9 @@ def _decide(look: _Look, options: _Options) -> _Decision:
     return _Decision(None, f"{strangers}Stop process {titles} to free port {look.port}? [y/N] ", managers)
 
 
-def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _Options) -> Iterator[str]:
+def _must_stay(
+    look: _Look, holder: Holder, manager: Manager | None, ancestry: _Ancestry, options: _Options
+) -> Iterator[str]:
     """Every reason to leave a holder alone, in the order of the README's list: a condition and a sentence each."""
     system = look.system
     if manager:
@@ -2211,7 +2203,7 @@ def _must_stay(look: _Look, holder: Holder, manager: Manager | None, options: _O
         # Not free: that would stop it.
         yield f"{whose}that you may not see; to find out: {system.elevated} port_manager.py check {look.port}"
         return
-    process, ancestry = system.process(holder.pid), system.ancestry()
+    process = system.process(holder.pid)
     protected = system.protects(holder)
     if protected:
         yield protected
@@ -2409,10 +2401,10 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[in
                         asked.remove(pin)
                     if not isinstance(error, ProcessLookupError):  # which has ended by itself, or when it was asked
                         why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
+                        why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
                         break
-            left = _wait_for_exit(system, pins if why else left, 0 if why else seconds)
+            left = _wait_for_exit(system, left, 0 if why else seconds)
             if why:
-                why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
                 break
     except KeyboardInterrupt:
         names = _listed(asked) or "nobody"
@@ -2460,7 +2452,6 @@ class _Freeing:
 
     def __init__(self, port: int, host: str, options: _Options) -> None:
         self.port, self.host, self.options, self.began = port, host, options, time.time()
-        self.available = False
         self.holders: list[Holder] = []  # of the last look
         self.managers: dict[int | None, Manager] = {}
         self.gone: list[Holder] = []  # who was asked to stop, or ended in time
@@ -2475,26 +2466,22 @@ class _Freeing:
                 why = self.round()
             except PortError as error:  # nobody can tell who holds it, or the name of the host is not known any more
                 why = error.reason
-            if self.available or why:
+            if why != "":
                 break
         else:
             why = f"port {self.port} is still held after {ROUNDS} attempts to free it"
-        return PortResult(
-            self.port, self.host, self.available, self.holders, self.stopped, [], why, None, self.managers
-        )
+        return PortResult(self.port, self.host, why is None, self.holders, self.stopped, [], why, None, self.managers)
 
     def round(self) -> str | None:
-        """One look, and what follows from it: why this cannot go on."""
+        """One look, and what follows from it: why this cannot go on, empty where it can; None: the port is free."""
         with _settled(self.port, self.host) as look:
             self.holders = look.holders
             why = self.taken_again(look) if self.is_new(look) else self.stop(look)
         if _probe(self.port, self.host) is not None:
-            return why
+            return why or ""
         if why:  # the port was given up by somebody who lives on
             _say(WARNING, f"⚠️  {_sentence(why)}")
-        why = self.watch()
-        self.available = why is None
-        return why
+        return self.watch()
 
     def is_new(self, look: _Look) -> bool:
         """Whether the port was taken after somebody had been stopped, and not merely held by another all the time."""
@@ -2547,7 +2534,8 @@ class _Freeing:
         loop does not do. Nor is init, a user's systemd, or anybody who started us too.
         """
         found: dict[int, _Pin] = {}
-        system, ours = look.system, look.system.ancestry().pids
+        system = look.system
+        ours = (os.getpid(), *system.parents(os.getpid()))
         for root, _ in _families(look.holders):
             child = system.process(root.pid)
             for parent in map(system.process, system.parents(root.pid)):
@@ -2609,7 +2597,7 @@ def _ensure(port: int, host: str, options: _Options) -> PortResult:
     _say(WARNING, f"⚠️  Port {port} is already in use")
     forbidden = _forbidden()
     if forbidden and not options.force:
-        result = _conflict_outside_development(result, forbidden)
+        result = _conflict_outside_development(port, host, options, forbidden)
     else:
         _say(INFO, "💡 Told to do so by --force" if forbidden else "💡 Development environment detected")
         _say(INFO, "Attempting to free up port...")
@@ -2623,23 +2611,18 @@ def _ensure(port: int, host: str, options: _Options) -> PortResult:
     return result
 
 
-def _conflict_outside_development(result: PortResult, forbidden: str) -> PortResult:
+def _conflict_outside_development(port: int, host: str, options: _Options, forbidden: str) -> PortResult:
     """Name the holders, and leave them alone."""
     production = os.environ["ENVIRONMENT"].strip().lower() in ("production", "prod")
     _say(ERROR, "🚨 Port conflict in PRODUCTION environment!" if production else f"🚨 Port conflict: {forbidden}")
-    holders: list[Holder] = []
-    try:
-        with _look(result.port, result.host) as look:
-            holders = look.holders
-            titles = [_title(*family, full=True) for family in _families(holders)]
-            titles = titles or [f"unknown ({look.system.hint(result.port, result.host)})"]
-    except PortError as error:
-        titles = [f"unknown ({error.reason})"]
-    for title in titles:
+    found = _preview(port, host, options._replace(force=True))
+    titles = [_title(*family, full=True) for family in _families(found.holders)]
+    for title in titles or [f"unknown ({found.reason})"]:
         _say(ERROR, f"Process using port: {title}")
     if not production:  # misspelt, perhaps
         _say(ERROR, f"The names of development are {', '.join(DEVELOPMENT_NAMES[1:])}")
-    return result._replace(holders=holders, reason=f"port {result.port} is in use, and {forbidden}")
+    reason = f"port {port} is in use, and {forbidden}"
+    return found._replace(available=False, would_stop=[], plan=None, reason=reason)
 
 
 def _preview(port: int, host: str, options: _Options) -> PortResult:
