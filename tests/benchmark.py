@@ -172,8 +172,8 @@ def start_rows(env: dict[str, str]) -> None:
 
         return free
 
-    for verb, measure, bar in (("check, free port", starting, 1.7), ("free, prompt holder", freeing, 3.0)):
-        for name, words in (("script", [SCRIPT]), ("-m", ["-m", "port_manager"])):
+    for verb, measure, bars in (("check, free port", starting, (2.4, 1.3)), ("free, prompt holder", freeing, (3.0, 3.0))):
+        for name, words, bar in (("script", [SCRIPT], bars[0]), ("-m", ["-m", "port_manager"], bars[1])):
             ours, theirs = in_turns(40, measure(*words, verb.split(",")[0], port), starting("-c", "import socket"))
             row(f"{verb} ({name})", ours, "python -c 'import socket'", theirs, bar, shown)
 
