@@ -2523,7 +2523,7 @@ class _Freeing:
         if not _agreed(question):
             return "the answer was no: nobody was stopped"
         with _look(self.port, self.host) as again:
-            if [holder.pid for holder in again.holders] != [holder.pid for holder in look.holders]:
+            if [root.pid for root, _ in _families(again.holders)] != [root.pid for root, _ in _families(look.holders)]:
                 return "somebody else holds the port now: nobody was stopped; try again"
             return _decide(again, self.options._replace(policy="kill")).reason
 

@@ -14,7 +14,7 @@ import pytest
 from .apart import KILL, boxed, forked, mounted
 from .conftest import LINUX, birth, command_line, project
 from .scenes import SERVE, wait_for
-from .test_projects import started
+from .test_projects import on_a_terminal, started
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 MINE = "127.0.0.1"
@@ -102,3 +102,11 @@ def test_a_server_of_a_folder_that_was_removed(port, hold, tmp_path, monkeypatch
         folder.mkdir()
     done = started(tmp_path / ours, port)
     assert (done.returncode == 0) == goes == (held.alive() == []), done.stderr
+
+
+def test_a_yes_is_about_the_server_and_not_about_its_workers(port, hold, tmp_path):
+    """One that forks for each request has others at each look."""
+    theirs, ours = project(tmp_path / "theirs"), project(tmp_path / "ours")
+    held = hold((MINE, port), forks=True, cwd=str(theirs))
+    status, shown = on_a_terminal(ours, port, "y\ny\ny\n")
+    assert status == 0 and held.alive() == [], shown
