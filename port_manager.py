@@ -55,9 +55,11 @@ __all__ = [
     "guard",
     "is_development",
     "main",
+    "names_app",
     "preview_port",
     "server_endpoints",
     "shell_commands",
+    "take_options",
     "wait_until_free",
     "wait_until_listening",
     "write_line",
@@ -2964,13 +2966,11 @@ class Server:
     an app that a function makes, "()" where APP() says so, "" where that cannot be served.
     """
 
-    def __init__(
-        self, host: str, port: int | None, *, hosts: str = "", ports: str = "", binds: str = "", variables: str = "",
-        elsewhere: str = "", files: str = "", serves: str = "", start: str = "", factory: str = "",
-    ) -> None:  # fmt: skip
-        self.host, self.port, self.hosts, self.ports, self.binds = host, port, hosts, ports, binds
-        self.variables, self.elsewhere, self.files = variables, elsewhere, files
-        self.serves, self.start, self.factory = serves, start, factory
+    hosts = ports = binds = variables = elsewhere = files = serves = start = factory = ""
+
+    def __init__(self, host: str, port: int | None, **texts: str) -> None:
+        self.host, self.port = host, port
+        self.__dict__.update(texts)
 
 
 # By program; a second word is the verb without which it serves nothing. Of those that serve a kind the first is best.
@@ -2989,12 +2989,13 @@ SERVERS = {
     "gunicorn": Server("127.0.0.1", 8000, binds="-b --bind", variables="0.0.0.0 PORT", elsewhere="LISTEN_FDS",
                        files="-c --config GUNICORN_CMD_ARGS gunicorn.conf.py", serves="wsgi",
                        start="-m gunicorn APP --bind ADDRESS", factory="()"),
-    "waitress": Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen", elsewhere="--unix-socket",
-                       serves="wsgi", start="-m waitress --listen ADDRESS APP", factory="--call"),
-    "wsgiref": Server("0.0.0.0", None, serves="wsgi", factory="()",
+    **dict.fromkeys(("waitress", "waitress-serve"),
+                    Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen",
+                           elsewhere="--unix-socket", serves="wsgi dash", start="-m waitress --listen ADDRESS APP",
+                           factory="--call")),
+    "wsgiref": Server("0.0.0.0", None, serves="wsgi dash", factory="()",
                       start="run_backend.py --wsgiref APP --host HOST --port PORT"),
-    "waitress-serve": Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen",
-                             elsewhere="--unix-socket", serves="waitress"),
+    "page": Server("0.0.0.0", None, serves="page", start="run_backend.py --page --host HOST --port PORT"),
     "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port",
                         variables="FLASK_RUN_HOST FLASK_RUN_PORT", serves="flask", files=".env=FLASK_RUN_ "
                         ".flaskenv=FLASK_RUN_", start="-m flask --app APP run --host HOST --port PORT", factory="()"),
@@ -3003,7 +3004,8 @@ SERVERS = {
     **dict.fromkeys(("manage.py runserver_plus", "django-admin runserver", "django runserver"),
                     Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6")),
     "litestar run": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port",
-                           variables="LITESTAR_HOST LITESTAR_PORT", elsewhere="-U --uds --unix-domain-socket -F --fd --file-descriptor", serves="litestar",
+                           variables="LITESTAR_HOST LITESTAR_PORT",
+                           elsewhere="-U --uds --unix-domain-socket -F --fd --file-descriptor", serves="litestar",
                            start="-m litestar --app APP run --host HOST --port PORT"),
     "sanic": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port", elsewhere="-u --unix", serves="sanic",
                     start="-m sanic APP --host HOST --port PORT", factory="--factory"),
@@ -3017,13 +3019,12 @@ SERVERS = {
     **dict.fromkeys(("npm", "pnpm", "yarn", "bun", "vite"), Server("0.0.0.0", None, hosts="--host", ports="--port",
                                                                    variables="HOST PORT")),
 }  # fmt: skip
-_SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")
-_UNKNOWN = Server("0.0.0.0", None, variables="HOST PORT")
+_SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")  # any other program
 
 # What these start listens on another machine, or in a container.
 _ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-compose", "nerdctl", "kubectl", "vagrant")
 # Options whose value is a word of its own, which is neither a verb nor a port.
-_VALUED = ("-A", "--app", "-e", "--env-file", "-v", "--verbosity", "--settings", "--pythonpath", "-d", "--directory")
+_VALUED = "-A --app -e --env-file -v --verbosity --settings --pythonpath -d --directory"
 _SERVES_NOTHING = ("--help", "--version", "--check-config", "--print-config")
 
 
@@ -3041,40 +3042,89 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     """
     environ = dict(os.environ if environ is None else environ)
     commands = shell_commands(command, environ)
-    served = next((words for words in commands if find_server(words)), None)
-    words = served or (commands[-1] if commands else [])
-    key, at = find_server(words) or ("", -1)
+    words = next(filter(find_server, commands), commands[-1] if commands else [])
+    key, at = find_server(words) or ("", len(words))
     if not key:
         programs = {key.partition(" ")[0] for key in SERVERS if " " in key}
         if any(_program(word) in programs for words in commands for word in words):  # such as manage.py migrate
             return []
         scripts = (at for at, word in enumerate(words) if word.endswith((".py", ".js", ".mjs", ".cjs", ".ts")))
-        at = next(scripts, -1)
-    server = SERVERS[key] if key else _SCRIPT if at >= 0 else _UNKNOWN
-    assigned = (word.partition("=") for word in (words[:at] if key else words))  # env PORT=3000 …; make run PORT=3000
+        at = next(scripts, at)
+    assigned = (word.partition("=") for word in words[:at])  # env PORT=3000 …; make run PORT=3000
     environ.update((name, value) for name, equals, value in assigned if equals and name.isidentifier())
-    return _endpoints(server, words[at + 1 :], environ)
+    return _endpoints(SERVERS.get(key, _SCRIPT), words[at + 1 :], environ)
 
 
 def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str]) -> list[Endpoint]:
     host_variable, _, port_variable = server.variables.partition(" ")
     named = environ.get(port_variable, "")
     with_port = host_variable if named and host_variable[:1].isdigit() else environ.get(host_variable, "")
-    hosts = [host for host in _values(words, server.hosts) if host and not host.startswith("-")]  # vite has a bare --host
+    hosts = [host for host in take_options(words, server.hosts)[0] if host[:1] not in ("", "-")]  # vite: a bare --host
     host = hosts[-1] if hosts else with_port or server.host
-    binds = [_split_address(bind) for value in _values(words, server.binds) for bind in value.split() or [""]]
-    binds += _bare_addresses(words) if "*" in server.binds.split() else []
-    idle = any(word in _SERVES_NOTHING for word in words)
-    if idle or host.startswith("unix:") or _given(server.elsewhere, words, environ):
+    if any(word in _SERVES_NOTHING for word in words) or host.startswith("unix:"):
         return []
-    if not any(bind is None or bind[1] is not None for bind in binds):
-        ports = [_number(value) or 0 for value in _values(words, server.ports)]
+    if _given(server.elsewhere, words, environ):
+        return []
+    values = take_options(words, server.binds)[0]
+    binds = [_split_address(bind) for value in values for bind in value.split() or [""]]
+    binds += _bare_addresses(words) if "*" in server.binds.split() else []
+    if all(bind and bind[1] is None for bind in binds):
+        ports = [_number(value) or 0 for value in take_options(words, server.ports)[0]]
         if not ports and _may_stand_in_a_file(server, words, environ, named):
             return []
         host = binds[-1][0] if binds and binds[-1] else host
         binds = [("", ports[-1] if ports else _number(named) if named else server.port)]
     found = (Endpoint(bind[0] or host, bind[1] or 0) for bind in binds if bind)
     return [endpoint for endpoint in found if 1 <= endpoint.port <= 65535]
+
+
+def take_options(words: Sequence[str], options: str) -> tuple[list[str], list[str]]:
+    """The values that words give to one of these options, and the words that are left.
+
+    >>> take_options(["-b", ":80", "-b:81", "main:app", "--bind=:82", "--bi", ":83"], "-b --bind")
+    ([':80', ':81', ':82', ':83'], ['main:app'])
+    """
+    values, rest, left = [], [], iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if len(name) > 3 and any(option.startswith(name) for option in options.split()):  # argparse lets them be shortened
+            values.append(value if equals else next(left, ""))
+        elif word[:2] in options.split():
+            values.append(word[2:] or next(left, ""))
+        else:
+            rest.append(word)
+    return values, rest
+
+
+def _given(names: str, words: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether one of these options stands there, or one of these variables is set."""
+    return bool(take_options(words, names)[0]) or any(environ.get(name) for name in names.split())
+
+
+def _bare(words: Sequence[str]) -> list[tuple[str, str]]:
+    """The words that are neither an option nor the value of one, each with the word before it."""
+    rest = take_options(words, _VALUED)[1]
+    return [(before, word) for before, word in zip(["", *rest], rest) if not word.startswith("-")]
+
+
+def _bare_addresses(words: Sequence[str]) -> Iterator[tuple[str, int | None] | None]:
+    for before, word in _bare(words):
+        bind = _split_address(word)
+        if bind and bind[1]:  # a small number behind an option may be its value
+            yield bind if bind[1] >= 1024 or ":" in word or not before.startswith("-") else None
+
+
+def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[str, str], named: str) -> bool:
+    for entry in server.files.split():
+        name, _, text = entry.partition("=")
+        try:
+            there = _given(name, words, environ) or (os.path.isfile(name) and text.encode() in _contents(name))
+        except OSError:
+            there = True
+        # What a variable says goes before a file; but that of an option's file is read for the app alone.
+        if there and bool(named) == (name.startswith("-") and bool(text)):
+            return True
+    return False
 
 
 def find_server(words: Sequence[str]) -> tuple[str, int] | None:
@@ -3092,11 +3142,9 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
             if name != program:
                 continue
             if verb:
-                starts = verb == next(_bare(rest), (0, ""))[1]
-            elif server.serves:  # where it is not the program itself, an app tells it from a mere mention
-                starts = at == 0 or any(map(_names_app, rest))
-            else:
-                starts = at == 0 or words[at - 1] == "-m" or server.port is None
+                starts = [verb] == [word for _, word in _bare(rest)][:1]
+            else:  # where it is not the program itself, an app tells it from a mere mention
+                starts = at == 0 or words[at - 1] == "-m" or server.port is None or any(map(names_app, rest))
             if starts:
                 return key, at
     return None
@@ -3104,22 +3152,25 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
 
 def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
     """A command line as it is, or the commands of the script in it (``bash -lc '…'``), with its variables."""
-    shells = [at for at, word in enumerate(command) if _program(word).endswith("sh") and _program(word) != "ssh"]
-    scripts = [at for at, word in enumerate(command[:-1], 1) if word[:1] == "-" and word[-1:] == "c" and shells[:1] < [at - 1]]
-    if not shells or not scripts:
+    shell = next((at for at, word in enumerate(command) if _program(word) in _SHELLS), len(command))
+    options = (at for at, word in enumerate(command[:-1]) if at > shell and word[:1] == "-" and word[-1:] == "c")
+    option = next(options, None)
+    if option is None:
         return [list(command)]
     import re
     import shlex
 
     variable = re.compile(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}")
-    script = variable.sub(lambda found: environ.get(found[1] or found[2]) or found[3] or "", command[scripts[0]])
+    script = variable.sub(lambda found: environ.get(found[1] or found[2]) or found[3] or "", command[option + 1])
     lexer = shlex.shlex(script, posix=True, punctuation_chars=";&|()\n")
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     commands: list[list[str]] = [[]]
     try:
         for word in lexer:
-            commands += [[]] if word[0] in ";&|()\n" else []
-            commands[-1] += [word] if word[0] not in ";&|()\n" else []
+            if word and word[0] in ";&|()\n":
+                commands.append([])
+            else:
+                commands[-1].append(word)
     except ValueError:  # a quote that does not end
         return [script.split()]
     return [words for words in commands if words]
@@ -3131,63 +3182,15 @@ def _program(word: str) -> str:
     return name[:-4] if name.lower().endswith(".exe") else name
 
 
-def _names_app(word: str) -> bool:
-    """
-    >>> [_names_app(word) for word in ("shop.main:app", "app:make('x')", "shop.wsgi", "db:5432", "main.py", "-k")]
+def names_app(word: str) -> bool:
+    """Whether a word of a server's command line looks like its app.
+
+    >>> [names_app(word) for word in ("shop.main:app", "app:make('x')", "shop.wsgi", "db:5432", "main.py", "-k")]
     [True, True, True, False, False, False]
     """
     module, colon, name = word.partition(":")
     plain = module.replace(".", "").replace("-", "_").isidentifier() and module[:1] != "-"
     return plain and (name[:1].isidentifier() if colon else module.endswith(("wsgi", "asgi")))
-
-
-def _bare(words: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """The words that are neither an option nor the value of one, and where they stand."""
-    for at, word in enumerate(words):
-        if not word.startswith("-") and (not at or words[at - 1] not in _VALUED):
-            yield at, word
-
-
-def _bare_addresses(words: Sequence[str]) -> Iterator[tuple[str, int | None] | None]:
-    for at, word in _bare(words):
-        bind = _split_address(word)
-        if bind and bind[1]:  # a small number behind an option may be its value
-            sure = bind[1] >= 1024 or ":" in word or not at or not words[at - 1].startswith("-")
-            yield bind if sure else None
-
-
-def _values(words: Sequence[str], options: str) -> Iterator[str]:
-    """What the words give to one of these options: ``-b :80``, ``-b:80``, ``--bind :80``, ``--bind=:80``."""
-    for at, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        following = words[at + 1] if at + 1 < len(words) else ""
-        if name.startswith("--"):  # argparse lets options be shortened
-            if len(name) > 3 and any(option.startswith(name) for option in options.split()):
-                yield value if equals else following
-        elif word.startswith("-") and word[:2] in options.split():
-            yield word[2:] or following
-
-
-def _given(names: str, words: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Whether one of these options stands there, or one of these variables is set."""
-    return any(any(True for _ in _values(words, name)) or environ.get(name) for name in names.split())
-
-
-def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[str, str], named: str) -> bool:
-    for entry in server.files.split():
-        name, _, text = entry.partition("=")
-        if text and name.startswith("-"):  # the variable may come from that file, which is read for the app alone
-            if environ.get(text) and _given(name, words, environ):
-                return True
-        elif not named and _given(name, words, environ):
-            return True
-        elif not named and name[0] != "-" and os.path.isfile(name):
-            try:
-                if text.encode() in _contents(name):
-                    return True
-            except OSError:
-                return True
-    return False
 
 
 def _split_address(text: str) -> tuple[str, int | None] | None:

@@ -228,10 +228,10 @@ def test_the_command_for_a_folder(project, port, all_servers, files, words, comm
     ("files", "words", "said"),
     [
         ({"one.py": FLASK, "two.py": FASTAPI}, "", "Several apps were found; name one:\n  python run_backend.py one:app"),
-        ({"main.py": "print('a tool')"}, "", "No app was found in 1 modules"),
-        ({"app.py": "from aiohttp import web\napp = web.Application()\n"}, "", "app is made by Application, which speaks neither"),
-        ({"jobs.py": "from celery import Celery\napp = Celery()\n"}, "", "speaks neither ASGI nor WSGI; put its command behind --"),
-        ({"app.py": "from aiohttp import web\napp = web.Application()\n"}, "app:app", "speaks neither ASGI nor WSGI"),
+        ({"main.py": "print('a tool')"}, "", "No app was found"),
+        ({"app.py": "from aiohttp import web\napp = web.Application()\n"}, "", "No app was found"),
+        ({"jobs.py": "from celery import Celery\napp = Celery()\n"}, "", "No app was found"),
+        ({"app.py": "from aiohttp import web\napp = web.Application()\n"}, "app:app", "app.py has no app at its top that a server can serve"),
         ({"shop.py": FACTORY.replace("config=None", "config")}, "", "shop:create_app(config) needs arguments: name it with them"),
         ({"backend/main.py": FASTAPI, "frontend/package.json": "{}"}, "", "cd backend && python "),
         ({"server/app.py": FLASK, "server/requirements.txt": "flask"}, "", "cd server && python "),
@@ -240,10 +240,9 @@ def test_the_command_for_a_folder(project, port, all_servers, files, words, comm
         ({"src/main.py": "import os\n\napp = = 1\n"}, "", "src/main.py cannot be read: line 3: invalid syntax"),
         ({"src/main.py": "app = = 1\n"}, "src.main:app", "src/main.py cannot be read: line 1"),
         ({"main.py": FASTAPI}, "main:nope", "main.py has no nope at its top"),
-        ({"main.py": FASTAPI}, "mian:app", "There is no module mian in this folder"),
-        ({"main.py": FASTAPI}, "nosuch.py", "There is no file nosuch.py in this folder"),
-        ({"main.py": FASTAPI}, "../main.py", "There is no file ../main.py in this folder"),
-        ({"main.py": FASTAPI}, "--no-such-option", "uvicorn has no option --no-such-option"),
+        ({"main.py": FASTAPI}, "mian:app", "There is no mian in this folder"),
+        ({"main.py": FASTAPI}, "nosuch.py", "There is no nosuch.py in this folder"),
+        ({"main.py": FASTAPI}, "../main.py", "There is no ../main.py in this folder"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:30],
 )  # fmt: skip
@@ -318,7 +317,7 @@ def test_app_in_the_environment(project, port, all_servers):
     done = call("--port", str(port), "--dry-run", PYTHONPATH=all_servers, APP="web:app")
     assert command_of(done).endswith(f"gunicorn web:app --bind 0.0.0.0:{port}")
     done = call("--port", str(port), "--dry-run", PYTHONPATH=all_servers, APP="My Shop")
-    assert done.returncode == 2 and "APP is 'My Shop', which is no app" in done.stderr
+    assert done.returncode == 2 and "'My Shop' is no app" in done.stderr
 
 
 def test_a_module_is_read_and_never_imported(project, port, all_servers):
@@ -395,16 +394,14 @@ def test_one_who_listens_beside_is_told_of(project, port, hold):
     ("words", "environ", "said"),
     [
         *((["--port", wrong], {}, f"--port is {wrong!r}; a port is a number from 1 to 65535")
-          for wrong in ("0", "-1", "65536", "http", "", "80.5", "²", " 80", "8" * 5000)),
+          for wrong in ("0", "-1", "65536", "http", "80.5", "²", " 80", "8" * 5000)),
         ([], {"PORT": "http"}, "PORT is 'http'; a port is a number from 1 to 65535"),
         (["--port"], {}, "--port needs a value"),
+        (["--port", ""], {}, "--port needs a value"),
         (["--host", "--", "true"], {}, "--host needs a value"),
         (["9000"], {}, "'9000' is no app; name it as in src.main:app, a port by --port, or put a command behind --"),
-        (["--policy=own"], {}, "--policy belongs to port_manager.py free; here, set PORT_MANAGER_POLICY"),
-        (["--json"], {}, "--json belongs to port_manager.py free; run that before this"),
         (["npm", "run", "dev"], {}, "'npm' is no app; name it as in src.main:app, a port by --port, or put a command behind --"),
         (["-p", "0"], {}, "--port is '0'; a port is a number from 1 to 65535"),
-        (["--prot", "9000"], {}, "there is no --prot; did you mean --port?"),
         (["--"], {}, "there is no command behind --"),
         (["src.main:app", "--", "true"], {}, "src.main:app stands before the --; it belongs behind it"),
         (["manage.py", "runserver", "9000"], {}, "'runserver' is no app; name it as in src.main:app, a port by --port, or put a command behind --"),
