@@ -3277,10 +3277,11 @@ def _is_reloaded() -> bool:
 
 
 def _is_of_our_server(port: int, host: str) -> bool:
-    """Whether all who hold the port are ancestors of this process, or children of its parent."""
+    """Whether all who hold the port are ancestors of this process, or children of its parent, the reloader."""
     system = _ThisSystem()
-    ancestors = system.ancestry().pids
-    family = {*ancestors, *(system.children(ancestors[1]) if len(ancestors) > 1 else ())}
+    parent = system.process(os.getppid())
+    shell = parent is None or parent.name.lstrip("-") in _SHELLS  # in which a reloader's variable was left
+    family = {*system.ancestry().pids, *(() if shell else system.children(os.getppid()))}
     try:
         rows = _search(system, port, host, True)
     except PortError:

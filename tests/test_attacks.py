@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from .apart import KILL, boxed, forked, mounted
-from .conftest import LINUX, birth, command_line, project
+from .conftest import LINUX, PATIENCE, ROOT, birth, command_line, project
 from .scenes import SERVE, wait_for
-from .test_projects import on_a_terminal, started
+from .test_projects import CALL, on_a_terminal, started
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 MINE = "127.0.0.1"
@@ -110,3 +110,13 @@ def test_a_yes_is_about_the_server_and_not_about_its_workers(port, hold, tmp_pat
     held = hold((MINE, port), forks=True, cwd=str(theirs))
     status, shown = on_a_terminal(ours, port, "y\ny\ny\n")
     assert status == 0 and held.alive() == [], shown
+
+
+def test_a_reloader_s_variable_that_was_left_in_a_shell(port, start, home):
+    """Whoever else was started from there is no part of our server."""
+    script = '"$1" -c "$2" "$4" & read; WERKZEUG_RUN_MAIN=true "$1" -c "$3" "$4"; echo status $?'
+    words = ["bash", "-c", script, "bash", sys.executable, SERVE, CALL, str(port)]
+    shell = start(*words, cwd=home, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_for(port)
+    said, _ = shell.communicate("\n", timeout=PATIENCE)
+    assert "Successfully killed" in said and "status 0" in said, said
