@@ -817,7 +817,8 @@ def _parse_sockstat(text: str) -> _Told:
 
 def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
     """pid, ppid, pgid, stat, tty, user, lstart and command of every process; names: its pid and program."""
-    programs = {pid: program.strip() for pid, _, program in (line.strip().partition(" ") for line in names.splitlines())}
+    lines = (line.strip().partition(" ") for line in names.splitlines())
+    programs = {pid: program.strip() for pid, _, program in lines}
     processes = {}
     for line in text.splitlines():
         fields = line.split(None, 6)
@@ -968,7 +969,10 @@ class _System:
         return _Ancestry(line, complete, min((process.started or 0.0 for process in seen), default=0.0))
 
     def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
-        """Hold all of the processes, then read them: what is read is true of the held ones. Who cannot be read is let go."""
+        """Hold all of the processes, then read them: what is read is true of the held ones.
+
+        Who cannot be read is let go.
+        """
         handles = {pid: self.open(pid) for pid in pids}
         self.known.clear()
         pins: dict[int, _Pin] = {}
@@ -1648,7 +1652,8 @@ def _socket_unit(port: int, user: str) -> Manager:
         if len(fields) >= 3 and fields[0].rpartition(":")[2].partition("%")[0] == str(port):
             units = " ".join(unit for unit in fields[-2:] if unit != "-")
             return Manager(f"systemd, for {fields[-2]},", f"systemctl {user}stop {units}")
-    return Manager("systemd, for a socket unit,", f"systemctl {user}stop NAME.socket (systemctl {user}list-sockets tells it)")
+    ways = f"systemctl {user}stop NAME.socket (systemctl {user}list-sockets tells it)"
+    return Manager("systemd, for a socket unit,", ways)
 
 
 class _BSD(_System):
@@ -1709,8 +1714,8 @@ class _MacOS(_BSD):
     sources = (_ask_macos,)
     forwarders: Mapping[str, str] = {
         **_FORWARDERS,
-        "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off "
-        "in System Settings, General, AirDrop & Handoff",
+        "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it "
+        "off in System Settings, General, AirDrop & Handoff",
         "launchd": "it keeps the port for a service; launchctl list names it, launchctl bootout ends it",
     }
 
@@ -2573,9 +2578,8 @@ class _Freeing:
         if boss is None:
             return f"{again} while it was being freed"
         command = system.describe(boss)[1] or boss.name
-        return (
-            f"{again}: its supervisor {boss.pid} ({_short_command(command)}) starts it anew; stop process {boss.pid} first"
-        )
+        whose = f"its supervisor {boss.pid} ({_short_command(command)})"
+        return f"{again}: {whose} starts it anew; stop process {boss.pid} first"
 
 
 def _standing(port: int, host: str) -> tuple[_Obstacle | None, PortResult]:
