@@ -1035,9 +1035,9 @@ class _System:
     def send(self, pin: _Pin, number: int) -> None:
         os.kill(pin.pid, number)
 
-    def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
-        """Whether a process holds, now, one of the sockets for which it was looked at."""
-        return any(row.pid == pin.pid for row in self.owners(self.sockets(port) or [], True, [pin.pid]))
+    def still_hold(self, pids: Collection[int], sockets: _Sockets, port: int) -> set[int | None]:
+        """Who holds, now, one of the sockets for which these processes were looked at."""
+        return {row.pid for row in self.owners(self.sockets(port) or [], True, pids)}
 
     def is_superuser(self) -> bool:
         return os.geteuid() == 0
@@ -1409,9 +1409,8 @@ class _Linux(_System):
                     raise ProcessLookupError from None
         super().send(pin, number)
 
-    def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
-        own = [row for row in sockets if row.pid == pin.pid]
-        return any(row.pid for row in self.owners(own, True, [pin.pid]))
+    def still_hold(self, pids: Collection[int], sockets: _Sockets, port: int) -> set[int | None]:
+        return {row.pid for row in self.owners(sockets, True, pids)}
 
     def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
         uids, mine = set(_numbers(holder.pid, "Uid")), os.geteuid()
@@ -2513,8 +2512,8 @@ class _Freeing:
         if why:
             return why
         began, above = time.monotonic(), self.supervisors_of(look)
-        held = {pid for pid, pin in look.pins.items() if look.system.still_holds(pin, look.sockets, self.port)}
-        held |= {h.parent or 0 for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
+        held = look.system.still_hold(look.pids, look.sockets, self.port)
+        held |= {h.parent for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
         pins = [look.pins[pid] for pid in look.pids if pid in look.pins and pid in held]
         gone, why = _stop(look.system, pins, self.options)
         for root, children in _families(holder for holder in look.holders if gone.get(holder.pid or 0)):
