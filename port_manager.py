@@ -817,7 +817,8 @@ def _parse_sockstat(text: str) -> _Told:
 
 def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
     """pid, ppid, pgid, stat, tty, user, lstart and command of every process; names: its pid and program."""
-    programs = {pid: program.strip() for pid, _, program in (line.strip().partition(" ") for line in names.splitlines())}
+    lines = (line.strip().partition(" ") for line in names.splitlines())
+    programs = {pid: program.strip() for pid, _, program in lines}
     processes = {}
     for line in text.splitlines():
         fields = line.split(None, 6)
@@ -968,7 +969,10 @@ class _System:
         return _Ancestry(line, complete, min((process.started or 0.0 for process in seen), default=0.0))
 
     def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
-        """Hold all of the processes, then read them: what is read is true of the held ones. Who cannot be read is let go."""
+        """Hold all of the processes, then read them: what is read is true of the held ones.
+
+        Who cannot be read is let go.
+        """
         handles = {pid: self.open(pid) for pid in pids}
         self.known.clear()
         pins: dict[int, _Pin] = {}
@@ -1031,9 +1035,9 @@ class _System:
     def send(self, pin: _Pin, number: int) -> None:
         os.kill(pin.pid, number)
 
-    def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
-        """Whether a process holds, now, one of the sockets for which it was looked at."""
-        return any(row.pid == pin.pid for row in self.owners(self.sockets(port) or [], True, [pin.pid]))
+    def still_hold(self, pids: Collection[int], sockets: _Sockets, port: int) -> set[int | None]:
+        """Who holds, now, one of the sockets for which these processes were looked at."""
+        return {row.pid for row in self.owners(self.sockets(port) or [], True, pids)}
 
     def is_superuser(self) -> bool:
         return os.geteuid() == 0
@@ -1405,9 +1409,8 @@ class _Linux(_System):
                     raise ProcessLookupError from None
         super().send(pin, number)
 
-    def still_holds(self, pin: _Pin, sockets: _Sockets, port: int) -> bool:
-        own = [row for row in sockets if row.pid == pin.pid]
-        return any(row.pid for row in self.owners(own, True, [pin.pid]))
+    def still_hold(self, pids: Collection[int], sockets: _Sockets, port: int) -> set[int | None]:
+        return {row.pid for row in self.owners(sockets, True, pids)}
 
     def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
         uids, mine = set(_numbers(holder.pid, "Uid")), os.geteuid()
@@ -1648,7 +1651,8 @@ def _socket_unit(port: int, user: str) -> Manager:
         if len(fields) >= 3 and fields[0].rpartition(":")[2].partition("%")[0] == str(port):
             units = " ".join(unit for unit in fields[-2:] if unit != "-")
             return Manager(f"systemd, for {fields[-2]},", f"systemctl {user}stop {units}")
-    return Manager("systemd, for a socket unit,", f"systemctl {user}stop NAME.socket (systemctl {user}list-sockets tells it)")
+    ways = f"systemctl {user}stop NAME.socket (systemctl {user}list-sockets tells it)"
+    return Manager("systemd, for a socket unit,", ways)
 
 
 class _BSD(_System):
@@ -1709,8 +1713,8 @@ class _MacOS(_BSD):
     sources = (_ask_macos,)
     forwarders: Mapping[str, str] = {
         **_FORWARDERS,
-        "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off "
-        "in System Settings, General, AirDrop & Handoff",
+        "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it "
+        "off in System Settings, General, AirDrop & Handoff",
         "launchd": "it keeps the port for a service; launchctl list names it, launchctl bootout ends it",
     }
 
@@ -2508,8 +2512,8 @@ class _Freeing:
         if why:
             return why
         began, above = time.monotonic(), self.supervisors_of(look)
-        held = {pid for pid, pin in look.pins.items() if look.system.still_holds(pin, look.sockets, self.port)}
-        held |= {h.parent or 0 for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
+        held = look.system.still_hold(look.pids, look.sockets, self.port)
+        held |= {h.parent for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
         pins = [look.pins[pid] for pid in look.pids if pid in look.pins and pid in held]
         gone, why = _stop(look.system, pins, self.options)
         for root, children in _families(holder for holder in look.holders if gone.get(holder.pid or 0)):
@@ -2573,9 +2577,8 @@ class _Freeing:
         if boss is None:
             return f"{again} while it was being freed"
         command = system.describe(boss)[1] or boss.name
-        return (
-            f"{again}: its supervisor {boss.pid} ({_short_command(command)}) starts it anew; stop process {boss.pid} first"
-        )
+        whose = f"its supervisor {boss.pid} ({_short_command(command)})"
+        return f"{again}: {whose} starts it anew; stop process {boss.pid} first"
 
 
 def _standing(port: int, host: str) -> tuple[_Obstacle | None, PortResult]:

@@ -270,9 +270,9 @@ def on_signal(patch: Any, instead: Callable[[int, bool, Callable[[], None]], Any
 
 
 def at_the_last_check(patch: Any, before: Callable[[], Any] = bool, after: Callable[[], Any] = bool) -> None:
-    """Call these around the check that the process still holds the port."""
-    real = pm._Linux.still_holds
-    patch.setattr(pm._Linux, "still_holds", lambda *words: (before(), real(*words), after())[1])
+    """Call these around the check of who still holds the port."""
+    real = pm._Linux.still_hold
+    patch.setattr(pm._Linux, "still_hold", lambda *words: (before(), real(*words), after())[1])
 
 
 def ask_to_stop(system: str, pid: int, firmly: bool, start: object = "unknown") -> None:
