@@ -1768,16 +1768,13 @@ def _parse_user(data: bytes, address: int) -> str:
 
 
 def _parse_tcp_table(data: bytes, v6: bool) -> _Sockets:
-    """Rows of type MIB_TCPROW_OWNER_PID or MIB_TCP6ROW_OWNER_PID, all listeners; a PID of 0 is "not told".
-
-    A dual-stack socket has a row in both tables, so that a row of IPv6 speaks for IPv6 alone.
-    """
+    """MIB_TCPROW_OWNER_PID or MIB_TCP6ROW_OWNER_PID, all listeners; a dual-stack socket has a row in both tables."""
     import struct
 
-    layout, family = ("=16s4x2s30xI", socket.AF_INET6) if v6 else ("=4x4s2s10xI", socket.AF_INET)
+    layout, family = ("=16s4xH30xI", socket.AF_INET6) if v6 else ("=4x4sH10xI", socket.AF_INET)
     rows = data[4 : 4 + struct.calcsize(layout) * int.from_bytes(data[:4], sys.byteorder)]
-    return [
-        _Socket(socket.inet_ntop(family, host), int.from_bytes(port, "big"), True, None, pid or None, None, 0, v6)
+    return [  # a PID of 0 is "not told"
+        _Socket(socket.inet_ntop(family, host), socket.ntohs(port), True, None, pid or None, None, 0, v6)
         for host, port, pid in struct.iter_unpack(layout, rows)
     ]
 
@@ -1817,13 +1814,14 @@ class _Windows(_System):
 
     def sockets(self, port: int | None) -> _Told:
         rows = _tcp_tables()
-        rows = rows and [row for row in rows if port in (None, row.port)]
-        if rows and not all(row.pid for row in rows):
+        if not rows:
+            return rows
+        rows = [row for row in rows if port in (None, row.port)]
+        if not all(row.pid for row in rows):
             told = _parse_netstat_ano(_output(_windows_tool("NETSTAT.EXE"), "-ano"))
             rows = [row._replace(pid=row.pid or told.get(Endpoint(row.address, row.port))) for row in rows]
-        if rows:  # since the last look, a PID may have become another's
-            self.known = self.read(0) or self.known
-        return rows and [row._replace(pid=pid) for row in rows for pid in self.heirs(row.pid)]
+        self.known = self.read(0) or self.known  # since the last look, a PID may have become another's
+        return [row._replace(pid=pid) for row in rows for pid in self.heirs(row.pid)]
 
     def heirs(self, owner: int | None) -> Iterable[int | None]:
         """The owner; where it has ended, its children, who inherited the handle.
@@ -1854,9 +1852,9 @@ class _Windows(_System):
             return "", "", ""
         user, ours = _user_of(handle), _user_of(-1)  # the second stands for this process
         # ProcessCommandLineInformation: it is told since Windows 8.1.
-        command = _parse_text(*_told("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle))
+        told = _told("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle)
         _winapi().CloseHandle(handle)
-        return os.getlogin() if user == ours != "" else user, _clean(command), ""
+        return os.getlogin() if user == ours != "" else user, _clean(_parse_text(*told)), ""
 
     def open(self, pid: int) -> int:
         """A handle, which keeps the PID from being used again."""
@@ -1885,8 +1883,8 @@ class _Windows(_System):
 
     def signal(self, pin: _Pin, options: _Options, firmly: bool) -> None:
         """A program of the console cannot be asked, and taskkill says at once that /F is needed, in any language."""
-        words = ["/PID", str(pin.pid)] + ["/F"] * firmly
-        answer = _run(_windows_tool("taskkill.exe"), *words, timeout=5 * TOOL_TIMEOUT) or _Answer(1, "", "nothing")
+        tool, force = _windows_tool("taskkill.exe"), ["/F"] * firmly
+        answer = _run(tool, "/PID", str(pin.pid), *force, timeout=5 * TOOL_TIMEOUT) or _Answer(1, "", "nothing")
         # 128 means that there is no such process: while the handle says that it lives, it had no window to ask.
         if not firmly and answer.status and (answer.status == 128 or "/F" in answer.output + answer.complaint):
             self.stop(pin, options, True)

@@ -1,6 +1,6 @@
 """Real CPythons for Windows, under Wine: the public calls, the command line and run_backend.py, against real processes.
 
-.ci/wine makes the Windows; PORT_MANAGER_WINE names its folder. Sockets, processes, handles, signals, encodings and exit
+.ci/wine makes the Windows; TESTS_PORT_MANAGER_WINE names its folder. Sockets, processes, handles, signals, encodings and exit
 statuses are Wine's own. Two things are not as in Windows: a stand-in for netstat.exe knows the owners of listeners, and
 no process tells its command line, so that the name of its program stands for it.
 """
@@ -29,7 +29,7 @@ ENVIRON = {
 FOUND = {}  # what a scenario has found is asked by several tests
 
 in_each = pytest.mark.parametrize("version", VERSIONS)  # the newest runs them all
-pytestmark = pytest.mark.skipif(not WINE, reason="PORT_MANAGER_WINE names no folder that .ci/wine has made")
+pytestmark = pytest.mark.skipif(not WINE, reason="TESTS_PORT_MANAGER_WINE names no folder that .ci/wine has made")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,7 +96,7 @@ def test_a_plain_server_is_taken_over_within_a_second(windows):
     found = windows("take_over")
     answer, seconds, said = found["answer"]
     assert answer is True and found["stopped"] and found["free"]
-    assert seconds < 1.0
+    assert seconds < max(1.0, 5 * found["beside"]), "0.4 s on an idle machine"
     assert found["bystander"], "a server on another port, and the client of this one, live on"
     assert "is already in use" in said and str(found["pid"]) in said and "is now available" in said
     assert "SIG" not in said, "Windows has no signals"

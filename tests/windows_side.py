@@ -160,13 +160,17 @@ def take_over(manager):
     port, other = free_port(), free_port()
     holder, _ = start("hold", port)
     bystander, _ = start("hold", other)
+    began = time.perf_counter()
+    for _ in range(4):  # what a machine that is busy with other things needs to start and end programs
+        subprocess.run([os.environ["COMSPEC"], "/c", "exit"], check=False)
+    beside = time.perf_counter() - began
     with socket.create_connection(("127.0.0.1", port)):
         seen = manager.find_listeners(port, "127.0.0.1")
         answer = heard(manager.ensure_port_available, port, "127.0.0.1")
     found = {
         "answer": answer, "stopped": holder.wait(10) is not None, "bystander": bystander.poll() is None,
         "holder": [each._asdict() for each in seen], "pid": holder.pid, "here": os.getpid(), "now": time.time(),
-        "me": os.getlogin(),
+        "me": os.getlogin(), "beside": beside,
         "free": manager.ensure_port_available(port, "127.0.0.1"),
     }  # fmt: skip
     bystander.kill()
