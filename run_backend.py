@@ -173,9 +173,9 @@ def _read_call(words: Sequence[str]) -> _Call:
     )
 
 
-def _port(text: str, source: str) -> int:
+def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= 65535):
-        raise _CannotStart(f"{source} is {text!r}; a port is a number from 1 to 65535", 2)
+        raise _CannotStart(f"a port is a number from 1 to 65535, not {text!r}", 2)
     return int(text)
 
 
@@ -295,16 +295,17 @@ def _bindings(block: Any, within: Any = None) -> Iterator[tuple[str, Any]]:
     """The names that are bound at a module's top, not in its functions and classes, each with the statement."""
     import ast
 
-    for node in ast.iter_child_nodes(block):
-        statement = node if isinstance(node, ast.stmt) else within
-        if hasattr(node, "decorator_list"):
-            yield str(getattr(node, "name", "")), node
-        elif isinstance(node, ast.alias):
-            yield node.asname or node.name.partition(".")[0], statement
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id, statement
+    inner: Any
+    for inner in ast.iter_child_nodes(block):
+        statement = inner if isinstance(inner, ast.stmt) else within
+        if hasattr(inner, "decorator_list"):
+            yield inner.name, inner
+        elif isinstance(inner, ast.alias):
+            yield inner.asname or inner.name.partition(".")[0], statement
+        elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+            yield inner.id, statement
         else:
-            yield from _bindings(node, statement)
+            yield from _bindings(inner, statement)
 
 
 @lru_cache(maxsize=None)
@@ -422,22 +423,19 @@ def _apps_of(module: _Module) -> list[Found]:
     return []
 
 
-def _found(module: _Module, name: str, made: _Made | None) -> Found:
+def _found(module: _Module, name: str, made: _Made) -> Found:
     """An app as its server is told of it."""
-    root = module.root()
-    place = relpath(module.path, root or curdir)[:-3].replace(sep, ".")
-    place = place[:-9] if place.endswith(".__init__") else place
-    wsgi = any(word in module.source for word in ("wsgi", "flask", "dash", "bottle"))
-    kinds, why = "wsgi" if wsgi else "asgi", "as named"
-    if made:
-        kinds, why = made.kinds, f"{made.maker} object in {made.path}"
-    if made and name.isidentifier():
-        kinds = made.kinds if made.call in ("", "()", "class") else ""
-        if kinds == "dash":  # the app of a Dash object is its server
-            name, kinds = ("server", "wsgi") if "server" in module.bound else (f"{name}.server", "dash")
-        name += made.call.replace("class", "")
-    origin = made.path if made else module.path
-    return Found(app=f"{place}:{name}", kinds=kinds, why=why, path=module.path, origin=origin, root=root)
+    root, kinds = module.root(), made.kinds
+    if name.isidentifier():
+        if kinds == "dash" and "server" in module.bound:
+            name, kinds = "server", "wsgi"
+        elif kinds == "dash":
+            name += ".server"
+        elif made.call.startswith("("):
+            name, kinds = name + made.call, kinds if made.call == "()" else ""
+    place = relpath(module.path, root or curdir)[:-3].replace(sep, ".").replace(".__init__", "")
+    why = f"{made.maker} object in {made.path}"
+    return Found(app=f"{place}:{name}", kinds=kinds, why=why, path=module.path, origin=made.path, root=root)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -464,29 +462,30 @@ def _named(word: str, options: Sequence[str] = ()) -> Found:
     name = name or next(filter(module.bound.__contains__, NAMES), NAMES[0])
     called = name.partition("(")[0].partition(".")[0]
     made = module.made(called)
-    if called not in module.bound and not {"*", "__getattr__"} & {*module.bound} or (made and not made.kinds):
+    if not {called, "*", "__getattr__"} & {*module.bound} or (made and not made.kinds):
         raise _CannotStart(f"{path} has no {called} at its top that a server can serve; put other commands behind --")
-    return _found(module, name, made)
+    wsgi = any(word in module.source for word in ("wsgi", "flask", "dash", "bottle"))
+    return _found(module, name, made or _Made(kinds="wsgi" if wsgi else "asgi", maker="named", path=path, call=""))
 
 
-def _declared() -> Found | None:
-    """What the repository says itself: its Procfile, flask's variables, fastapi's entry point."""
+def _declared() -> list[Found]:
+    """What the repository says itself, if anything: its Procfile, flask's variables, fastapi's entry point."""
     web = _pairs(_text("Procfile"), ":").get("web")
     found = _of_procfile(web) if web else None
     if found:
-        return found
+        return [found]
     told = {**_pairs(_text(".env")), **_pairs(_text(".flaskenv")), **environ}
+    flask = told.get("FLASK_APP")
     entry = _pairs(_text("pyproject.toml").partition("[tool.fastapi]")[2].partition("\n[")[0]).get("entrypoint")
-    if told.get("FLASK_APP"):
+    if not (flask or entry):
+        return []
+    found = _named(flask or entry or "")
+    found.why = f"FLASK_APP={flask}" if flask else "[tool.fastapi] entrypoint"
+    if flask:
         environ.update(told)  # as flask run does: the app may need them
-        found = _named(told["FLASK_APP"])
-        found.why = f"FLASK_APP={told['FLASK_APP']}"
-        found.port = _port(told.get("FLASK_RUN_PORT") or "8000", "FLASK_RUN_PORT")
+        found.port = _port(told.get("FLASK_RUN_PORT") or "8000")
         found.options = ["--debug"] if told.get("FLASK_DEBUG", "0").lower() in ("1", "true", "yes", "on") else []
-    elif entry:
-        found = _named(entry)
-        found.why = "[tool.fastapi] entrypoint"
-    return found
+    return [found]
 
 
 def _pairs(text: str, sign: str = "=") -> dict[str, str]:
@@ -576,15 +575,12 @@ def _interpreter(package: str) -> str:
     from importlib.machinery import PathFinder
 
     program = "Scripts/python.exe" if os.name == "nt" else "bin/python"
-    pythons = [
-        (abspath(join(name, program)), [join(name, "Lib/site-packages"), *glob(f"{name}/lib/*/site-packages")])
-        for name in (".venv", "venv")
-        if isfile(join(name, program))
-    ]
-    pythons.insert(0 if sys.prefix != sys.base_prefix else len(pythons), (sys.executable, sys.path))
-    for python, path in pythons:
+    pythons = {sys.executable: sys.path} if sys.prefix != sys.base_prefix else {}  # an activated one goes first
+    for name in filter(isdir, (".venv", "venv")):
+        pythons[abspath(join(name, program))] = [join(name, "Lib/site-packages"), *glob(f"{name}/lib/*/site-packages")]
+    for python, path in {**pythons, sys.executable: sys.path}.items():
         spec = PathFinder.find_spec(package, path) if package else None
-        if not package or (spec and spec.origin):  # a mere folder of this name has none
+        if isfile(python) and (not package or (spec and spec.origin)):  # a mere folder of this name has none
             return python
     return ""
 
@@ -664,22 +660,19 @@ def _serve(call: _Call) -> int:
     from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-    where = Endpoint(call.host or "", int(call.port or 0))
-    page = call.words[0] == "--page"
-    app = _page if page else _imported(call.words[1])  # before anybody is stopped
-    if page:
-        _leave_others_alone(where)
+    where, page = Endpoint(call.host or "", int(call.port or 0)), "--page" in call.words
+    app = _leave_others_alone(where) if page else _imported(call.words[1])  # before anybody is stopped
 
     class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads, request_queue_size = True, 128
+        daemon_threads = True
 
         def server_bind(self) -> None:
             self.socket.close()
             self.socket = bind_port(where.port, where.host, policy="refuse" if call.next else None)
-            self.server_name, self.server_port = where.host, where.port
+            self.server_name, self.server_port = where
             self.setup_environ()
 
-    with Server((where.host, where.port), WSGIRequestHandler) as server:
+    with Server(where, WSGIRequestHandler) as server:
         server.set_app(app)
         _say(_announced([where], "a small page" if page else "wsgiref, no reload"))
         if os.getpid() == 1:  # the first process of a container, which no signal ends by itself
@@ -688,11 +681,13 @@ def _serve(call: _Call) -> int:
     return 0
 
 
-def _leave_others_alone(where: Endpoint) -> None:
+def _leave_others_alone(where: Endpoint) -> Callable[..., list[bytes]]:
+    """The small page, where nobody but another one has the port."""
     for holder in preview_port(where.port, where.host).holders:
         if f"{SCRIPT} --page" not in holder.command:
             why = f"port {where.port} is held by {_title(holder)}"
             raise _CannotStart(f"There is no app here, and nobody is stopped for a small page: {why}")
+    return _page
 
 
 def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
@@ -725,8 +720,7 @@ def _imported(app: str) -> Any:
 def _run(call: _Call) -> int:
     top, host = getcwd(), (call.host or environ.get("HOST") or "0.0.0.0").strip("[]")
     found = _chosen(call.words) if call.command is None else _given(call)
-    port = call.port or environ.get("PORT") or str(found.port)
-    where = Endpoint(host, _port(port, "--port" if call.port else "PORT"))
+    where = Endpoint(host, _port(call.port or environ.get("PORT") or str(found.port)))
     policy = "refuse" if call.next else None  # whoever was faster keeps the port
     where = _next(where) if call.next else where
     if found.kinds == "page":
@@ -757,8 +751,7 @@ def _chosen(words: list[str]) -> Found:
     if options and options[0][:1] != "-":
         how = "name it as in src.main:app, a port by --port, or put a command behind --"
         raise _CannotStart(f"{options[0]!r} is no app; {how}", 2)
-    declared = None if app else _declared()
-    found = [_named(app, options)] if app else [declared] if declared else find_app()
+    found = [_named(app, options)] if app else _declared() or find_app()
     if len(found) > 1:
         lines = "\n".join(f"  python {SCRIPT} {each.app}  # {each.why}" for each in found)
         raise _CannotStart(f"Several apps were found; name one:\n{lines}")
@@ -829,13 +822,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if {"--help", "-h", "--version"} & {*call.words}:
             _say(f"run_backend {__version__}" if "--version" in call.words else USAGE.rstrip())
             return 0
-        return _serve(call) if call.words[:1] in (["--page"], ["--wsgiref"]) else _run(call)
-    except _CannotStart as error:
-        write_line(sys.stderr, ("run_backend: " if error.status == 2 else "❌ ") + error.reason)
-        return error.status
-    except PortError as error:
-        write_line(sys.stderr, f"❌ {error.reason}")
-        return 1
+        return _serve(call) if {"--page", "--wsgiref"} & {*call.words[:1]} else _run(call)
+    except (_CannotStart, PortError) as error:
+        status = getattr(error, "status", 1)
+        write_line(sys.stderr, ("run_backend: " if status == 2 else "❌ ") + error.reason)
+        return status
     except FileNotFoundError:
         write_line(sys.stderr, "❌ The working directory has been removed: cd into the repository again")
         return 1
