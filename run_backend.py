@@ -18,7 +18,7 @@ import os
 import sys
 from functools import lru_cache
 from os import chdir, curdir, environ, getcwd, listdir, sep
-from os.path import abspath, basename, dirname, isdir, isfile, join, relpath
+from os.path import abspath, basename, dirname, isdir, isfile, join, normpath, relpath
 from types import SimpleNamespace
 
 sys.path.insert(0, dirname(__file__) or curdir)  # python -P and -I leave it out
@@ -32,7 +32,6 @@ from port_manager import (
     bind_port,
     ensure_port_available,
     find_free_port,
-    find_listeners,
     find_server,
     names_app,
     preview_port,
@@ -97,12 +96,12 @@ KINDS = {
 MAKERS = {maker: kinds for kinds, makers in KINDS.items() for maker in makers.split()}
 
 # fastapi's and flask's own search, and ours: the first of these that has an app is taken.
-CONVENTIONS = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
-               "src/app.py", "asgi.py")  # fmt: skip
+CONVENTIONS = [*map(normpath, ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py",
+                               "app/api.py", "src/app.py", "asgi.py"))]  # fmt: skip
 NAMES = ("app", "application", "api", "server")
 BESIDE = ("backend", "server", "api")  # folders in which another program than the one at the top may live
 OWN = (*CONVENTIONS, "manage.py", "Procfile", "requirements.txt", "pyproject.toml")  # what shows that it does
-NO_SOURCE = "tests test migrations alembic node_modules venv env docs examples build dist src"
+NO_SOURCE = "tests test migrations alembic node_modules venv env docs examples build dist"
 NO_MODULE = ("setup.py", "conftest.py", "port_manager.py", basename(__file__))
 CODE = ".py .js .ts .go .rs .rb .java .kt .php .cs .ex .c .cpp"
 
@@ -174,9 +173,9 @@ def _read_call(words: Sequence[str]) -> _Call:
     )
 
 
-def _port(text: str, source: str) -> int:
+def _port(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= 65535):
-        raise _CannotStart(f"{source} is {text!r}; a port is a number from 1 to 65535", 2)
+        raise _CannotStart(f"a port is a number from 1 to 65535, not {text!r}", 2)
     return int(text)
 
 
@@ -259,16 +258,17 @@ class _Module:
         """What a statement that binds a name makes: the first app that it calls the maker of."""
         import ast
 
-        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        if hasattr(statement, "names"):
             return self.find(self.imports[name])
-        inside = list(ast.walk(statement))
-        used = [node.value for node in inside if isinstance(node, ast.Attribute)]  # create_app().test_client()
-        called = [node.func for node in inside if isinstance(node, ast.Call) and node not in used]
-        call = "class" if isinstance(statement, ast.ClassDef) else ""
+        inside: list[Any] = list(ast.walk(statement))
+        used = [node.value for node in inside if hasattr(node, "attr")]  # create_app().test_client()
+        called = [node.func for node in inside if hasattr(node, "func") and node not in used]
+        call = "class" if hasattr(statement, "bases") else ""
         if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
             names = [argument.arg for argument in statement.args.args]
-            if ",".join(names) in MAKERS:
-                return _Made(kinds=MAKERS[",".join(names)], maker="callable", path=self.path, call="")
+            itself = MAKERS.get(",".join(names))
+            if itself:
+                return _Made(kinds=itself, maker="callable", path=self.path, call="")
             if statement.decorator_list or not any(isinstance(node, ast.Return) for node in inside):
                 return None
             call = f"({', '.join(names[: len(names) - len(statement.args.defaults)])})"
@@ -281,8 +281,8 @@ class _Module:
         every = {name: self.made(name) for name in self.bound if name[0] != "_"}
         apps = {name: made for name, made in every.items() if made and made.kinds and made.call != "class"}
         apps = {name: made for name, made in apps.items() if not made.call} or apps
-        usual = [name for name in NAMES if name in apps][:1]
-        return {name: apps[name] for name in usual or apps}
+        usual = next(filter(apps.__contains__, NAMES), "")
+        return {usual: apps[usual]} if usual else apps
 
     def root(self) -> str:
         """The folder that the imports begin in: the top one, unless only another has what is imported."""
@@ -291,20 +291,21 @@ class _Module:
         return next((folder for folder, found in zip(folders, has) if found - has[0]), "")
 
 
-def _bindings(block: ast.AST, within: ast.AST | None = None) -> Iterator[tuple[str, ast.AST | None]]:
+def _bindings(block: Any, within: Any = None) -> Iterator[tuple[str, Any]]:
     """The names that are bound at a module's top, not in its functions and classes, each with the statement."""
     import ast
 
-    for node in ast.iter_child_nodes(block):
-        statement = node if isinstance(node, ast.stmt) else within
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name, node
-        elif isinstance(node, ast.alias):
-            yield node.asname or node.name.partition(".")[0], statement
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id, statement
+    inner: Any
+    for inner in ast.iter_child_nodes(block):
+        statement = inner if isinstance(inner, ast.stmt) else within
+        if hasattr(inner, "decorator_list"):
+            yield inner.name, inner
+        elif isinstance(inner, ast.alias):
+            yield inner.asname or inner.name.partition(".")[0], statement
+        elif isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+            yield inner.id, statement
         else:
-            yield from _bindings(node, statement)
+            yield from _bindings(inner, statement)
 
 
 @lru_cache(maxsize=None)
@@ -312,11 +313,19 @@ def _read(path: str) -> _Module:
     import warnings
 
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are for the server to show
-            return _Module(path, file.read().decode("utf-8-sig", "replace"))
-    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+            return _Module(path, _text(path))
+    except (SyntaxError, ValueError, RecursionError) as error:
         return _Module(path, "", f"line {getattr(error, 'lineno', None) or 1}: {getattr(error, 'msg', error)}")
+
+
+def _text(path: str) -> str:
+    """What stands in a file; nothing where there is none."""
+    if not isfile(path):
+        return ""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return file.read()
 
 
 def _readable(path: str) -> _Module:
@@ -379,12 +388,12 @@ def _rank(found: Found) -> tuple[object, ...]:
 
 
 def _sources() -> list[str]:
-    tops = [join(top, name) for top in ("", "src") if isdir(top or curdir) for name in sorted(listdir(top or curdir))]
-    others = [folder for folder in BESIDE if _has_program(folder)]
-    folders = [path for path in tops if isdir(path) and basename(path) not in NO_SOURCE.split() and path not in others]
-    below = [join(path, name) for path in folders if basename(path)[0] != "." for name in sorted(listdir(path))]
-    modules = [path for path in tops + below if path.endswith(".py") and basename(path) not in NO_MODULE]
-    return [path for path in modules if "test" not in path and not isfile(join(path[:-3], "__init__.py"))]
+    from glob import glob
+
+    skipped = {*NO_SOURCE.split(), *filter(_has_program, BESIDE)}
+    found = [path for pattern in ("*.py", "*/*.py", "src/*/*.py") for path in sorted(glob(pattern))]
+    found = [path for path in found if not skipped & {*dirname(path).split(sep)} and basename(path) not in NO_MODULE]
+    return [path for path in found if "test" not in path and not isfile(join(path[:-3], "__init__.py"))]
 
 
 def _has_program(folder: str) -> bool:
@@ -414,22 +423,19 @@ def _apps_of(module: _Module) -> list[Found]:
     return []
 
 
-def _found(module: _Module, name: str, made: _Made | None) -> Found:
+def _found(module: _Module, name: str, made: _Made) -> Found:
     """An app as its server is told of it."""
-    root = module.root()
-    place = relpath(module.path, root or curdir)[:-3].replace(sep, ".")
-    place = place[:-9] if place.endswith(".__init__") else place
-    wsgi = any(word in module.source for word in ("wsgi", "flask", "dash", "bottle"))
-    kinds, why = "wsgi" if wsgi else "asgi", "as named"
-    if made:
-        kinds, why = made.kinds, f"{made.maker} object in {made.path}"
-    if made and name.isidentifier():
-        kinds = made.kinds if made.call in ("", "()", "class") else ""
-        if kinds == "dash":  # the app of a Dash object is its server
-            name, kinds = ("server", "wsgi") if "server" in module.bound else (f"{name}.server", "dash")
-        name += made.call.replace("class", "")
-    origin = made.path if made else module.path
-    return Found(app=f"{place}:{name}", kinds=kinds, why=why, path=module.path, origin=origin, root=root)
+    root, kinds = module.root(), made.kinds
+    if name.isidentifier():
+        if kinds == "dash" and "server" in module.bound:
+            name, kinds = "server", "wsgi"
+        elif kinds == "dash":
+            name += ".server"
+        elif made.call.startswith("("):
+            name, kinds = name + made.call, kinds if made.call == "()" else ""
+    place = relpath(module.path, root or curdir)[:-3].replace(sep, ".").replace(".__init__", "")
+    why = f"{made.maker} object in {made.path}"
+    return Found(app=f"{place}:{name}", kinds=kinds, why=why, path=module.path, origin=made.path, root=root)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -456,44 +462,42 @@ def _named(word: str, options: Sequence[str] = ()) -> Found:
     name = name or next(filter(module.bound.__contains__, NAMES), NAMES[0])
     called = name.partition("(")[0].partition(".")[0]
     made = module.made(called)
-    if called not in module.bound and not {"*", "__getattr__"} & {*module.bound} or (made and not made.kinds):
+    if not {called, "*", "__getattr__"} & {*module.bound} or (made and not made.kinds):
         raise _CannotStart(f"{path} has no {called} at its top that a server can serve; put other commands behind --")
-    return _found(module, name, made)
+    wsgi = any(word in module.source for word in ("wsgi", "flask", "dash", "bottle"))
+    return _found(module, name, made or _Made(kinds="wsgi" if wsgi else "asgi", maker="named", path=path, call=""))
 
 
-def _declared() -> Found | None:
-    """What the repository says itself: its Procfile, flask's variables, fastapi's entry point."""
-    web = _pairs("Procfile", ":").get("web")
+def _declared() -> list[Found]:
+    """What the repository says itself, if anything: its Procfile, flask's variables, fastapi's entry point."""
+    web = _pairs(_text("Procfile"), ":").get("web")
     found = _of_procfile(web) if web else None
     if found:
-        return found
-    told = {**_pairs(".env"), **_pairs(".flaskenv"), **environ}
-    entry = _pairs("pyproject.toml", "=", "[tool.fastapi]").get("entrypoint")
-    if told.get("FLASK_APP"):
+        return [found]
+    told = {**_pairs(_text(".env")), **_pairs(_text(".flaskenv")), **environ}
+    flask = told.get("FLASK_APP")
+    entry = _pairs(_text("pyproject.toml").partition("[tool.fastapi]")[2].partition("\n[")[0]).get("entrypoint")
+    if not (flask or entry):
+        return []
+    found = _named(flask or entry or "")
+    found.why = f"FLASK_APP={flask}" if flask else "[tool.fastapi] entrypoint"
+    if flask:
         environ.update(told)  # as flask run does: the app may need them
-        found = _named(told["FLASK_APP"])
-        found.why = f"FLASK_APP={told['FLASK_APP']}"
-        found.port = _port(told.get("FLASK_RUN_PORT") or "8000", "FLASK_RUN_PORT")
+        found.port = _port(told.get("FLASK_RUN_PORT") or "8000")
         found.options = ["--debug"] if told.get("FLASK_DEBUG", "0").lower() in ("1", "true", "yes", "on") else []
-    elif entry:
-        found = _named(entry)
-        found.why = "[tool.fastapi] entrypoint"
-    return found
+    return [found]
 
 
-def _pairs(path: str, sign: str = "=", table: str = "") -> dict[str, str]:
-    """The names and values of a file of lines, or of one of its tables; Python 3.8 has no reader of TOML."""
-    lines, current, pairs = [], "", {}
-    if isfile(path):
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            lines = [line.strip() for line in file]
-    for line in lines:
-        name, found, value = line.partition(sign)
-        current = line if line.startswith("[") else current
-        name = name.replace("export ", "").strip()
-        if found and table in ("", current) and name.isidentifier():
-            pairs[name] = value.strip().strip("'\"")
-    return pairs
+def _pairs(text: str, sign: str = "=") -> dict[str, str]:
+    """The names and values of lines; Python 3.8 has no reader of TOML.
+
+    >>> _pairs("release: migrate\\n web: gunicorn app:app\\n", ":")["web"], _pairs("export FLASK_APP = 'shop'")
+    ('gunicorn app:app', {'FLASK_APP': 'shop'})
+    """
+    import re
+
+    lines = re.findall(rf"^\s*(?:export )?\s*(\w+)\s*{sign}(.*)$", text, re.MULTILINE)
+    return {name: value.strip().strip("'\"") for name, value in lines}
 
 
 def _of_procfile(line: str) -> Found | None:
@@ -536,37 +540,33 @@ def server_command(found: Found, where: Endpoint) -> tuple[list[str], str]:
     debug = {"--debug", "--reload"} & {*found.options}
     kinds = [kind for kind in found.kinds.split() if kind != "flask" or debug]
     able = [key for kind in kinds for key in SERVERS if kind in (key, *SERVERS[key].serves.split())]
-    keys = [key for key in able if _can_serve(key, found.app)]
+    lines = {key: _filled(key, found.app, where) for key in able}
+    keys = [key for key in able if lines[key]]
     if not keys:
         raise _CannotStart(f"{found.app} needs arguments: name it with them, as in \"app:create_app('dev')\"")
     for key in keys:
         python = _interpreter(_package(key))
         if python and not (key == "wsgiref" and found.options):
-            return [python, *_filled(key, found.app, where), *found.options], key.partition(" ")[0]
+            return [python, *lines[key], *found.options], key.partition(" ")[0]
     package = _package(keys[0])
-    raise _CannotStart(f"{found.app} needs {package}, which is not installed: {sys.executable} -m pip install {package}")
+    pip = f"{sys.executable} -m pip install {package}"
+    raise _CannotStart(f"{found.app} needs {package}, which is not installed: {pip}")
 
 
-def _can_serve(key: str, app: str) -> bool:
-    """Whether a server runs here, and takes an app as it is named: an object, or what a function makes."""
-    factory = SERVERS[key].factory
-    takes = "(" not in app or factory == "()" or (factory and app.endswith("()"))
-    return bool(takes) and (key != "gunicorn" or os.name == "posix")
+def _filled(key: str, app: str, where: Endpoint) -> list[str]:
+    """The words that start a server: those of its row, with the app and the address; none where it cannot serve it."""
+    start, factory = SERVERS[key].start, SERVERS[key].factory
+    if "(" in app and factory != "()":
+        start, app = start.replace("APP", f"{factory} APP"), app[:-2] if app.endswith("()") and factory else ""
+    values = {"APP": app, "HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
+    runs_here = app and (key != "gunicorn" or os.name == "posix")
+    return [values.get(word, word) for word in start.split()] if runs_here else []
 
 
 def _package(key: str) -> str:
     """What must be installed for a server, if anything."""
     name = SERVERS[key].start.split()[1]
-    return {"runserver": "django"}.get(name, "" if name.startswith("--") else name)
-
-
-def _filled(key: str, app: str, where: Endpoint) -> list[str]:
-    """The words that start a server: those of its row, with the app and the address."""
-    start, factory = SERVERS[key].start, SERVERS[key].factory
-    if "(" in app and factory != "()":
-        start, app = start.replace("APP", f"{factory} APP"), app[:-2]
-    values = {"APP": app, "HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
-    return [values.get(word, word) for word in start.split()]
+    return {"runserver": "django", "--wsgiref": "", "--page": ""}.get(name, name)
 
 
 def _interpreter(package: str) -> str:
@@ -575,15 +575,12 @@ def _interpreter(package: str) -> str:
     from importlib.machinery import PathFinder
 
     program = "Scripts/python.exe" if os.name == "nt" else "bin/python"
-    pythons = [
-        (abspath(join(name, program)), [join(name, "Lib/site-packages"), *glob(f"{name}/lib/*/site-packages")])
-        for name in (".venv", "venv")
-        if isfile(join(name, program))
-    ]
-    pythons.insert(0 if sys.prefix != sys.base_prefix else len(pythons), (sys.executable, sys.path))
-    for python, path in pythons:
+    pythons = {sys.executable: sys.path} if sys.prefix != sys.base_prefix else {}  # an activated one goes first
+    for name in filter(isdir, (".venv", "venv")):
+        pythons[abspath(join(name, program))] = [join(name, "Lib/site-packages"), *glob(f"{name}/lib/*/site-packages")]
+    for python, path in {**pythons, sys.executable: sys.path}.items():
         spec = PathFinder.find_spec(package, path) if package else None
-        if not package or (spec and spec.origin):  # a mere folder of this name has none
+        if isfile(python) and (not package or (spec and spec.origin)):  # a mere folder of this name has none
             return python
     return ""
 
@@ -598,9 +595,6 @@ def _start(command: list[str], what: str, endpoints: Sequence[Endpoint], policy:
         return _become(command)
     if not all(ensure_port_available(port, host, policy=policy) for host, port in endpoints):
         return 1
-    for holder in find_listeners(endpoints[0].port) if endpoints else ():
-        beside = f"{holder.addresses[0]} is held by {_title(holder)}"
-        write_line(sys.stderr, f"⚠️  {beside}; a server that binds localhost or :: would fail")
     _say(_announced(endpoints, basename(what)))
     return _become(command)
 
@@ -666,22 +660,19 @@ def _serve(call: _Call) -> int:
     from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-    where = Endpoint(call.host or "", int(call.port or 0))
-    page = call.words[0] == "--page"
-    app = _page if page else _imported(call.words[1])  # before anybody is stopped
-    if page:
-        _leave_others_alone(where)
+    where, page = Endpoint(call.host or "", int(call.port or 0)), "--page" in call.words
+    app = _leave_others_alone(where) if page else _imported(call.words[1])  # before anybody is stopped
 
     class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads, request_queue_size = True, 128
+        daemon_threads = True
 
         def server_bind(self) -> None:
             self.socket.close()
             self.socket = bind_port(where.port, where.host, policy="refuse" if call.next else None)
-            self.server_name, self.server_port = where.host, where.port
+            self.server_name, self.server_port = where
             self.setup_environ()
 
-    with Server((where.host, where.port), WSGIRequestHandler) as server:
+    with Server(where, WSGIRequestHandler) as server:
         server.set_app(app)
         _say(_announced([where], "a small page" if page else "wsgiref, no reload"))
         if os.getpid() == 1:  # the first process of a container, which no signal ends by itself
@@ -690,11 +681,13 @@ def _serve(call: _Call) -> int:
     return 0
 
 
-def _leave_others_alone(where: Endpoint) -> None:
+def _leave_others_alone(where: Endpoint) -> Callable[..., list[bytes]]:
+    """The small page, where nobody but another one has the port."""
     for holder in preview_port(where.port, where.host).holders:
         if f"{SCRIPT} --page" not in holder.command:
             why = f"port {where.port} is held by {_title(holder)}"
             raise _CannotStart(f"There is no app here, and nobody is stopped for a small page: {why}")
+    return _page
 
 
 def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
@@ -727,8 +720,7 @@ def _imported(app: str) -> Any:
 def _run(call: _Call) -> int:
     top, host = getcwd(), (call.host or environ.get("HOST") or "0.0.0.0").strip("[]")
     found = _chosen(call.words) if call.command is None else _given(call)
-    port = call.port or environ.get("PORT") or str(found.port)
-    where = Endpoint(host, _port(port, "--port" if call.port else "PORT"))
+    where = Endpoint(host, _port(call.port or environ.get("PORT") or str(found.port)))
     policy = "refuse" if call.next else None  # whoever was faster keeps the port
     where = _next(where) if call.next else where
     if found.kinds == "page":
@@ -759,8 +751,7 @@ def _chosen(words: list[str]) -> Found:
     if options and options[0][:1] != "-":
         how = "name it as in src.main:app, a port by --port, or put a command behind --"
         raise _CannotStart(f"{options[0]!r} is no app; {how}", 2)
-    declared = None if app else _declared()
-    found = [_named(app, options)] if app else [declared] if declared else find_app()
+    found = [_named(app, options)] if app else _declared() or find_app()
     if len(found) > 1:
         lines = "\n".join(f"  python {SCRIPT} {each.app}  # {each.why}" for each in found)
         raise _CannotStart(f"Several apps were found; name one:\n{lines}")
@@ -775,7 +766,8 @@ def _nothing() -> Found:
     ways = [f"cd {folder} && python {relpath(PROGRAM, folder)}" for folder in folders]
     if not ways and isfile("package.json"):
         ways = [f"python {SCRIPT} -- npm run dev"]
-    if not ways and (_sources() or any(name.endswith(tuple(CODE.split())) for name in listdir(curdir) if name not in NO_MODULE)):
+    code = [name for name in listdir(curdir) if name.endswith(tuple(CODE.split())) and name not in NO_MODULE]
+    if not ways and (code or _sources()):
         ways = [f"python {SCRIPT} src.main:app", f"python {SCRIPT} -- COMMAND"]
     if ways:
         raise _CannotStart("\n  ".join(["No app was found at the top, in src or one folder down; try:", *ways]))
@@ -796,10 +788,8 @@ def _given(call: _Call) -> Found:
     import shutil
 
     command = call.command or []
-    if call.words:
-        raise _CannotStart(f"{call.words[0]} stands before the --; it belongs behind it", 2)
-    if not command:
-        raise _CannotStart("there is no command behind --", 2)
+    if call.words or not command:
+        raise _CannotStart("behind -- stands a command, before it nothing but --host, --port, --next and --dry-run", 2)
     if shutil.which(command[0]) is None:
         there = isfile(command[0])
         what = "executable" if there else "installed, or not on PATH"
@@ -827,20 +817,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["--port", "http"])
     2
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    before = words[: words.index("--")] if "--" in words else words
-    if {"--help", "-h"} & {*before} or before == ["--version"]:
-        _say(f"run_backend {__version__}" if before == ["--version"] else USAGE.rstrip())
-        return 0
     try:
-        call = _read_call(words)
-        return _serve(call) if call.words[:1] in (["--page"], ["--wsgiref"]) else _run(call)
-    except _CannotStart as error:
-        write_line(sys.stderr, ("run_backend: " if error.status == 2 else "❌ ") + error.reason)
-        return error.status
-    except PortError as error:
-        write_line(sys.stderr, f"❌ {error.reason}")
-        return 1
+        call = _read_call(sys.argv[1:] if argv is None else argv)
+        if {"--help", "-h", "--version"} & {*call.words}:
+            _say(f"run_backend {__version__}" if "--version" in call.words else USAGE.rstrip())
+            return 0
+        return _serve(call) if {"--page", "--wsgiref"} & {*call.words[:1]} else _run(call)
+    except (_CannotStart, PortError) as error:
+        status = getattr(error, "status", 1)
+        write_line(sys.stderr, ("run_backend: " if status == 2 else "❌ ") + error.reason)
+        return status
     except FileNotFoundError:
         write_line(sys.stderr, "❌ The working directory has been removed: cd into the repository again")
         return 1
