@@ -1902,11 +1902,10 @@ class _Windows(_System):
 
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether it is a shell that a person types in, or a pseudo console (CreatePseudoConsole starts a conhost)."""
-        name, words = process.name.lower().replace(".exe", ""), {*self.describe(process)[1].lower().split()}
-        if name in ("conhost", "openconsole"):
+        words = {*self.describe(process)[1].lower().split()}
+        if process.name.lower() in ("conhost.exe", "openconsole.exe"):
             return "--headless" in words
-        shells = {name, f"{name}.exe", process.name} & {*_SHELLS}
-        return shells != set() and ("-noexit" in words or not words & {"/c", "-c", "-command"})
+        return _is_shell(process.name) and ("-noexit" in words or not words & {"/c", "-c", "-command"})
 
 
 def _tcp_tables() -> _Told:
@@ -2222,7 +2221,7 @@ def _must_stay(
         yield "it is an ancestor of this process, which would end with it; stop it from another terminal"
     if not ancestry.complete and (process.started or 0.0) <= ancestry.oldest:
         yield "it may be one of our own ancestors, which this system does not tell; stop it by hand if you know better"
-    if process.leader and (holder.parent in look.pids or process.name.lstrip("-") in _SHELLS):
+    if process.leader and (holder.parent in look.pids or _is_shell(process.name)):
         yield "it runs on a terminal of its own, and has only inherited the port; end it there"
     yield from _uncertain(look, holder)
     yield from _not_to_be_stopped_by_us(look, holder, options)
@@ -2265,9 +2264,15 @@ def _uncertain(look: _Look, holder: Holder) -> Iterator[str]:
             )
 
 
-# Interactive shells: each gives a job a process group of its own.
+# Interactive shells, and what starts them on a desktop: each gives a job a process group of its own.
 _SHELLS = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu", "xonsh", "elvish", "pwsh",
-           "cmd.exe", "powershell.exe", "pwsh.exe", "explorer.exe", "WindowsTerminal.exe")  # fmt: skip
+           "cmd", "powershell", "explorer", "windowsterminal")  # fmt: skip
+
+
+def _is_shell(program: str) -> bool:
+    """Whether it is a shell by its name (a login shell's begins with a dash)."""
+    name = program.lstrip("-").lower()
+    return (name[: -len(".exe")] if name.endswith(".exe") else name) in _SHELLS
 
 
 def _would_end_too(look: _Look, options: _Options) -> Iterator[str]:
@@ -2545,7 +2550,7 @@ class _Freeing:
             for parent in map(system.process, system.parents(root.pid)):
                 if child is None or parent is None or parent.zombie or parent.pid <= 1 or parent.pid in ours:
                     break
-                shell = parent.name.lstrip("-") in _SHELLS and (parent.group is None or parent.group != child.group)
+                shell = _is_shell(parent.name) and (parent.group is None or parent.group != child.group)
                 if shell or parent.kernel or parent.name in ("systemd", "launchd", "init"):
                     break
                 found[parent.pid] = _Pin(parent.pid, parent.start, None)
@@ -3153,7 +3158,7 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
 
 def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
     """A command line as it is, or the commands of the script in it (``bash -lc '…'``), with its variables."""
-    shell = next((at for at, word in enumerate(command) if _program(word) in _SHELLS), len(command))
+    shell = next((at for at, word in enumerate(command) if _is_shell(_program(word))), len(command))
     options = (at for at, word in enumerate(command[:-1]) if at > shell and word[:1] == "-" and word[-1:] == "c")
     option = next(options, None)
     if option is None:
@@ -3281,7 +3286,7 @@ def _is_of_our_server(port: int, host: str) -> bool:
     """Whether all who hold the port are ancestors of this process, or children of its parent, the reloader."""
     system = _ThisSystem()
     parent = system.process(os.getppid())
-    shell = parent is None or parent.name.lstrip("-") in _SHELLS  # in which a reloader's variable was left
+    shell = parent is None or _is_shell(parent.name)  # in which a reloader's variable was left
     family = {*system.ancestry().pids, *(() if shell else system.children(os.getppid()))}
     try:
         rows = _search(system, port, host, True)
@@ -3572,7 +3577,7 @@ def _facts(system: _System, holder: Holder) -> dict[str, Any]:
         if process is None or process.pid == 1:
             break
         ancestry.insert(0, {"pid": process.pid, "name": process.name})
-        if process.name.lstrip("-") in _SHELLS and process.tty:
+        if _is_shell(process.name) and process.tty:
             break
     told = _folder_of(system, holder.pid or 0)
     folder = "" if told is None else told or holder.cwd  # the latter of one that has been stopped
