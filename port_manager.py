@@ -348,7 +348,8 @@ def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
     except (ValueError, AttributeError):  # closed; a stand-in for a stream
         return None
     except OSError as error:
-        return None if error.errno in (errno.EPIPE, errno.EINVAL) else error.strerror or str(error)  # the latter on Windows
+        gone = error.errno in (errno.EPIPE, errno.EINVAL)  # the latter on Windows
+        return None if gone else error.strerror or str(error)
     return None
 
 
@@ -939,7 +940,7 @@ class _System:
         return ""
 
     def folder(self, pid: int, cwd: str) -> str | None:
-        """The working directory of a process (what is left above one that was removed); None: out of reach from here."""
+        """The working directory of a process (what is left above a removed one); None: out of reach from here."""
         return os.path.realpath(cwd)
 
     def parents(self, pid: int | None) -> list[int]:
@@ -3093,7 +3094,8 @@ def take_options(words: Sequence[str], options: str) -> tuple[list[str], list[st
     values, rest, left = [], [], iter(words)
     for word in left:
         name, equals, value = word.partition("=")
-        if len(name) > 3 and any(option.startswith(name) for option in options.split()):  # argparse lets them be shortened
+        # argparse lets options be shortened.
+        if len(name) > 3 and any(option.startswith(name) for option in options.split()):
             values.append(value if equals else next(left, ""))
         elif word[:2] in options.split():
             values.append(word[2:] or next(left, ""))
@@ -3276,7 +3278,7 @@ def _is_command_of(key: str, command: Sequence[str]) -> bool:
 
 
 def _is_reloaded() -> bool:
-    """Whether this process was spawned by multiprocessing, as uvicorn's and watchfiles' children are, or by a reloader."""
+    """Whether this process was spawned by multiprocessing (as uvicorn and watchfiles do), or by a reloader."""
     spawned = sys.modules.get("multiprocessing.process")
     marked = any(os.environ.get(name) == "true" for name in ("RUN_MAIN", "WERKZEUG_RUN_MAIN"))  # Django's; flask's
     return marked or bool(spawned and spawned.parent_process() is not None)
@@ -3698,7 +3700,8 @@ def _list(request: _Request) -> bool:
         if not rows:
             write_line(sys.stderr, f"Nobody listens on {'these ports' if wanted else 'any TCP port'}")
         elif not "".join(row[2] for row in rows).isdigit():
-            write_line(sys.stderr, "+N: and N child processes, which hold the port, too; -: a process that you may not see")
+            legend = "+N: and N child processes, which hold the port, too; -: a process that you may not see"
+            write_line(sys.stderr, legend)
     return True
 
 

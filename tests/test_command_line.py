@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import select
 import signal
 import subprocess
 import sys
@@ -453,8 +454,9 @@ def on_a_terminal(*words, environ=None, typed=b""):
     asked = ""
     while typed and "[y/N]" not in asked:
         asked += os.read(terminal, 4096).decode("utf-8", "replace")
-    if typed:
+    while typed:  # a Ctrl+C that comes just before the program reads is not noticed: a person types it again
         os.write(terminal, typed)
+        typed = b"" if typed != b"\x03" or select.select([terminal], [], [], 5)[0] else typed
     shown = asked + shown_until_closed(terminal)
     return shown, os.WEXITSTATUS(os.waitpid(pid, 0)[1])
 
