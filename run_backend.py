@@ -316,7 +316,7 @@ def _read(path: str) -> _Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are for the server to show
             return _Module(path, _text(path))
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
         return _Module(path, "", f"line {getattr(error, 'lineno', None) or 1}: {getattr(error, 'msg', error)}")
 
 
@@ -337,9 +337,8 @@ def _readable(path: str) -> _Module:
 
 def _file_of(dotted: str, importer: str = "") -> str:
     """The file of a module as another one imports it: ``.factory``, ``shop.factory``; "" outside of this repository."""
-    level = len(dotted) - len(dotted.lstrip("."))
-    folders = _folders(importer)
-    for folder in folders[-level:][:1] if level else [*folders, "src"]:
+    relative, folders = dotted.startswith("."), _folders(importer)
+    for folder in reversed(folders) if relative else [*folders, "src"]:
         place = join(folder, *filter(None, dotted.split(".")))
         for file in (join(place, "__init__.py"), place + ".py"):  # a package hides a module of its name
             if isfile(file):
@@ -539,18 +538,17 @@ def server_command(found: Found, where: Endpoint) -> tuple[list[str], str]:
         return [*found.command, *found.options], found.app
     debug = {"--debug", "--reload"} & {*found.options}
     kinds = [kind for kind in found.kinds.split() if kind != "flask" or debug]
-    able = [key for kind in kinds for key in SERVERS if kind in (key, *SERVERS[key].serves.split())]
-    lines = {key: _filled(key, found.app, where) for key in able}
-    keys = [key for key in able if lines[key]]
-    if not keys:
+    missing = []
+    for key in (key for kind in kinds for key in SERVERS if kind in (key, *SERVERS[key].serves.split())):
+        words, package = _filled(key, found.app, where), _package(key)
+        python = _interpreter(package)
+        if words and python and (package or not found.options):
+            return [python, *words, *found.options], key.partition(" ")[0]
+        missing += [package] if words else []
+    if not missing:
         raise _CannotStart(f"{found.app} needs arguments: name it with them, as in \"app:create_app('dev')\"")
-    for key in keys:
-        python = _interpreter(_package(key))
-        if python and not (key == "wsgiref" and found.options):
-            return [python, *lines[key], *found.options], key.partition(" ")[0]
-    package = _package(keys[0])
-    pip = f"{sys.executable} -m pip install {package}"
-    raise _CannotStart(f"{found.app} needs {package}, which is not installed: {pip}")
+    pip = f"{sys.executable} -m pip install {missing[0]}"
+    raise _CannotStart(f"{found.app} needs {missing[0]}, which is not installed: {pip}")
 
 
 def _filled(key: str, app: str, where: Endpoint) -> list[str]:
@@ -764,12 +762,11 @@ def _nothing() -> Found:
     """Say what to type where no app was found; a small page where there is no code at all."""
     folders = filter(_has_program, [*BESIDE, *({dirname(PROGRAM)} - {getcwd()})])
     ways = [f"cd {folder} && python {relpath(PROGRAM, folder)}" for folder in folders]
-    if not ways and isfile("package.json"):
-        ways = [f"python {SCRIPT} -- npm run dev"]
     code = [name for name in listdir(curdir) if name.endswith(tuple(CODE.split())) and name not in NO_MODULE]
-    if not ways and (code or _sources()):
-        ways = [f"python {SCRIPT} src.main:app", f"python {SCRIPT} -- COMMAND"]
-    if ways:
+    if isfile("package.json"):
+        ways = ways or [f"python {SCRIPT} -- npm run dev"]
+    if ways or code or _sources():
+        ways = ways or [f"python {SCRIPT} src.main:app", f"python {SCRIPT} -- COMMAND"]
         raise _CannotStart("\n  ".join(["No app was found at the top, in src or one folder down; try:", *ways]))
     return Found(app="no app", kinds="page", why="there is no other code here either, so a small page is served")
 
