@@ -3067,22 +3067,20 @@ def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str])
     named = environ.get(port_variable, "")
     with_port = host_variable if named and host_variable[:1].isdigit() else environ.get(host_variable, "")
     hosts = [host for host in take_options(words, server.hosts)[0] if host[:1] not in ("", "-")]  # vite: a bare --host
-    host = hosts[-1] if hosts else with_port or server.host
-    if any(word in _SERVES_NOTHING for word in words) or host.startswith("unix:"):
-        return []
-    if _given(server.elsewhere, words, environ):
+    host = [with_port or server.host, *hosts][-1]
+    idle = any(word in _SERVES_NOTHING for word in words)
+    if idle or host.startswith("unix:") or _given(server.elsewhere, words, environ):
         return []
     values = take_options(words, server.binds)[0]
     binds = [_split_address(bind) for value in values for bind in value.split() or [""]]
     binds += _bare_addresses(words) if "*" in server.binds.split() else []
     if all(bind and bind[1] is None for bind in binds):
-        ports = [_number(value) or 0 for value in take_options(words, server.ports)[0]]
+        ports = list(map(_number, take_options(words, server.ports)[0]))
         if not ports and _may_stand_in_a_file(server, words, environ, named):
             return []
         host = binds[-1][0] if binds and binds[-1] else host
-        binds = [("", ports[-1] if ports else _number(named) if named else server.port)]
-    found = (Endpoint(bind[0] or host, bind[1] or 0) for bind in binds if bind)
-    return [endpoint for endpoint in found if 1 <= endpoint.port <= 65535]
+        binds = [("", [_number(named) if named else server.port, *ports][-1])]
+    return [Endpoint(bind[0] or host, bind[1]) for bind in binds if bind and bind[1] and bind[1] <= 65535]
 
 
 def take_options(words: Sequence[str], options: str) -> tuple[list[str], list[str]]:
@@ -3170,18 +3168,18 @@ def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[l
 
     variable = re.compile(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}")
     script = variable.sub(lambda found: environ.get(found[1] or found[2]) or found[3] or "", command[option + 1])
-    lexer = shlex.shlex(script, posix=True, punctuation_chars=";&|()\n")
-    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
+    lexer = shlex.shlex(script.replace("\n", ";"), posix=True, punctuation_chars=";&|()")
+    lexer.whitespace_split, lexer.commenters = True, ""
     commands: list[list[str]] = [[]]
     try:
         for word in lexer:
-            if word and word[0] in ";&|()\n":
+            if word and word[0] in ";&|()":
                 commands.append([])
             else:
                 commands[-1].append(word)
     except ValueError:  # a quote that does not end
         return [script.split()]
-    return [words for words in commands if words]
+    return list(filter(None, commands))
 
 
 def _program(word: str) -> str:

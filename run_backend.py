@@ -510,18 +510,19 @@ def _of_procfile(line: str) -> Found | None:
     words = next(filter(find_server, commands), commands[-1] if commands else [""])
     itself = SCRIPT in map(basename, words)  # this program, in its own Procfile
     words = [word for word in words if basename(word) != SCRIPT]
-    app, (key, at) = _app_in(words), find_server(words) or ("", 0)
-    verb, told = key.partition(" ")[2], server_endpoints(words, {})
-    if app and (key or itself):
-        found = _named(app, words)
-        if key and not verb and _interpreter(_package(key)):
-            address = f"{SERVERS[key].hosts} {SERVERS[key].ports} {SERVERS[key].binds}"
-            found.options = [word for word in take_options(words[at + 1 :], address)[1] if word != app]
-            found.kinds = f"{key} {found.kinds}"
+    key, at = find_server(words) or ("", -1)
+    server, verb, told = SERVERS.get(key), key.partition(" ")[2], server_endpoints(words, {})
+    rest = [word for word in words[at + 1 :] if word != verb]
+    app = words[at] if verb and words[at].endswith(".py") else _app_in(rest)
+    if app and (itself or verb or (server and server.serves)):
+        found = _named(app, rest)
+        if server and server.serves and not verb and found.kinds and _interpreter(_package(key)):
+            options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
+            found.kinds, found.options = f"{key} {found.kinds}", [word for word in options if word != app]
     elif itself or verb == "run" or not (words[0].startswith("python") or shutil.which(words[0])):
         return None
     else:
-        python = words[0].startswith("python")
+        python = len(words) > 1 and words[0].startswith("python")
         found = Found(app=words[python], command=[_interpreter("") if python else words[0], *words[1:]])
     found.why, found.port = "Procfile web line", told[0].port if told else 8000
     return found
@@ -662,7 +663,7 @@ def _serve(call: _Call) -> int:
     app = _leave_others_alone(where) if page else _imported(call.words[1])  # before anybody is stopped
 
     class Server(ThreadingMixIn, WSGIServer):
-        daemon_threads = True
+        daemon_threads, request_queue_size = True, 128
 
         def server_bind(self) -> None:
             self.socket.close()

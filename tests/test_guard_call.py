@@ -130,6 +130,8 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
         ("sh -c 'cd api; uvicorn main:app --port 9000 || echo failed'", {}, "127.0.0.1:9000"),
         ("sh -c 'manage.py migrate; manage.py runserver 9000'", {}, "127.0.0.1:9000"),
         ("sh -c ' ; '", {"PORT": "3000"}, "0.0.0.0:3000"),
+        ("sh -c 'echo \"\" && uvicorn main:app'", {}, "127.0.0.1:8000"),
+        ("sh -c 'cd api\nuvicorn main:app'", {}, "127.0.0.1:8000"),
         ("./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", {}, "127.0.0.1:8000"),
         ("wait-for-it db:5432 -t 5", {"PORT": "8000"}, "0.0.0.0:8000"),  # PORT is a port that was named
         ("dockerize -wait tcp://db:5432 -p 5432", {}, ""),
