@@ -544,7 +544,8 @@ def server_command(found: Found, where: Endpoint) -> tuple[list[str], str]:
         if python and not (key == "wsgiref" and found.options):
             return [python, *_filled(key, found.app, where), *found.options], key.partition(" ")[0]
     package = _package(keys[0])
-    raise _CannotStart(f"{found.app} needs {package}, which is not installed: {sys.executable} -m pip install {package}")
+    install = f"{sys.executable} -m pip install {package}"
+    raise _CannotStart(f"{found.app} needs {package}, which is not installed: {install}")
 
 
 def _can_serve(key: str, app: str) -> bool:
@@ -606,7 +607,7 @@ def _start(command: list[str], what: str, endpoints: Sequence[Endpoint], policy:
 
 
 def _title(holder: Holder) -> str:
-    return f"process {holder.pid} ({holder.command or holder.name}, in {holder.cwd})"
+    return f"process {holder}"
 
 
 def _announced(endpoints: Sequence[Endpoint], what: str) -> str:
@@ -649,7 +650,9 @@ def _preview(command: list[str], shown: str, endpoints: Sequence[Endpoint], poli
 
     seen = [preview_port(port, host, policy=policy) for host, port in endpoints]
     for each in seen:
-        who = "".join(f"{_title(holder)}: " for holder in each.holders)
+        pids = {holder.pid for holder in each.holders}
+        roots = [_title(holder) for holder in each.holders if holder.parent not in pids]
+        who = "".join(f"{root}: " for root in roots if root not in (each.reason or ""))
         _say(f"Port {each.port}: {who}{'available' if each.available else each.plan or each.reason}")
     _say(shown + " ".join(map(shlex.quote, command)))
     return 0 if all(each.available or each.plan for each in seen) else 1
@@ -775,11 +778,12 @@ def _nothing() -> Found:
     ways = [f"cd {folder} && python {relpath(PROGRAM, folder)}" for folder in folders]
     if not ways and isfile("package.json"):
         ways = [f"python {SCRIPT} -- npm run dev"]
-    if not ways and (_sources() or any(name.endswith(tuple(CODE.split())) for name in listdir(curdir) if name not in NO_MODULE)):
+    here = [name for name in listdir(curdir) if name not in NO_MODULE]
+    if not ways and (_sources() or any(name.endswith(tuple(CODE.split())) for name in here)):
         ways = [f"python {SCRIPT} src.main:app", f"python {SCRIPT} -- COMMAND"]
     if ways:
         raise _CannotStart("\n  ".join(["No app was found at the top, in src or one folder down; try:", *ways]))
-    return Found(app="no app", kinds="page", why="there is no other code here either, so a small page is served")
+    return Found(app="no app", kinds="page", why="this folder has no code of its own, so a small page is served")
 
 
 def _next(wanted: Endpoint) -> Endpoint:
