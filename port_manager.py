@@ -163,7 +163,7 @@ class Manager(NamedTuple):
 
 
 class PortResult(NamedTuple):
-    """How it stands with a port, or how freeing it went.
+    """The state of a port, or the outcome of freeing it.
 
     ``available``: a server may bind it now. ``holders`` keep it from that. ``stopped`` and ``would_stop``
     are the PIDs that were, or would be, stopped. ``reason`` says why the port is not available and, where
@@ -183,7 +183,7 @@ class PortResult(NamedTuple):
 
 
 class PortError(OSError):
-    """A port cannot be had: ``port``, ``host``, ``holders`` (of type Holder) and the ``reason``, a sentence.
+    """A port is not available: ``port``, ``host``, ``holders`` (of type Holder) and the ``reason``, a sentence.
 
     >>> PortError("it is held", 8000, "0.0.0.0").reason
     'it is held'
@@ -195,7 +195,7 @@ class PortError(OSError):
 
 
 class PortTimeout(PortError, TimeoutError):
-    """A wait came to its end before what it waited for; attributes as in PortError."""
+    """A wait reached its timeout; attributes as in PortError."""
 
 
 class CannotTell(PortError):
@@ -216,7 +216,7 @@ class _Socket(NamedTuple):
 
 
 class _Process(NamedTuple):
-    """What can be learned of any process."""
+    """What the system tells of a process."""
 
     pid: int
     parent: int | None  # None: not told
@@ -233,11 +233,11 @@ class _Process(NamedTuple):
 
 
 class _Pin(NamedTuple):
-    """A process held fast, so that a signal reaches the one that was looked at."""
+    """A reference to one process: where its PID is used again, no signal reaches the later process."""
 
     pid: int
     start: object
-    handle: int | None  # a pidfd or a Windows handle; None: the start time tells it from a later one
+    handle: int | None  # a pidfd or a Windows handle; None: only the start time tells it from a later one
 
 
 class _Options(NamedTuple):
@@ -254,12 +254,12 @@ class _Options(NamedTuple):
 class _Obstacle(NamedTuple):
     """What keeps a server from binding."""
 
-    held: bool | None  # somebody has the port; else waiting or stopping somebody would not help; None: cannot tell
+    held: bool | None  # True: somebody has the port; False: neither waiting nor stopping would help; None: cannot tell
     reason: str
 
 
 class _Answer(NamedTuple):
-    """What a tool said."""
+    """What a tool returned: its exit status, standard output and standard error."""
 
     status: int
     output: str
@@ -271,7 +271,7 @@ class _Ancestry(NamedTuple):
 
     pids: list[int]
     complete: bool  # up to the first process of the system
-    oldest: float  # when the last of them started, in seconds since 1970
+    oldest: float  # when the first of them started, in seconds since 1970
 
 
 if TYPE_CHECKING:
@@ -453,7 +453,7 @@ def _columns(text: str) -> int:
 
 
 def _cut(text: str, width: int) -> str:
-    """The text in so many columns at most. Its middle gives way: at the end of a command stands its port."""
+    """The text in so many columns at most. It is cut in the middle, since a command often ends with its port."""
     if _columns(text) <= width:
         return text
     head, tail = text[:width], text[-width:]
@@ -520,7 +520,7 @@ _FAMILY_IS_OFF = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 def _bound(
     family: int, address: tuple[Any, ...], v6only: bool | None = None, listens: bool = False
 ) -> socket.socket:
-    """Bind the way servers do: TIME_WAIT counts as free on POSIX, and Windows may not share the port."""
+    """Bind the way servers do: on POSIX, TIME_WAIT counts as free; on Windows, a port that could be shared does not."""
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
@@ -715,8 +715,8 @@ def _ask_netstat(port: int | None) -> _Told:
 def _parse_listeners(text: str) -> _Told:
     """Linux: ss -ltne, and netstat -ltne of net-tools and busybox.
 
-    In both the fourth column is the local address. The PIDs that they can print are not asked for: whoever
-    holds a socket, /proc shows it.
+    In both the fourth column is the local address. They are not asked for PIDs: /proc tells who holds a
+    socket.
     """
     rows, known = [], False
     for line in text.splitlines():
@@ -772,7 +772,7 @@ def _lsof_socket(file: dict[str, str], pid: int | None) -> _Sockets:
     local = _endpoint(file.get("n", ""), v6=file.get("t") == "IPv6")
     if not (pid and local and file.get("P") == "TCP" and file.get("t") in ("IPv4", "IPv6")):
         return []
-    if state not in ("LISTEN", "CLOSED"):  # closed: bound alone
+    if state not in ("LISTEN", "CLOSED"):  # closed: bound, and not listening
         return []
     return [_Socket(*local, state == "LISTEN", None, pid, None, _number(file.get("d", "")) or 0, None)]
 
@@ -818,8 +818,8 @@ def _parse_sockstat(text: str) -> _Told:
 
 def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
     """pid, ppid, pgid, stat, tty, user, lstart and command of every process; names: its pid and program."""
-    lines = (line.strip().partition(" ") for line in names.splitlines())
-    programs = {pid: program.strip() for pid, _, program in lines}
+    named = (line.strip().partition(" ") for line in names.splitlines())
+    programs = {pid: program.strip() for pid, _, program in named}
     processes = {}
     for line in text.splitlines():
         fields = line.split(None, 6)
@@ -829,7 +829,7 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
         _, _, _, state, tty, user, rest = fields
         words = rest.split(None, 5)  # lstart: Mon Nov 23 10:15:00 2026
         start, started, command = " ".join(words[:5]), 0.0, "".join(words[5:])
-        if words[0] == "-":  # FreeBSD's for the kernel's own
+        if words[0] == "-":  # FreeBSD prints this for the kernel's own processes
             start, command = "", rest[1:]
         else:
             try:
@@ -849,8 +849,8 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
 # the one of this machine is chosen. To add a system: write its class, and name it there.
 # ----------------------------------------------------------------------------------------------------
 
-# Programs that hold ports for others and show in no structure, and what a person can do about each. Names are
-# compared whole; Linux cuts them to 15 characters.
+# Programs that hold ports for others, which nothing but their name tells, and what a person can do about each.
+# Names are compared whole; Linux cuts them to 15 characters.
 _TUNNEL = "it is a tunnel, which ends at another machine or device; end it where it runs"
 _MACHINE = "it forwards the port to a virtual machine; change that machine's settings, or shut it down"
 _FORWARDERS = {
@@ -860,7 +860,7 @@ _FORWARDERS = {
     **dict.fromkeys(("VirtualBoxVM", "VBoxHeadless", "VBoxNetNAT", "vmware-vmx", "vmnet-natd"), _MACHINE),
 }
 
-# What holds the published ports of containers, outside of them.
+# Programs on the host that hold the published ports of containers.
 _PROXIES = (
     "docker-proxy", "dockerd", "rootlesskit", "rootlessport", "pasta", "pasta.avx2", "passt", "slirp4netns", "conmon",
     "com.docker.backend", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
@@ -875,9 +875,9 @@ _MANAGERS = {
 
 
 class _System:
-    """One conversation with an operating system, which remembers what it was told of processes.
+    """What is asked of an operating system; an instance caches what it was told of processes.
 
-    Invariants: "cannot tell" (None) is not "nobody" (an empty list). A process is read after it is held, and
+    Invariants: "cannot tell" (None) is not "nobody" (an empty list). A process is read after it was pinned, and
     recognised before it is signalled. What a tool says of PIDs is checked where the system allows it.
     """
 
@@ -888,7 +888,7 @@ class _System:
     colours = True  # a terminal shows them
     elevated = "sudo python"  # the beginning of a command with all rights
     redirects = False  # the python of a virtual environment starts the real one, with the same command line
-    native = False  # asking costs no start of a tool, so that a wait may ask again and again
+    native = False  # who holds a port is told without starting a tool, so that a wait may ask again and again
 
     def __init__(self) -> None:
         self.known: dict[int, _Process] = {}
@@ -904,8 +904,8 @@ class _System:
     def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
         """The sockets again, one for each process that holds one; ``pid`` is None where none may be seen.
 
-        The search may end with each socket's first family; a thorough one leaves nobody out, and one among a few
-        processes looks at these alone.
+        Unless it is ``thorough``, the search may end when each socket has an owner, and the relatives of that have
+        been looked at; ``among``: only these processes are looked at.
         """
         return sockets
 
@@ -944,7 +944,7 @@ class _System:
         return os.path.realpath(cwd)
 
     def parents(self, pid: int | None) -> list[int]:
-        """The ancestors of a process, nearest first; the last one is where the line ends, or may not be seen."""
+        """The ancestors of a process, nearest first; the last is the first process, or one that may not be seen."""
         line: list[int] = []
         process = self.process(pid)
         while process and process.parent and process.parent not in (pid, *line):
@@ -970,10 +970,7 @@ class _System:
         return _Ancestry(line, complete, min((process.started or 0.0 for process in seen), default=0.0))
 
     def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
-        """Hold all of the processes, then read them: what is read is true of the held ones.
-
-        Who cannot be read is let go.
-        """
+        """Pin all of the processes, then read them: what is read is true of them. Who cannot be read gets no pin."""
         handles = {pid: self.open(pid) for pid in pids}
         self.known.clear()
         pins: dict[int, _Pin] = {}
@@ -995,7 +992,7 @@ class _System:
                 os.close(pin.handle)
 
     def has_exited(self, pin: _Pin) -> bool | None:
-        """Whether a held process has ended (a zombie has, although kill() still succeeds on it); None: cannot tell."""
+        """Whether a pinned process has ended (a zombie has, although kill() still succeeds); None: cannot tell."""
         processes = self.read(pin.pid)
         now = processes.get(pin.pid)
         if not processes or (now and not (now.start and pin.start)):
@@ -1007,7 +1004,7 @@ class _System:
         raise NotImplementedError
 
     def stop(self, pin: _Pin, options: _Options, firmly: bool) -> None:
-        """Ask a held process to stop, or force it: whatever stops a process comes through here.
+        """Ask a pinned process to stop, or force it: whatever stops a process comes through here.
 
         ProcessLookupError: it has ended already. OSError: it may not be stopped, or might be another process.
         """
@@ -1021,7 +1018,7 @@ class _System:
         self.signal(pin, options, firmly)
 
     def way(self, options: _Options) -> str:
-        """How a process is stopped, in words."""
+        """How a process would be stopped, in words."""
         return options.polite + (f", then SIGKILL after {options.grace:g} s" if options.polite != "SIGKILL" else "")
 
     def signal(self, pin: _Pin, options: _Options, firmly: bool) -> None:
@@ -1029,7 +1026,7 @@ class _System:
         import signal
 
         polite = getattr(signal, options.polite, signal.SIGTERM)
-        # Stopped by Ctrl+Z, a process could not obey before SIGCONT; sent last, that might find it gone.
+        # Suspended by Ctrl+Z, it would handle no signal before SIGCONT; sent last, that might find it gone.
         for number in (signal.SIGKILL,) if firmly else (signal.SIGCONT, polite):
             self.send(pin, number)
 
@@ -1048,7 +1045,7 @@ class _System:
         return (holder.user if holder.user != _user_name(os.geteuid()) else "") if holder.user else None
 
     def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        """What runs a process and is to stop it (``pids``: all who hold the port); here, programs like others."""
+        """What runs a process and is to stop it (``pids``: all who hold the port); here, PM2 and supervisord."""
         for manager in filter(None, map(self.process, [holder.pid, *self.parents(holder.pid)])):
             words = [manager.name, *map(os.path.basename, manager.command.split()[:2])]
             for mark, (name, stop, listing) in _MANAGERS.items():
@@ -1079,7 +1076,7 @@ class _System:
         return shlex.quote(_clean(name)) if name else ""
 
     def protects(self, holder: Holder) -> str | None:
-        """Why a program is protected by its name or PID: the sentence."""
+        """Why a program is protected because of its name or PID, in words; None: it is not."""
         names = {name[:15].lower(): sentence for name, sentence in self.forwarders.items()}
         named = _MACHINE if holder.name.startswith(("qemu-system", "qemu-kvm")) else names.get(holder.name[:15].lower())
         return named or (f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None)
@@ -1093,7 +1090,7 @@ class _System:
         return ""
 
     def beside(self, port: int) -> list[str]:
-        """What else has the number, and is not in the way: a sentence each."""
+        """What else uses the port number, and does not keep a server from binding: a sentence each."""
         return []
 
     def hint(self, port: int, host: str) -> str:
@@ -1112,12 +1109,12 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-# Linux: the kernel's own table over netlink, or what else tells of sockets; /proc alone tells whose they are:
-# nobody is believed to hold a socket whose descriptor does not show it.
+# Linux: sockets are told by the kernel's own table over netlink, or by the next best source. Whose they are is told by
+# /proc alone: a process counts as a holder only if one of its descriptors is the socket.
 
 _LISTEN = 10  # the states of a TCP socket have numbers, and a question has a bit for each
 _GETSOCK = 18  # TCPDIAG_GETSOCK
-_SIBLINGS = 4  # looked at to either side of a find: workers whose master holds nothing were started together
+_SIBLINGS = 4  # looked at on either side of a holder: workers whose master holds nothing were started together
 _HOST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's proc_ns.h: not that of a container
 
 
@@ -1351,7 +1348,7 @@ class _Linux(_System):
         return None
 
     def describe(self, process: _Process) -> tuple[str, str, str]:
-        uids = _numbers(process.pid, "Uid")  # the folder's owner is root where it gave up rights
+        uids = _numbers(process.pid, "Uid")  # not the owner of /proc/PID, which is root after a change of user
         command = os.fsdecode(_file_of(process.pid, "cmdline").rstrip(b"\0")).replace("\0", " ")
         cwd = _link(f"/proc/{process.pid}/cwd")
         return _user_name(uids[1]) if uids else "", _clean(command), _clean(cwd)
@@ -1557,7 +1554,7 @@ def _poll(pins: Iterable[_Pin], seconds: float) -> list[tuple[int, int]]:
     return poll.poll(int(seconds * 1000 + 0.999))
 
 
-# Who else stops a process of Linux: the engine of a container, systemd.
+# What may manage a process on Linux: the engine of a container, systemd.
 
 
 def _cgroups(pid: int | str) -> list[str]:
@@ -1626,7 +1623,7 @@ def _published(holder: Holder, port: int) -> Manager | None:
     return found or (Manager("a container's engine", ways) if holder.pid else None)
 
 
-_LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # they start what is not their own
+_LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # what they start is not theirs
 
 
 def _unit_of(pid: int, process: _Process | None) -> Manager | None:
@@ -1733,7 +1730,7 @@ class _MacOS(_BSD):
 
 
 # Windows: its own tables, by the layouts in its headers. What a table points to lies in the same buffer, so that a
-# parser takes the buffer's address, too. No data: it was not told.
+# parser takes the buffer's address, too. Empty data: the system did not tell.
 
 _ENTRY = "@I28xq16x4xP4xPP"  # SYSTEM_PROCESS_INFORMATION: the next entry, the start, (the name,) the PID, the parent's
 
@@ -1803,7 +1800,7 @@ class _Windows(_System):
     """Windows: its own functions through ctypes, netstat where they do not name the owner, and taskkill.
 
     A process keeps its parent's PID for life, and another process may have it since. So a parent that has
-    ended reads 0 in a _Process; ``born_of`` has what Windows says.
+    ended is 0 in a _Process; ``born_of`` has the number that Windows keeps.
     """
 
     first_pids = (0, 4)
@@ -1961,12 +1958,12 @@ _ThisSystem = _system_of(sys.platform)
 
 
 # ----------------------------------------------------------------------------------------------------
-# One look: who keeps a server from binding here, held fast and described
+# One look: who keeps a server from binding here, pinned and described
 # ----------------------------------------------------------------------------------------------------
 
 
 class _Look(NamedTuple):
-    """Who keeps a server from binding, at one moment; a with block lets go of the held processes at its end."""
+    """Who keeps a server from binding, at one moment; a with block releases the pins at its end."""
 
     port: int
     host: str
@@ -2040,8 +2037,8 @@ def _verdict(row: _Socket, wanted: list[_Address]) -> bool | None:
 def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
     """Without the sockets that are bound, do not listen, and keep nobody from binding.
 
-    Where a listener has the address, too, a bind probe would not tell: only their master's counts then, who would
-    start them again; if another's is in the way, the look after the listeners have gone finds it.
+    Beside a listener at the same address a bind probe tells nothing. Then only a socket of the listeners' master
+    counts, who would start them again; if another's is in the way, the next look finds it, without the listeners.
     """
     listening = [row for row in rows if row.listening]
     if len(listening) == len(rows):
@@ -2146,7 +2143,7 @@ def _settled(port: int, host: str) -> _Look:
 
 
 def is_development(environ: Mapping[str, str] | None = None) -> bool:
-    """Whether ENVIRONMENT, as it is at this moment, allows to stop the holder of a port.
+    """Whether ENVIRONMENT, as it is at this moment, allows stopping the holder of a port.
 
     >>> [is_development({"ENVIRONMENT": name}) for name in ("", "Dev", "production", "developement")]
     [True, True, False, False]
@@ -2186,7 +2183,7 @@ def _decide(look: _Look, options: _Options) -> _Decision:
         whom = f"process {_title(look.holders[0])} is left alone"
         return _Decision(f"{whom}: stopping it would also {why}", None, managers)
     places = {pid: _foreign(system, pid) for pid in look.pids} if options.policy == "" else {}
-    strangers = "".join(f"Process {pid} is of {place}. " for pid, place in places.items() if _is_project(place))
+    strangers = "".join(f"Process {pid} belongs to {place}. " for pid, place in places.items() if _is_project(place))
     if not strangers and options.policy != "ask":
         return _Decision(None, None, managers)
     titles = "; ".join(_title(*family) for family in _families(look.holders))
@@ -2242,17 +2239,17 @@ def _not_to_be_stopped_by_us(look: _Look, holder: Holder, options: _Options) -> 
         yield "the policy 'ask' needs a terminal to ask on"
     foreign = _foreign(system, holder.pid or 0) if options.policy in ("own", "") else ""
     if foreign and options.policy == "own":
-        ours = _clean(_project(_our_folder())) or "a project, which this folder is not"
-        yield f"it is of {foreign}, and the policy 'own' stops only what is of {ours}"
+        ours = _clean(_project(_our_folder())) or "this project, and this folder is in none"
+        yield f"it belongs to {foreign}, and the policy 'own' stops only what belongs to {ours}"
     elif _is_project(foreign) and not _can_ask():
         yield (
-            f"it is of {foreign}; take the next free port (--next), or stop it: port_manager.py free {look.port} "
+            f"it belongs to {foreign}; take the next free port (--next), or stop it: port_manager.py free {look.port} "
             "(PORT_MANAGER_POLICY=kill stops it at every start)"
         )
 
 
 def _uncertain(look: _Look, holder: Holder) -> Iterator[str]:
-    """Of sockets that may not be in the way at all."""
+    """Where a socket may not be in the way at all."""
     rows = [row for row in look.sockets if row.pid == holder.pid]
     wanted = _addresses(look.host, look.port) if rows else []
     if rows and not any(":" in row.address for row in rows) and all(address[0] == "::" for _, address in wanted):
@@ -2326,7 +2323,7 @@ def _our_folder() -> str:
 
 
 def _folder_of(system: _System, pid: int) -> str | None:
-    """Empty where it is not told; None: it is, and nothing can be said of it from here."""
+    """The working directory of a process; empty: not told; None: told, and out of reach from here."""
     process = system.process(pid)
     cwd = system.describe(process)[2] if process else ""
     return _in_time(lambda: system.folder(pid, cwd), None) if cwd else ""
@@ -2384,7 +2381,7 @@ def _agreed(question: str) -> bool:
     write_line(sys.stderr, question, end="")
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
-    except (OSError, ValueError):  # what is no text is no "yes"
+    except (OSError, ValueError):  # what cannot be decoded is no "yes"
         return False
 
 
@@ -2458,7 +2455,7 @@ def _listed(processes: Collection[_Pin | Holder]) -> str:
 
 
 class _Freeing:
-    """The attempt to free one port: it looks again until the port is free, or somebody must stay."""
+    """An attempt to free one port: it looks again and again until the port is free, or somebody must stay."""
 
     def __init__(self, port: int, host: str, options: _Options) -> None:
         self.port, self.host, self.options, self.began = port, host, options, time.time()
@@ -2580,9 +2577,8 @@ class _Freeing:
         boss = system.process(next(living, None))
         if boss is None:
             return f"{again} while it was being freed"
-        command = system.describe(boss)[1] or boss.name
-        whose = f"its supervisor {boss.pid} ({_short_command(command)})"
-        return f"{again}: {whose} starts it anew; stop process {boss.pid} first"
+        command = _short_command(system.describe(boss)[1] or boss.name)
+        return f"{again}: its supervisor {boss.pid} ({command}) starts it anew; stop process {boss.pid} first"
 
 
 def _standing(port: int, host: str) -> tuple[_Obstacle | None, PortResult]:
@@ -2800,7 +2796,7 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
         holders = find_listeners(port, host)
     except CannotTell:
         holders = []
-    raise PortTimeout(f"{reason}, still after {timeout:g} s", port, host, holders)
+    raise PortTimeout(f"{reason}; gave up after {timeout:g} s", port, host, holders)
 
 
 def _sleep_until_an_exit(port: int, host: str, seconds: float) -> None:
@@ -2846,7 +2842,7 @@ def wait_until_listening(
             time.sleep(min(left, 0.02 if system.native else 0.2))
     finally:
         system.release(pins.values())
-    raise PortTimeout(f"nobody listens on port {port}, still after {timeout:g} s", port, host or "")
+    raise PortTimeout(f"nobody listens on port {port}; gave up after {timeout:g} s", port, host or "")
 
 
 def _listens(port: int, host: str | None, wanted: list[_Address] | None, pid: int | None) -> bool:
@@ -2963,12 +2959,13 @@ def _stop_process(pid: int, port: int, host: str, options: _Options) -> str | No
 
 
 class Server:
-    """How a server is told where to listen, and how an app is given to it. Each text is a list parted by blanks.
+    """How a server is told where to listen, and how an app is given to it. Each text is a list, separated by blanks.
 
     hosts, ports, binds: options for a host, a port, and [host:]port (* stands for a bare word).
     variables: for the host and the port; an address in the first place is the host that goes with that port.
-    elsewhere: options and variables that put the socket where no port tells. files: options, variables and files
-    in which the port may stand (NAME=TEXT: only with this text in the file; of an option: where this variable is set).
+    elsewhere: options and variables for a socket without a port (a Unix socket, a descriptor).
+    files: options, variables and files in which the port may stand (NAME=TEXT: only with this text in the file; of an
+    option: where this variable is set).
     serves: kinds of app; start: the words that serve APP on HOST and PORT (ADDRESS: both); factory: the option for
     an app that a function makes, "()" where APP() says so, "" where that cannot be served.
     """
@@ -2980,7 +2977,8 @@ class Server:
         self.__dict__.update(texts)
 
 
-# By program; a second word is the verb without which it serves nothing. Of those that serve a kind the first is best.
+# By program; a second word is the verb without which it serves nothing. Of those that serve a kind of app, the first is
+# preferred. To add a server: write its line here; run_backend.py reads the same table.
 SERVERS = {
     "uvicorn": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="UVICORN_HOST UVICORN_PORT",
                       elsewhere="--uds --fd UVICORN_UDS UVICORN_FD", files="--env-file=UVICORN_PORT", serves="asgi",
@@ -3028,7 +3026,7 @@ SERVERS = {
 }  # fmt: skip
 _SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")  # any other program
 
-# What these start listens on another machine, or in a container.
+# What these programs start listens on another machine, or in a container.
 _ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-compose", "nerdctl", "kubectl", "vagrant")
 # Options whose value is a word of its own, which is neither a verb nor a port.
 _VALUED = "-A --app -e --env-file -v --verbosity --settings --pythonpath -d --directory"
@@ -3337,7 +3335,7 @@ port_manager.py list [PORT...] [OPTION...]
   port_manager.py list                   who listens, and on which port
   port_manager.py list 8000-8010 --json  only these ports, for programs
 
-Exit status: 0 told, 1 it cannot be told.
+Exit status: 0 listed, 1 the system does not tell.
 """ + _JSON + _COMMON,
     "check": """\
 port_manager.py check PORT... [OPTION...]
@@ -3360,17 +3358,17 @@ PORT_MANAGER_POLICY is a default for --policy.
       --grace SECONDS    time for the holder to stop by itself (5)
   -s, --signal SIGNAL    the first, polite signal (TERM): a name, or 9
       --policy POLICY    kill, own (only of this project), ask, refuse
-      --force            also outside development; the guards stay""" + _HOST + _JSON + _COMMON,
+      --force            also outside development; nothing else is overridden""" + _HOST + _JSON + _COMMON,
     "wait": """\
 port_manager.py wait PORT [OPTION...]
 
   port_manager.py wait 8000                    until it is free
   port_manager.py wait 8000 --until listening  until a server is up
 
-Exit status: 0 it is so, 1 the time is over.
+Exit status: 0 the port is in that state, 1 it was not in time.
 
-      --until STATE      free (without this option) or listening
-      --timeout SECONDS  at most so long (else for ever)""" + _HOST + _COMMON,
+      --until STATE      free (the default) or listening
+      --timeout SECONDS  give up after this time (without it: never)""" + _HOST + _COMMON,
     "pick": """\
 port_manager.py pick [PORT] [OPTION...]
 
@@ -3507,7 +3505,7 @@ def _nearest(word: str, words: Iterable[str]) -> str:
     import difflib
 
     near = difflib.get_close_matches(word, list(words), 1, 0.7)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(words)}"
+    return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(words)}"
 
 
 def _targets(verb: str, words: list[str], host: str) -> dict[tuple[str, int], str]:
@@ -3539,7 +3537,7 @@ def _port_range(word: str) -> tuple[str, int, int]:
 
 
 def _print(text: str) -> None:
-    """Data, on standard output: a reader such as head may go away, but a full disk is an error."""
+    """Write data to standard output: a reader such as head may go away, but a full disk is an error."""
     failure = write_line(sys.stdout, text)
     if failure:
         raise PortError(f"standard output cannot be written: {failure}")
@@ -3620,7 +3618,9 @@ def _screens(results: list[PortResult], ranges: list[str]) -> Iterator[str]:
     for named in dict.fromkeys(ranges):
         some = [result for result, its_range in zip(results, ranges) if its_range == named]
         if named:
-            kinds = ["available" if each.available else "held" if _is_held(each) else "not to be had" for each in some]
+            kinds = [
+                "available" if each.available else "held" if _is_held(each) else "cannot be bound" for each in some
+            ]
             yield f"{named}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted({*kinds}, reverse=True))
             held = [each for each, kind in zip(some, kinds) if kind == "held"]
             some = held or [each for each in some if not each.available][:1]

@@ -544,12 +544,26 @@ def server_command(found: Found, where: Endpoint) -> tuple[list[str], str]:
         words, package = _filled(key, found.app, where), _package(key)
         python = _interpreter(package)
         if words and python and (package or not found.options):
+            if {"asgi", "wsgi"} & {*SERVERS[key].serves.split()}:  # the help of the others is not of one command
+                _check_options([python, *words[:2]], found.options)
             return [python, *words, *found.options], key.partition(" ")[0]
         missing += [package] if words else []
     if not missing:
         raise _CannotStart(f"{found.app} needs arguments: name it with them, as in \"app:create_app('dev')\"")
     pip = f"{sys.executable} -m pip install {missing[0]}"
     raise _CannotStart(f"{found.app} needs {missing[0]}, which is not installed: {pip}")
+
+
+def _check_options(server: list[str], options: Sequence[str]) -> None:
+    """Nobody is stopped for a server that would refuse its call: its own help has the options."""
+    import subprocess
+
+    named = [option.partition("=")[0] for option in options if option.startswith("--")]
+    if named:
+        done = subprocess.run([*server, "--help"], capture_output=True, text=True, errors="replace", check=False)
+        unknown = [option for option in named if option not in done.stdout]
+        if unknown and done.returncode == 0 and "--" in done.stdout:
+            raise _CannotStart(f"{server[-1]} has no option {unknown[0]} (see {' '.join(server)} --help)", 2)
 
 
 def _filled(key: str, app: str, where: Endpoint) -> list[str]:
@@ -599,7 +613,7 @@ def _start(command: list[str], what: str, endpoints: Sequence[Endpoint], policy:
 
 
 def _title(holder: Holder) -> str:
-    return f"process {holder.pid} ({holder.command or holder.name}, in {holder.cwd})"
+    return f"process {holder}"
 
 
 def _announced(endpoints: Sequence[Endpoint], what: str) -> str:
@@ -642,7 +656,9 @@ def _preview(command: list[str], shown: str, endpoints: Sequence[Endpoint], poli
 
     seen = [preview_port(port, host, policy=policy) for host, port in endpoints]
     for each in seen:
-        who = "".join(f"{_title(holder)}: " for holder in each.holders)
+        pids = {holder.pid for holder in each.holders}
+        roots = [_title(holder) for holder in each.holders if holder.parent not in pids]
+        who = "".join(f"{root}: " for root in roots if root not in (each.reason or ""))
         _say(f"Port {each.port}: {who}{'available' if each.available else each.plan or each.reason}")
     _say(shown + " ".join(map(shlex.quote, command)))
     return 0 if all(each.available or each.plan for each in seen) else 1
@@ -769,7 +785,7 @@ def _nothing() -> Found:
     if ways or code or _sources():
         ways = ways or [f"python {SCRIPT} src.main:app", f"python {SCRIPT} -- COMMAND"]
         raise _CannotStart("\n  ".join(["No app was found at the top, in src or one folder down; try:", *ways]))
-    return Found(app="no app", kinds="page", why="there is no other code here either, so a small page is served")
+    return Found(app="no app", kinds="page", why="this folder has no code of its own, so a small page is served")
 
 
 def _next(wanted: Endpoint) -> Endpoint:

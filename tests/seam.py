@@ -298,7 +298,7 @@ def other_user(system: str, user: str) -> str | None:
 
 
 def hold(system: str, pid: int) -> Any:
-    """The handle of a process that is held fast, or None."""
+    """The handle of a process that was pinned, or None."""
     return _system(system).hold([pid])[pid].handle
 
 

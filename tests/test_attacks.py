@@ -58,7 +58,7 @@ def test_a_path_that_leads_elsewhere_in_another_mount_namespace(tmp_path):
         wait_for(8000)
         done = started(ours, 8000)
         assert done.returncode == 1 and holder.poll() is None, done.stderr
-        assert "it is of another project, perhaps, whose folder is out of reach from here; take the next" in done.stderr
+        assert "it belongs to another project, perhaps, whose folder is out of reach from here; take the next" in done.stderr
         assert '"branch": null' in command_line("check", "8000", "--json", cwd=ours).stdout  # it is not the asker's
         assert started(ours, 8000, PORT_MANAGER_POLICY="own").returncode == 1 and holder.poll() is None
         assert command_line("free", "8000", cwd=ours).returncode == 0

@@ -96,11 +96,11 @@ def test_a_wrong_port_is_one_clear_line(verb, wrong, capsys):
     [
         ("check http", "'http' is not a port; a port is a number from 1 to 65535, a range is 3000-3010"),
         ("fre 80", "'fre' is neither a verb nor a port; did you mean free?"), ("lst", "did you mean list?"),
-        ("zzz", "there are list, check, free, wait, pick"),
+        ("zzz", "choose from list, check, free, wait, pick"),
         ("free 80 --jsn", "free has no option --jsn; did you mean --json?"),
         ("free 80 --dryrun", "did you mean --dry-run?"),
         ("check 80 --grace 5", "check has no option --grace; it is an option of free"),
-        ("free 80 -x", "free has no option -x; there are --dry-run, "), ("kill -9 80", "a signal is named with -s 9"),
+        ("free 80 -x", "free has no option -x; choose from --dry-run, "), ("kill -9 80", "a signal is named with -s 9"),
         ("free 80 --grace soon", "--grace: 'soon' is not a number of seconds"),
         ("free 80 --grace -1", "'-1' is not a number of seconds"),
         ("free 80 --grace nan", "'nan' is not a number of seconds"),
@@ -363,7 +363,7 @@ def test_list(ports, hold, tmp_path):
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and lines[0].split() == ["PORT", "ADDRESS", "PID", "UP", "USER", "FOLDER", "COMMAND"]
     row = {line.split()[0]: line for line in lines}
-    assert f" {first.pid} +3 " in row[str(low)] and "+N: and N child" in done.stderr
+    assert f" {first.pid} +3 " in row[str(low)] and "+N: N child" in done.stderr
     assert f" {second.pid} " in row[str(high)]
     assert "127.0.0.1, ::1" in row[str(high)] and "/项目 " in row[str(high)] and " holder.py " in row[str(low)]
     starts = {columns(line[: line.rindex("  ")]) for line in (lines[0], row[str(low)], row[str(high)])}
@@ -401,7 +401,7 @@ def test_wait_ends_after_its_time_and_sleeps_until_then(port, hold, until):
     before = os.times()
     done = command_line("wait", str(port), "--until", until, "--timeout", "1.5")
     after = os.times()
-    assert done.returncode == 1 and "still after 1.5 s" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 1 and "gave up after 1.5 s" in done.stderr and done.stderr.count("\n") == 1
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.9
 
 

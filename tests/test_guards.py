@@ -274,11 +274,11 @@ def projects(tmp_path):
         ("api", "api/src", None),
         ("api/src", "api", None),
         ("notes", "notes", None),
-        ("api", "api/.worktrees/fix", "another project, {}, and the policy 'own' stops only what is of {ours}"),
+        ("api", "api/.worktrees/fix", "another project, {}, and the policy 'own' stops only what belongs to {ours}"),
         ("api/.worktrees/fix", "api", "another project, {}, and the policy 'own'"),
         ("api", "shop", "another project, {}, and the policy 'own'"),
         ("api", "notes", "the folder {}, and the policy 'own'"),
-        ("/", "api", "another project, {}, and the policy 'own' stops only what is of a project, which this"),
+        ("/", "api", "another project, {}, and the policy 'own' stops only what belongs to this project, and this folder is in none"),
     ],
 )
 def test_own_stops_only_what_is_of_this_project(port, hold, projects, monkeypatch, said, ours, theirs, why):
@@ -288,7 +288,7 @@ def test_own_stops_only_what_is_of_this_project(port, hold, projects, monkeypatc
     assert ensure_port_available(port) is (why is None)
     assert held.alive() == ([held.pid] if why else [])
     where = seam.short_folder(str(projects / theirs))
-    assert why is None or f"it is of {why.format(where, ours=projects / ours)}" in said()
+    assert why is None or f"it belongs to {why.format(where, ours=projects / ours)}" in said()
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_another_projects_server_is_stopped_by_name_alone(port, hold, projects, 
     assert ensure_port_available(port) is not stays
     if stays:
         where = seam.short_folder(str(projects / theirs))
-        assert f"it is of another project, {where}; take the next free port (--next), or stop it: " in said()
+        assert f"it belongs to another project, {where}; take the next free port (--next), or stop it: " in said()
         assert f"port_manager.py free {port} (PORT_MANAGER_POLICY=kill" in said() and held.alive() == [held.pid]
         assert command_line("free", str(port)).returncode == 0 and held.alive() == []
         held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
@@ -468,7 +468,7 @@ def test_an_automatic_start_asks_about_another_projects_server(port, hold, proje
     monkeypatch.chdir(projects / "api")
     shown, _, status = answered(answer, *ENSURE, str(port))
     where = seam.short_folder(str(projects / "shop"))
-    assert f"Process {held.pid} is of another project, {where}. Stop process {held.pid} (" in shown.splitlines()[-1]
+    assert f"Process {held.pid} belongs to another project, {where}. Stop process {held.pid} (" in shown.splitlines()[-1]
     assert (status, held.alive()) == ((0, []) if answer == b"y\n" else (1, [held.pid]))
 
 

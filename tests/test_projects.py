@@ -69,7 +69,7 @@ def test_another_projects_server_is_refused_without_a_terminal(port, hold, proje
     done = started(projects / "shop", port, code)
     assert done.returncode == 1 and held.alive() == [held.pid]
     for part in (
-        f"Process {held.pid} (", ", in ~/blog/api)", "it is of another project, ~/blog", "(--next)",
+        f"Process {held.pid} (", ", in ~/blog/api)", "it belongs to another project, ~/blog", "(--next)",
         f"port_manager.py free {port}", "PORT_MANAGER_POLICY=kill",
     ):  # fmt: skip
         assert part in done.stderr, done.stderr
@@ -80,7 +80,7 @@ def test_it_is_asked_about_on_a_terminal(port, hold, projects, answer, status):
     held = hold(("127.0.0.1", port), cwd=str(projects / "blog"))
     ended, shown = on_a_terminal(projects / "shop", port, answer)
     assert ended == status and held.alive() == ([] if status == 0 else [held.pid])
-    assert f"Process {held.pid} is of another project, ~/blog. Stop process {held.pid} (" in shown
+    assert f"Process {held.pid} belongs to another project, ~/blog. Stop process {held.pid} (" in shown
     assert ("The answer was no: nobody was stopped" in shown) == (status == 1)
 
 
@@ -148,7 +148,7 @@ def test_own_is_this_project_from_any_of_its_folders(port, hold, projects, ours,
     assert (done.returncode == 0) == goes, done.stderr
     assert held.alive() == ([] if goes else [held.pid])
     if not goes:
-        assert "the policy 'own' stops only what is of " in done.stderr
+        assert "the policy 'own' stops only what belongs to " in done.stderr
 
 
 @pytest.mark.parametrize("environment", ["", "production"])

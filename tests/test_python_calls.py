@@ -142,7 +142,7 @@ def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold):
 
 def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold):
     held = hold(("127.0.0.1", port))
-    with pytest.raises(PortTimeout, match="still after 0.2 s") as caught:
+    with pytest.raises(PortTimeout, match="gave up after 0.2 s") as caught:
         wait_until_free(port, timeout=0.2)
     assert [holder.pid for holder in caught.value.holders] == [held.pid] and held.alive() == [held.pid]
     with pytest.raises(PortTimeout):
@@ -166,7 +166,7 @@ def test_wait_until_free_just_in_time(port, monkeypatch):
 
 
 def test_wait_until_listening(port, hold):
-    with pytest.raises(PortTimeout, match=f"nobody listens on port {port}, still after 0.1 s"):
+    with pytest.raises(PortTimeout, match=f"nobody listens on port {port}; gave up after 0.1 s"):
         wait_until_listening(port, timeout=0.1)
     bound = hold(("127.0.0.1", port), listen=False, reuse=False)
     with pytest.raises(PortTimeout):
@@ -405,7 +405,7 @@ def test_a_working_directory_that_was_removed(ports, hold, tmp_path):
     plain, project = hold(("127.0.0.1", port), cwd=str(tmp_path)), hold(("127.0.0.1", other), cwd=str(theirs))
     done = asked("os.rmdir(os.getcwd()); print(ensure(port), ensure(int(sys.argv[2])))", port, other, cwd=gone)
     assert (done.stdout, plain.alive(), project.alive()) == ("True False\n", [], [project.pid]), done.stderr
-    assert "it is of another project" in done.stderr and "Traceback" not in done.stderr
+    assert "it belongs to another project" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_out_of_descriptors_is_neither_held_nor_free(port, hold):

@@ -246,6 +246,7 @@ def test_the_command_for_a_folder(project, port, all_servers, files, words, comm
         ({"main.py": FASTAPI}, "mian:app", "There is no mian in this folder"),
         ({"main.py": FASTAPI}, "nosuch.py", "There is no nosuch.py in this folder"),
         ({"main.py": FASTAPI}, "../main.py", "There is no ../main.py in this folder"),
+        ({"main.py": FASTAPI}, "--no-such-option", "uvicorn has no option --no-such-option"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:30],
 )  # fmt: skip
