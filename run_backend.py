@@ -121,6 +121,7 @@ class Found(SimpleNamespace):
     origin: str = ""  # the module that makes it
     root: str = ""  # the folder that its imports begin in
     options: Sequence[str] = ()
+    typed: Sequence[str] = ()  # those of the options that the command line has
     port: int = 8000  # the repository's own
     command: Sequence[str] = ()  # instead of an app
 
@@ -545,7 +546,7 @@ def server_command(found: Found, where: Endpoint) -> tuple[list[str], str]:
         python = _interpreter(package)
         if words and python and (package or not found.options):
             if {"asgi", "wsgi"} & {*SERVERS[key].serves.split()}:  # the help of the others is not of one command
-                _check_options([python, *words[:2]], found.options)
+                _check_options([python, *words[:2]], found.typed)
             return [python, *words, *found.options], key.partition(" ")[0]
         missing += [package] if words else []
     if not missing:
@@ -771,7 +772,7 @@ def _chosen(words: list[str]) -> Found:
         lines = "\n".join(f"  python {SCRIPT} {each.app}  # {each.why}" for each in found)
         raise _CannotStart(f"Several apps were found; name one:\n{lines}")
     chosen = found[0] if found else _nothing()
-    chosen.options = [*chosen.options, *options]
+    chosen.options, chosen.typed = [*chosen.options, *options], options
     return chosen
 
 

@@ -26,6 +26,7 @@ def tmux(home, monkeypatch):
     """A tmux server of its own; a call of it."""
     monkeypatch.delenv("TMUX", raising=False)
     monkeypatch.setenv("TMUX_TMPDIR", str(home))
+    monkeypatch.setenv("SHELL", "/bin/sh")  # that of user nobody ends at once
 
     def call(*words, **options):
         command = ["tmux", "-f", "/dev/null", *words]

@@ -54,6 +54,22 @@ def version():
     return VERSIONS[-1]
 
 
+def driven(words, environ):
+    """The lines that a scenario prints, up to its result."""
+    # With another input, or without a pipe, a program dies at start. A holder may keep the pipe open.
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(words, env={**ENVIRON, **environ}, **pipes) as driver:
+        timer = threading.Timer(60, subprocess.run, (["wineserver", "-k"],), {"env": ENVIRON, "check": False})
+        timer.start()
+        said = []
+        for line in driver.stdout:
+            said.append(line.decode(errors="replace"))
+            if line.startswith(b"{"):
+                break
+        timer.cancel()
+    return said
+
+
 @pytest.fixture()
 def windows(version):
     """What a scenario of windows_side.py finds."""
@@ -64,17 +80,9 @@ def windows(version):
             return FOUND[key]
         python = os.path.join(WINE, f"python{version}", "python.exe")
         words = ["wine", python, f"Z:{HERE}/windows_side.py", scenario, f"Z:{os.path.dirname(HERE)}"]
-        # With another input, or without a pipe, a program dies at start. A holder may keep the pipe open.
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        with subprocess.Popen(words, env={**ENVIRON, **environ}, **pipes) as driver:
-            timer = threading.Timer(60, subprocess.run, (["wineserver", "-k"],), {"env": ENVIRON, "check": False})
-            timer.start()
-            said = []
-            for line in driver.stdout:
-                said.append(line.decode(errors="replace"))
-                if line.startswith(b"{"):
-                    break
-            timer.cancel()
+        said = driven(words, environ)
+        if said and said[0].startswith("Timeout (0:00:50)!"):  # on a loaded machine, Wine stalls at times when it starts a program
+            said = driven(words, environ)
         assert said and said[-1].startswith("{"), "".join(said)[-3000:]
         FOUND[key] = json.loads(said[-1])
         assert "error" not in FOUND[key], FOUND[key]["error"]
