@@ -1700,7 +1700,7 @@ def _unescaped(text: str) -> str:
 
 
 class _FreeBSD(_BSD):
-    """FreeBSD: sockstat is in its base system."""
+    """FreeBSD: sockstat is in its base system. Jails are not looked at."""
 
     sources = (_ask_sockstat, _ask_lsof)
 
@@ -2167,6 +2167,12 @@ class _Decision(NamedTuple):
 
 
 def _decide(look: _Look, options: _Options) -> _Decision:
+    """Whether the holders may be stopped: the first reason against it counts for all of them.
+
+    "Cannot tell" is such a reason: of a process that cannot be seen or read (_must_stay), of a socket that may not be
+    in the way (_may_not_block), of other ports that are not told (_would_end_too). Where not even the sockets are
+    told, _search raises CannotTell; and _System.stop signals nobody whom it cannot recognise.
+    """
     system = look.system
     if not look.holders:
         return _Decision(system.hint(look.port, look.host), None, {})
@@ -2221,7 +2227,7 @@ def _must_stay(
         yield "it may be one of our own ancestors, which this system does not tell; stop it by hand if you know better"
     if process.leader and (holder.parent in look.pids or _is_shell(process.name)):
         yield "it runs on a terminal of its own, and has only inherited the port; end it there"
-    yield from _uncertain(look, holder)
+    yield from _may_not_block(look, holder)
     yield from _not_to_be_stopped_by_us(look, holder, options)
 
 
@@ -2248,8 +2254,8 @@ def _not_to_be_stopped_by_us(look: _Look, holder: Holder, options: _Options) -> 
         )
 
 
-def _uncertain(look: _Look, holder: Holder) -> Iterator[str]:
-    """Where a socket may not be in the way at all."""
+def _may_not_block(look: _Look, holder: Holder) -> Iterator[str]:
+    """Where a holder's socket may not keep the server from binding at all."""
     rows = [row for row in look.sockets if row.pid == holder.pid]
     wanted = _addresses(look.host, look.port) if rows else []
     if rows and not any(":" in row.address for row in rows) and all(address[0] == "::" for _, address in wanted):
