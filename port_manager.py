@@ -3042,7 +3042,7 @@ _SERVES_NOTHING = ("--help", "--version", "--check-config", "--print-config")
 def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None = None) -> list[Endpoint]:
     """Where the server of a command line will listen; empty when that names no port, or cannot be told.
 
-    A known server (see SERVERS) is found behind any launcher. The command line speaks first, then the variables
+    A known server (see SERVERS) is found after any launcher. The command line speaks first, then the variables
     that this server reads, then its own default, which is not assumed where a file may say otherwise. Any other
     command has told its port where PORT is set; a script also by ``--port``.
 
@@ -3120,7 +3120,7 @@ def _bare(words: Sequence[str]) -> list[tuple[str, str]]:
 def _bare_addresses(words: Sequence[str]) -> Iterator[tuple[str, int | None] | None]:
     for before, word in _bare(words):
         bind = _split_address(word)
-        if bind and bind[1]:  # a small number behind an option may be its value
+        if bind and bind[1]:  # a small number after an option may be its value
             yield bind if bind[1] >= 1024 or ":" in word or not before.startswith("-") else None
 
 
@@ -3661,7 +3661,7 @@ def _screen(result: PortResult) -> str:
 
 
 def _about(system: _System, root: Holder, children: list[Holder], room: int) -> list[str]:
-    """What is told of a holder and its children; where nothing stands behind a label, there is nothing to tell."""
+    """What is told of a holder and its children; where nothing follows a label, there is nothing to tell."""
     facts, command = _facts(system, root), _short_command(root.command, room - 10)
     branch, line = facts["branch"], "".join(f"{process['name']} → " for process in facts["ancestry"])
     ago = f"{_duration(time.time() - root.started)} ago " if root.started else ""
