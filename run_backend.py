@@ -803,7 +803,7 @@ def _given(call: _Call) -> Found:
 
     command = call.command or []
     if call.words or not command:
-        raise _CannotStart("behind -- stands a command, before it nothing but --host, --port, --next and --dry-run", 2)
+        raise _CannotStart("a command is needed after --, and before it nothing but --host, --port, --next and --dry-run", 2)
     if shutil.which(command[0]) is None:
         there = isfile(command[0])
         what = "executable" if there else "installed, or not on PATH"
