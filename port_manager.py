@@ -1700,7 +1700,7 @@ def _unescaped(text: str) -> str:
 
 
 class _FreeBSD(_BSD):
-    """FreeBSD: sockstat is in its base system."""
+    """FreeBSD: sockstat is in its base system. Jails are not looked at."""
 
     sources = (_ask_sockstat, _ask_lsof)
 
@@ -2167,6 +2167,12 @@ class _Decision(NamedTuple):
 
 
 def _decide(look: _Look, options: _Options) -> _Decision:
+    """Whether the holders may be stopped: the first reason against it counts for all of them.
+
+    "Cannot tell" is such a reason: of a process that cannot be seen or read (_must_stay), of a socket that may not be
+    in the way (_may_not_block), of other ports that are not told (_would_end_too). Where not even the sockets are
+    told, _search raises CannotTell; and _System.stop signals nobody whom it cannot recognise.
+    """
     system = look.system
     if not look.holders:
         return _Decision(system.hint(look.port, look.host), None, {})
@@ -2221,7 +2227,7 @@ def _must_stay(
         yield "it may be one of our own ancestors, which this system does not tell; stop it by hand if you know better"
     if process.leader and (holder.parent in look.pids or _is_shell(process.name)):
         yield "it runs on a terminal of its own, and has only inherited the port; end it there"
-    yield from _uncertain(look, holder)
+    yield from _may_not_block(look, holder)
     yield from _not_to_be_stopped_by_us(look, holder, options)
 
 
@@ -2248,8 +2254,8 @@ def _not_to_be_stopped_by_us(look: _Look, holder: Holder, options: _Options) -> 
         )
 
 
-def _uncertain(look: _Look, holder: Holder) -> Iterator[str]:
-    """Where a socket may not be in the way at all."""
+def _may_not_block(look: _Look, holder: Holder) -> Iterator[str]:
+    """Where a holder's socket may not keep the server from binding at all."""
     rows = [row for row in look.sockets if row.pid == holder.pid]
     wanted = _addresses(look.host, look.port) if rows else []
     if rows and not any(":" in row.address for row in rows) and all(address[0] == "::" for _, address in wanted):
@@ -3036,7 +3042,7 @@ _SERVES_NOTHING = ("--help", "--version", "--check-config", "--print-config")
 def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None = None) -> list[Endpoint]:
     """Where the server of a command line will listen; empty when that names no port, or cannot be told.
 
-    A known server (see SERVERS) is found behind any launcher. The command line speaks first, then the variables
+    A known server (see SERVERS) is found after any launcher. The command line speaks first, then the variables
     that this server reads, then its own default, which is not assumed where a file may say otherwise. Any other
     command has told its port where PORT is set; a script also by ``--port``.
 
@@ -3114,7 +3120,7 @@ def _bare(words: Sequence[str]) -> list[tuple[str, str]]:
 def _bare_addresses(words: Sequence[str]) -> Iterator[tuple[str, int | None] | None]:
     for before, word in _bare(words):
         bind = _split_address(word)
-        if bind and bind[1]:  # a small number behind an option may be its value
+        if bind and bind[1]:  # a small number after an option may be its value
             yield bind if bind[1] >= 1024 or ":" in word or not before.startswith("-") else None
 
 
@@ -3655,7 +3661,7 @@ def _screen(result: PortResult) -> str:
 
 
 def _about(system: _System, root: Holder, children: list[Holder], room: int) -> list[str]:
-    """What is told of a holder and its children; where nothing stands behind a label, there is nothing to tell."""
+    """What is told of a holder and its children; where nothing follows a label, there is nothing to tell."""
     facts, command = _facts(system, root), _short_command(root.command, room - 10)
     branch, line = facts["branch"], "".join(f"{process['name']} → " for process in facts["ancestry"])
     ago = f"{_duration(time.time() - root.started)} ago " if root.started else ""

@@ -143,7 +143,7 @@ def _say(text: str) -> None:
 
 
 class _Call(SimpleNamespace):
-    """Our own options, the words for the server, and the command behind ``--`` (None: there is no --)."""
+    """Our own options, the words for the server, and the command after ``--`` (None: there is no --)."""
 
     host: str | None
     port: str | None
@@ -240,7 +240,7 @@ class _Module:
         return self.imports.get(node.id, node.id) if hasattr(node, "id") else "?"
 
     def find(self, name: str) -> _Made | None:
-        """What stands behind a full name: one of MAKERS, or what a module of this repository binds."""
+        """What a full name stands for: one of MAKERS, or what a module of this repository binds."""
         place, dot, last = name.rpartition(".")
         kinds = MAKERS.get(name, MAKERS.get(last))
         if kinds is not None:
@@ -463,7 +463,7 @@ def _named(word: str, options: Sequence[str] = ()) -> Found:
     called = name.partition("(")[0].partition(".")[0]
     made = module.made(called)
     if not {called, "*", "__getattr__"} & {*module.bound} or (made and not made.kinds):
-        raise _CannotStart(f"{path} has no {called} at its top that a server can serve; put other commands behind --")
+        raise _CannotStart(f"{path} has no {called} at its top that a server can serve; put other commands after --")
     wsgi = any(word in module.source for word in ("wsgi", "flask", "dash", "bottle"))
     return _found(module, name, made or _Made(kinds="wsgi" if wsgi else "asgi", maker="named", path=path, call=""))
 
@@ -765,8 +765,8 @@ def _chosen(words: list[str]) -> Found:
         app = _app_in(words)
     options = [word for word in words if word != app]
     if options and options[0][:1] != "-":
-        how = "name it as in src.main:app, a port by --port, or put a command behind --"
-        raise _CannotStart(f"{options[0]!r} is no app; {how}", 2)
+        how = "name it as in src.main:app, a port by --port, or put a command after --"
+        raise _CannotStart(f"{options[0]!r} is not an app; {how}", 2)
     found = [_named(app, options)] if app else _declared() or find_app()
     if len(found) > 1:
         lines = "\n".join(f"  python {SCRIPT} {each.app}  # {each.why}" for each in found)
@@ -804,7 +804,7 @@ def _given(call: _Call) -> Found:
 
     command = call.command or []
     if call.words or not command:
-        raise _CannotStart("behind -- stands a command, before it nothing but --host, --port, --next and --dry-run", 2)
+        raise _CannotStart("a command is needed after --, and before it nothing but --host, --port, --next and --dry-run", 2)
     if shutil.which(command[0]) is None:
         there = isfile(command[0])
         what = "executable" if there else "installed, or not on PATH"

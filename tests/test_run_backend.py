@@ -321,7 +321,7 @@ def test_app_in_the_environment(project, port, all_servers):
     done = call("--port", str(port), "--dry-run", PYTHONPATH=all_servers, APP="web:app")
     assert command_of(done).endswith(f"gunicorn web:app --bind 0.0.0.0:{port}")
     done = call("--port", str(port), "--dry-run", PYTHONPATH=all_servers, APP="My Shop")
-    assert done.returncode == 2 and "'My Shop' is no app" in done.stderr
+    assert done.returncode == 2 and "'My Shop' is not an app" in done.stderr
 
 
 def test_a_module_is_read_and_never_imported(project, port, all_servers):
@@ -395,12 +395,12 @@ def test_the_port_that_is_freed_for_a_command(project, port, words, environ, nam
         (["--port"], {}, "--port needs a value"),
         (["--port", ""], {}, "--port needs a value"),
         (["--host", "--", "true"], {}, "--host needs a value"),
-        (["9000"], {}, "'9000' is no app; name it as in src.main:app, a port by --port, or put a command behind --"),
-        (["npm", "run", "dev"], {}, "'npm' is no app; name it as in src.main:app, a port by --port, or put a command behind --"),
+        (["9000"], {}, "'9000' is not an app; name it as in src.main:app, a port by --port, or put a command after --"),
+        (["npm", "run", "dev"], {}, "'npm' is not an app; name it as in src.main:app, a port by --port, or put a command after --"),
         (["-p", "0"], {}, "a port is a number from 1 to 65535, not '0'"),
-        (["--"], {}, "behind -- stands a command, before it nothing but --host, --port, --next and --dry-run"),
-        (["src.main:app", "--", "true"], {}, "behind -- stands a command, before it nothing but --host, --port, --next and --dry-run"),
-        (["manage.py", "runserver", "9000"], {}, "'runserver' is no app; name it as in src.main:app, a port by --port, or put a command behind --"),
+        (["--"], {}, "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run"),
+        (["src.main:app", "--", "true"], {}, "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run"),
+        (["manage.py", "runserver", "9000"], {}, "'runserver' is not an app; name it as in src.main:app, a port by --port, or put a command after --"),
     ],
     ids=lambda value: (" ".join(value)[:20] or "none") if isinstance(value, list) else "",
 )  # fmt: skip
