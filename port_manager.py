@@ -1844,9 +1844,8 @@ class _Windows(_System):
         return found
 
     def describe(self, process: _Process) -> tuple[str, str, str]:
-        try:
-            handle = self.open(process.pid)
-        except OSError:  # it has gone, or it is another user's
+        handle = self.open(process.pid)
+        if handle is None:
             return "", "", ""
         user, ours = _user_of(handle), _user_of(-1)  # the second stands for this process
         # ProcessCommandLineInformation: it is told since Windows 8.1.
@@ -1854,9 +1853,12 @@ class _Windows(_System):
         _winapi().CloseHandle(handle)
         return os.getlogin() if user == ours != "" else user, _clean(_parse_text(*told)), ""
 
-    def open(self, pid: int) -> int:
+    def open(self, pid: int) -> int | None:
         """A handle, which keeps the PID from being used again."""
-        return int(_winapi().OpenProcess(0x00101000, False, pid))  # SYNCHRONIZE, PROCESS_QUERY_LIMITED_INFORMATION
+        try:
+            return int(_winapi().OpenProcess(0x00101000, False, pid))  # SYNCHRONIZE, PROCESS_QUERY_LIMITED_INFORMATION
+        except OSError:  # it has gone, or it is another user's
+            return None
 
     def release(self, pins: Iterable[_Pin]) -> None:
         for pin in pins:
@@ -3679,7 +3681,7 @@ def _about(system: _System, root: Holder, children: list[Holder], room: int) -> 
 def _room() -> int:
     """The columns of the terminal; a pipe has no width, unless COLUMNS gives it one."""
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal():
+    if columns.isdecimal() and int(columns):
         return int(columns)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80

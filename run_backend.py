@@ -561,7 +561,8 @@ def _check_options(server: list[str], options: Sequence[str]) -> None:
 
     named = [option.partition("=")[0] for option in options if option.startswith("--")]
     if named:
-        done = subprocess.run([*server, "--help"], capture_output=True, text=True, errors="replace", check=False)
+        quietly: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "check": False}
+        done = subprocess.run([*server, "--help"], text=True, errors="replace", **quietly)
         unknown = [option for option in named if option not in done.stdout]
         if unknown and done.returncode == 0 and "--" in done.stdout:
             raise _CannotStart(f"{server[-1]} has no option {unknown[0]} (see {' '.join(server)} --help)", 2)
@@ -724,7 +725,11 @@ def _imported(app: str) -> Any:
     sys.path.insert(0, getcwd())
     place, _, name = app.partition(":")
     name, call, arguments = name.partition("(")
-    found = attrgetter(name)(import_module(place))
+    try:
+        found = attrgetter(name)(import_module(place))
+    except ModuleNotFoundError as error:
+        install = f"{sys.executable} -m pip install {error.name}"
+        raise _CannotStart(f"{app} needs {error.name}, which is not installed: {install}") from None
     return found(*literal_eval(f"[{arguments[:-1]}]")) if call else found
 
 
@@ -804,7 +809,10 @@ def _given(call: _Call) -> Found:
 
     command = call.command or []
     if call.words or not command:
-        raise _CannotStart("a command is needed after --, and before it nothing but --host, --port, --next and --dry-run", 2)
+        ours = "--host, --port, --next and --dry-run"
+        raise _CannotStart(f"a command is needed after --, and before it nothing but {ours}", 2)
+    if shutil.which(command[0]) is None and isfile(join(dirname(sys.executable), command[0])):
+        command = [join(dirname(sys.executable), command[0]), *command[1:]]  # of an environment that is not activated
     if shutil.which(command[0]) is None:
         there = isfile(command[0])
         what = "executable" if there else "installed, or not on PATH"

@@ -47,6 +47,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "terminal": (pm, "_can_ask"),  # whether there is one to ask on
     "question": (pm, "_agreed"),  # (question) -> whether the person says yes
     "tables of Windows": (pm, "_tcp_tables"),  # () -> sockets or None
+    "calls of Windows": (pm, "_winapi"),  # () -> what has OpenProcess, CloseHandle ...
     "answers of Windows": (pm, "_told"),  # (library, ask, a handle or number) -> (bytes, their address)
     "stop": (pm, "_stop"),  # (system, pins, options) -> (who has gone: whether at our request; why not)
 }
@@ -300,6 +301,11 @@ def other_user(system: str, user: str) -> str | None:
 def hold(system: str, pid: int) -> Any:
     """The handle of a process that was pinned, or None."""
     return _system(system).hold([pid])[pid].handle
+
+
+def describe(system: str, process: Any) -> tuple[str, str, str]:
+    """(user, command line, working directory) of a process."""
+    return tuple(_system(system).describe(process))  # type: ignore[return-value]
 
 
 def has_exited(pid: int, system: str = "linux", start: object = None) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from types import SimpleNamespace
 
 import pytest
 
@@ -266,3 +267,16 @@ def test_somebodys_terminal(monkeypatch, name, command, ends):
 @pytest.mark.parametrize(("pid", "name", "sentence"), [(0, "", "PID 0 is the system itself"), (4, "System", "http.sys")])
 def test_the_system_is_protected(pid, name, sentence):
     assert sentence in seam.protected(name, system="windows", pid=pid)
+
+
+def test_a_process_that_may_not_be_opened_is_told_by_its_start_alone(monkeypatch):
+    """Another user's or a service's: it is looked at, and no handle is held."""
+
+    def refuse(*_):
+        raise PermissionError(13, "Access is denied", None, 5)
+
+    seam.stand_in(monkeypatch, "calls of Windows", lambda: SimpleNamespace(OpenProcess=refuse))
+    other = seam.process(38144, 0, "svchost.exe")
+    seam.readings(monkeypatch, "windows", lambda pid: {38144: other})
+    assert seam.hold("windows", 38144) is None
+    assert seam.describe("windows", other) == ("", "", "")
