@@ -3706,7 +3706,7 @@ def _list(request: _Request) -> bool:
         if not rows:
             write_line(sys.stderr, f"Nobody listens on {'these ports' if wanted else 'any TCP port'}")
         elif not "".join(row[2] for row in rows).isdigit():
-            legend = "+N: and N child processes, which hold the port, too; -: a process that you may not see"
+            legend = "+N: N child processes hold the port, too; -: a process that you may not see"
             write_line(sys.stderr, legend)
     return True
 

@@ -561,10 +561,9 @@ def _check_options(server: list[str], options: Sequence[str]) -> None:
 
     named = [option.partition("=")[0] for option in options if option.startswith("--")]
     if named:
-        quietly: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "check": False}
-        done = subprocess.run([*server, "--help"], text=True, errors="replace", **quietly)
-        unknown = [option for option in named if option not in done.stdout]
-        if unknown and done.returncode == 0 and "--" in done.stdout:
+        done = subprocess.run([*server, "--help"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        unknown = [option for option in named if option.encode() not in done.stdout]
+        if unknown and done.returncode == 0 and b"--" in done.stdout:
             raise _CannotStart(f"{server[-1]} has no option {unknown[0]} (see {' '.join(server)} --help)", 2)
 
 
