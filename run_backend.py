@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# Copyright (c) the port_manager authors
 """Start this repository's backend, whatever still holds its port.
 
     python run_backend.py                            find the app, free its port, become its server
