@@ -144,6 +144,9 @@ SERVERS = {
     "uvicorn-reload": Server("uvicorn", PYTHON + " -m uvicorn app:app --port {port} --reload", APP, 3),
     "uvicorn-workers": Server("uvicorn", PYTHON + " -m uvicorn app:app --port {port} --workers 3", APP, 5),
     "gunicorn": Server("gunicorn", PYTHON + " -m gunicorn app:app -b 127.0.0.1:{port} -w 4", {"app.py": WSGI}, 5),
+    "gunicorn-reuse-port": Server(  # its master holds nothing, and starts its workers again
+        "gunicorn", PYTHON + " -m gunicorn app:app -b 127.0.0.1:{port} -w 2 --reuse-port", {"app.py": WSGI}, 3
+    ),
     "hypercorn": Server("hypercorn", PYTHON + " -m hypercorn app:app -b 127.0.0.1:{port}", APP, 3),
     "hypercorn-workers": Server("hypercorn", PYTHON + " -m hypercorn app:app -b 127.0.0.1:{port} -w 3", APP, 5),
     "granian": Server("granian", PYTHON + " -m granian --interface asgi app:app --port {port} --workers 2", APP, 3),
