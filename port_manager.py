@@ -2809,15 +2809,19 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
 
 def _sleep_until_an_exit(port: int, host: str, seconds: float) -> None:
     """Sleep for a moment, which ends when a holder exits where the system tells that natively."""
-    try:
-        if _ThisSystem.native:  # tools take too long to be asked again and again
-            with _look(port, host) as look:
-                pins = list(look.pins.values())
-                if pins and all(pin.handle is not None for pin in pins):
-                    return look.system.sleep(pins, min(seconds, 0.2))
+    system = _ThisSystem()
+    try:  # tools take too long to be asked again and again
+        rows = _search(system, port, host, False) if system.native else []
     except CannotTell:
-        pass
-    time.sleep(min(seconds, 0.05))
+        rows = []
+    pins = system.hold({row.pid for row in rows if row.pid})
+    try:
+        if pins and all(pin.handle is not None for pin in pins.values()):
+            system.sleep(list(pins.values()), min(seconds, 0.2))
+        else:
+            time.sleep(min(seconds, 0.05))
+    finally:
+        system.release(pins.values())
 
 
 def wait_until_listening(
@@ -3585,15 +3589,25 @@ def _facts(system: _System, holder: Holder) -> dict[str, Any]:
         ancestry.insert(0, {"pid": process.pid, "name": process.name})
         if _is_shell(process.name) and process.tty:
             break
-    told = _folder_of(system, holder.pid or 0)
-    folder = "" if told is None else told or holder.cwd  # the latter of one that has been stopped
-    project = _project(folder)
+    folder = _place(system, holder)
     return {
-        "project": _clean(project) if project and _has(project, _MARKS) else None,
+        "project": _marked_project(folder) or None,
         "branch": _in_time(lambda: folder and _branch(folder), "") or None,
         "ancestry": ancestry,
         "state": system.state(holder.pid or 0) or None,
     }
+
+
+def _place(system: _System, holder: Holder) -> str:
+    """The folder of a holder, also of one that has been stopped since; empty where it is out of reach from here."""
+    told = _folder_of(system, holder.pid or 0)
+    return "" if told is None else told or holder.cwd
+
+
+def _marked_project(folder: str) -> str:
+    """The project of a folder, where it has a mark."""
+    project = _project(folder)
+    return _clean(project) if project and _has(project, _MARKS) else ""
 
 
 def _check_or_free(request: _Request) -> bool:
@@ -3699,8 +3713,8 @@ def _list(request: _Request) -> bool:
     if "--json" in request.given:
         _print_results(results)
     elif "--quiet" not in request.given:
-        room = _room()
-        rows = [row for result in results for row in _rows(result, min(30, room // 4))]
+        system, room = _ThisSystem(), _room()
+        rows = [row for result in results for row in _rows(system, result, min(30, room // 4))]
         for line in _table(rows, room) if rows else ():
             _print(line)
         if not rows:
@@ -3711,13 +3725,13 @@ def _list(request: _Request) -> bool:
     return True
 
 
-def _rows(result: PortResult, room: int) -> Iterator[list[str]]:
-    system, port = _ThisSystem(), result.port
+def _rows(system: _System, result: PortResult, room: int) -> Iterator[list[str]]:
+    port = result.port
     for root, children in _families(result.holders):
         addresses = ", ".join(address.host for address in root.addresses if address.port == port)
         pid = f"{root.pid or '-'}{f' +{len(children)}' if children else ''}"
         up = _duration(time.time() - root.started) if root.started else "-"
-        folder = _short_folder(_facts(system, root)["project"] or root.cwd or "-", room)
+        folder = _short_folder(_marked_project(_place(system, root)) or root.cwd or "-", room)
         command = _short_command(root.command, 10_000) or f"(user {root.user or 'unknown'})"
         yield [str(port), addresses, pid, up, root.user or "-", folder, command]
 
