@@ -133,38 +133,47 @@ command={python} -c "import time; time.sleep(999)"
 """
 
 
-@needs("supervisord")
-def test_supervisord(start, home, away, ports):
-    place = {name: ports() for name in ("web", "worker", "shell", "fast", "other")}
-    (home / "server.py").write_text(SERVE)
-    config = SUPERVISORD.format(home=home, python=sys.executable, serve=SERVE.replace("%", "%%"), **place)
-    (home / "supervisord.conf").write_text(config)
-    daemon = start("supervisord", "-c", "supervisord.conf", cwd=home, stdout=subprocess.DEVNULL)
-    try:
-        wait_for(*place.values())
-        assert eventually(lambda: len(children(daemon.pid)) == 5)
-        everybody = Witness(daemon=daemon.pid, **{f"program {pid}": pid for pid in below(daemon.pid)})
-        for folder in (away, home):
-            for program, command in (("web", "web"), ("worker", "site:worker"), ("shell", "shell"), ("fast", "fast")):
-                answer = free(place[program], cwd=folder)
-                answer.refuses("supervisorctl ", f"stop {command}")
-                assert answer.holders and any(holder.get("manager") for holder in answer.holders), answer.words
-        free(place["web"], cwd=home, PORT_MANAGER_POLICY="kill").refuses("supervisorctl ")
-        assert everybody.missing() == []
-        assert all(map(listening, place.values()))
-    finally:
+@pytest.fixture
+def supervisord(start, home):
+    """Starts a supervisord, which ends with the test, and ends its programs before: each has a process group of its own."""
+    daemons = []
+
+    def run(config):
+        (home / "server.py").write_text(SERVE)
+        (home / "supervisord.conf").write_text(config)
+        daemons.append(start("supervisord", "-c", "supervisord.conf", cwd=home, stdout=subprocess.DEVNULL))
+        return daemons[-1]
+
+    yield run
+    for daemon in daemons:
         daemon.terminate()
         daemon.wait(20)
 
 
 @needs("supervisord")
-def test_supervisord_s_own_page_is_not_taken_for_its_program(start, home, ports):
+def test_supervisord(supervisord, home, away, ports):
+    place = {name: ports() for name in ("web", "worker", "shell", "fast", "other")}
+    config = SUPERVISORD.format(home=home, python=sys.executable, serve=SERVE.replace("%", "%%"), **place)
+    daemon = supervisord(config)
+    wait_for(*place.values())
+    assert eventually(lambda: len(children(daemon.pid)) == 5)
+    everybody = Witness(daemon=daemon.pid, **{f"program {pid}": pid for pid in below(daemon.pid)})
+    for folder in (away, home):
+        for program, command in (("web", "web"), ("worker", "site:worker"), ("shell", "shell"), ("fast", "fast")):
+            answer = free(place[program], cwd=folder)
+            answer.refuses("supervisorctl ", f"stop {command}")
+            assert answer.holders and any(holder.get("manager") for holder in answer.holders), answer.words
+    free(place["web"], cwd=home, PORT_MANAGER_POLICY="kill").refuses("supervisorctl ")
+    assert everybody.missing() == []
+    assert all(map(listening, place.values()))
+
+
+@needs("supervisord")
+def test_supervisord_s_own_page_is_not_taken_for_its_program(supervisord, home, ports):
     web, page = ports(), ports()
-    (home / "server.py").write_text(SERVE)
     inet = f"[inet_http_server]\nport=127.0.0.1:{page}\n"
     program = f"[program:web]\ncommand={sys.executable} server.py {web}\n"
-    (home / "supervisord.conf").write_text(SUPERVISORD.partition("[program:web]")[0].format(home=home) + inet + program)
-    daemon = start("supervisord", "-c", "supervisord.conf", cwd=home, stdout=subprocess.DEVNULL)
+    daemon = supervisord(SUPERVISORD.partition("[program:web]")[0].format(home=home) + inet + program)
     wait_for(web, page)
     there = Witness(daemon=daemon.pid, program=children(daemon.pid)[0])
     answer = free(page, cwd=home)
