@@ -52,8 +52,8 @@ def server(request):
     yield
     end()
     if STALLS:
-        words = f"played again, since Wine stalled: {', '.join(STALLS)}"
-        request.config.pluginmanager.getplugin("terminalreporter").write_line("\n" + words)
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\nplayed again, since Wine stalled: {', '.join(STALLS)}")
 
 
 def kill():
