@@ -69,6 +69,13 @@ def limits(patch: Any, **limits: float) -> None:
     """Set tool_timeout, forced_wait, restart_watch (seconds) or rounds."""
     for name, value in limits.items():
         patch.setattr(pm, name.upper(), value)
+    if "tool_timeout" in limits:  # the default of a parameter was made when the module was loaded
+        patch.setitem(run.__kwdefaults__, "timeout", limits["tool_timeout"])
+
+
+def one_look(patch: Any) -> None:
+    """Let a look be taken once where somebody may be just exiting: who is hidden stays so, and costs a second."""
+    patch.setattr(pm, "_settled", pm._look)
 
 
 # Is the port free?
