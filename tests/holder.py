@@ -18,7 +18,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -114,6 +113,8 @@ def respawn(spec):
 
 def start(spec, socks):
     """Start another program; its PID."""
+    import subprocess
+
     for sock in socks:
         sock.set_inheritable(bool(spec.get("leaks")))
     if not spec.get("terminal"):
@@ -207,7 +208,8 @@ def main():
     if spec.get("starts"):
         told["children"].append(start(spec, socks))
     if spec.get("runs"):
-        told["said"] = subprocess.getoutput(spec["runs"])
+        with os.popen(spec["runs"]) as output:
+            told["said"] = output.read()
     if spec.get("children"):
         spec.pop("uid", None)  # the parent keeps its rights
     behave(spec, socks)

@@ -48,7 +48,7 @@ def test_every_way_to_write_this_machine(port, host):
 @pytest.mark.parametrize("asked", ["0.0.0.0", "127.0.0.1", "localhost", "::"])
 def test_in_use(port, asked, hold, monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "production")
-    hold(("127.0.0.1", port))
+    hold(port)
     assert seam.probe(port, asked) == f"port {port} is already in use"
     assert ensure_port_available(port, asked) is False
 
@@ -67,7 +67,7 @@ def test_localhost_where_ipv6_is_off(port, off, hold, monkeypatch):
     seam.stand_in(monkeypatch, "bind", without_ipv6)
     assert seam.probe(port, "localhost") is None
     assert "::1" in seam.probe(port, "::1")
-    hold(("127.0.0.1", port))
+    hold(port)
     assert seam.probe(port, "localhost") == f"port {port} is already in use"
 
 
@@ -184,14 +184,14 @@ def test_a_port_that_shares_digits_is_another(ports, hold):
     ranges = (port * 10, port * 10 + 10), (20000 + port, 20001 + port)
     neighbours = [hold(("127.0.0.1", ports(*numbers))) for numbers in ranges]
     assert ensure_port_available(port)
-    mine = hold(("127.0.0.1", port))
+    mine = hold(port)
     assert ensure_port_available(port)
     assert [held.alive() != [] for held in (*neighbours, mine)] == [True, True, False]
 
 
 def test_a_name_that_is_forgotten_meanwhile(port, hold, monkeypatch, said):
     """The name server answered for the bind probe, and not for the look: an answer, not an exception."""
-    held = hold(("127.0.0.1", port))
+    held = hold(port)
     answers = iter([socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)])
 
     def resolved(*_, **__):

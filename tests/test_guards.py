@@ -250,8 +250,8 @@ def test_another_users_process_is_left_alone_by_root(port, hold, refused, uids):
 
 @as_root
 def test_workers_that_gave_up_their_rights(port, hold, monkeypatch):
-    """nginx, started as root: its workers belong to another user, who may not stop them one by one; and to the family."""
-    seam.one_look(monkeypatch)
+    """nginx, started as root: its workers are another user's, who may not stop them one by one; and of the family."""
+    seam.unsettled(monkeypatch)
     held = hold(port, children=2, uid=NOBODY)
     assert {holder.user for holder in find_listeners(port)} == {"root", "nobody"}
     assert as_nobody(lambda: ensure_port_available(port)) is False
@@ -262,7 +262,7 @@ def test_workers_that_gave_up_their_rights(port, hold, monkeypatch):
 
 @as_root
 def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch):
-    seam.one_look(monkeypatch)
+    seam.unsettled(monkeypatch)
     held = hold(port)
     assert as_nobody(lambda: ensure_port_available(port)) is False
     assert as_nobody(lambda: PortManager().kill_process(held.pid)) is False
@@ -323,7 +323,7 @@ def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, end):
 
 def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatch, said, request):
     """In a container with the host's /proc, its PIDs are those of other processes here."""
-    seam.one_look(monkeypatch)
+    seam.unsettled(monkeypatch)
     held = hold(port)
     real = os.readlink
     seam.forget()
@@ -350,7 +350,8 @@ def test_we_and_our_ancestors_live(port, said):
 
 def test_a_supervisor_that_started_us_lives(port, hold):
     """The holder starts a shell that starts the tool: an ancestor two steps up."""
-    held = hold(port, runs=shlex.join([sys.executable, PORT_MANAGER, "free", str(port)]) + "; echo status $?")
+    tool = shlex.join([sys.executable, PORT_MANAGER, "free", str(port)])
+    held = hold(port, runs=f"exec 2>&1; {tool}; echo status $?")
     assert "ancestor of this process" in held.said and "status 1" in held.said and held.alive() == [held.pid]
 
 
@@ -417,7 +418,7 @@ def test_clients_of_the_port_live(port, hold):
 
 
 def test_a_client_whose_own_end_is_our_port_is_named_and_lives(ports, hold, said, monkeypatch):
-    seam.one_look(monkeypatch)
+    seam.unsettled(monkeypatch)
     port, server_port = ports(), ports()
     hold(server_port)
     client = hold(port, connect=("127.0.0.1", server_port), reuse=False)
@@ -433,13 +434,14 @@ def test_the_last_client_lives_when_the_listener_goes_first(ports, hold, said, b
 
     What is bound with SO_REUSEADDR and does not listen keeps nobody from the port, and is no holder.
     """
-    seam.one_look(monkeypatch)
+    seam.unsettled(monkeypatch)
     port, other = ports(), ports()
     hold(other)
     server = hold(port, **beside)
     client = hold(("127.0.0.9", port), connect=("127.0.0.1", other), reuse=False)
     assert ensure_port_available(port) is False
-    assert client.alive() == [client.pid] and f"process {client.pid}" in said() and "a client is never stopped" in said()
+    assert client.alive() == [client.pid]
+    assert f"process {client.pid}" in said() and "a client is never stopped" in said()
     assert server.alive() == ([server.pid] if "listen" in beside else [])
     assert (f"Successfully killed process {server.pid}" in said()) != ("listen" in beside)
 

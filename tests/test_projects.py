@@ -186,7 +186,8 @@ def test_another_port_would_close_too(ports, hold, projects, how):
     done = free_one()
     assert done.returncode == 1 and theirs.alive() == [theirs.pid, *theirs.children]
     holder = theirs.children[0] if how == "in a child" else theirs.pid
-    for part in (f"would also close port {other} (", f" {holder}); to stop all: ", f"port_manager.py free {both}\n"):
+    sentence = f"stopping it would also close port {other} ("
+    for part in (sentence, f" {holder}); to stop all: ", f"port_manager.py free {both}\n"):
         assert part in done.stderr, done.stderr
     done = command_line("free", str(port), str(other), cwd=shop)
     assert done.returncode == 0 and theirs.alive() == [], done.stderr
@@ -205,7 +206,8 @@ def test_a_path_that_leads_elsewhere_in_another_mount_namespace(tmp_path):
         wait_for(8000)
         done = ensured(ours, 8000)
         assert done.returncode == 1 and holder.poll() is None, done.stderr
-        assert "it belongs to another project, perhaps, whose folder is out of reach from here; take the next" in done.stderr
+        sentence = "it belongs to another project, perhaps, whose folder is out of reach from here; take the next"
+        assert sentence in done.stderr
         assert '"branch": null' in command_line("check", "8000", "--json", cwd=ours).stdout  # it is not the asker's
         assert ensured(ours, 8000, PORT_MANAGER_POLICY="own").returncode == 1 and holder.poll() is None
         assert command_line("free", "8000", cwd=ours).returncode == 0

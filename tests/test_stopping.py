@@ -18,7 +18,7 @@ from port_manager import Holder, PortManager, ensure_port_available, find_listen
 
 from . import seam
 from .conftest import ENSURE, LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, bound_is_told, can_bind
-from .conftest import command_line, eventually, holding, shown_until_closed
+from .conftest import command_line, eventually, holding, on_a_terminal
 from .scenes import SERVE, wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -162,7 +162,7 @@ def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatc
     """Where the port is free nevertheless, the process that cannot be ended is not kept quiet about."""
     held = hold(port, **{kind: True})
     seam.limits(monkeypatch, forced_wait=0.1)
-    seam.one_look(monkeypatch)
+    seam.unsettled(monkeypatch)
     freed = kind == "drain"
 
     def only_asked(pid, firmly, send):
@@ -311,25 +311,19 @@ def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
     assert f"port {port} is still held after {seam.ROUNDS} attempts" in said().lower()
 
 
-def test_a_line_on_a_terminal_shows_the_wait_and_goes(port, hold):
-    pty = pytest.importorskip("pty")
-    held = hold(port, ignore_term=True)
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--grace", "1.3"])
-    text = shown_until_closed(terminal)
-    assert os.waitpid(pid, 0)[1] == 0
+def test_a_line_on_a_terminal_shows_the_wait_and_goes(ports, hold, start):
+    """And none in a pipe."""
+    port, other = ports(), ports()
+    held, _ = hold(port, ignore_term=True), hold(other, ignore_term=True)
+    piped = start(sys.executable, PORT_MANAGER, "free", str(other), "--grace", "1.3")
+    _, text, status = on_a_terminal(PORT_MANAGER, "free", str(port), "--grace", "1.3")
     line = f"Waiting for process {held.pid} to stop, 1.3 s at most: 1 s"
-    assert line in text
+    assert status == 0 and line in text
     after = text[text.rindex(line) :]
     assert re.search(r"\r {20,}\r", after)  # wiped before the next line
     assert f"Port {port} is now available" in after
-
-
-def test_no_such_line_in_a_pipe(port, hold):
-    hold(port, ignore_term=True)
-    done = command_line("free", str(port), "--grace", "1.1")
-    assert done.returncode == 0 and "Waiting" not in done.stderr and "\r" not in done.stderr
+    told, _ = piped.communicate(timeout=PATIENCE)
+    assert piped.returncode == 0 and "Waiting" not in told and "\r" not in told
 
 
 @pytest.mark.parametrize("environment", ["", "staging"])
