@@ -251,7 +251,7 @@ def test_another_users_process_is_left_alone_by_root(port, hold, refused, uids):
 @as_root
 def test_workers_that_gave_up_their_rights(port, hold, monkeypatch):
     """nginx, started as root: its workers are another user's, who may not stop them one by one; and of the family."""
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
     held = hold(port, children=2, uid=NOBODY)
     assert {holder.user for holder in find_listeners(port)} == {"root", "nobody"}
     assert as_nobody(lambda: ensure_port_available(port)) is False
@@ -262,7 +262,7 @@ def test_workers_that_gave_up_their_rights(port, hold, monkeypatch):
 
 @as_root
 def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch):
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
     held = hold(port)
     assert as_nobody(lambda: ensure_port_available(port)) is False
     assert as_nobody(lambda: PortManager().kill_process(held.pid)) is False
@@ -323,7 +323,7 @@ def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, end):
 
 def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatch, said, request):
     """In a container with the host's /proc, its PIDs are those of other processes here."""
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
     held = hold(port)
     real = os.readlink
     seam.forget()
@@ -418,7 +418,7 @@ def test_clients_of_the_port_live(port, hold):
 
 
 def test_a_client_whose_own_end_is_our_port_is_named_and_lives(ports, hold, said, monkeypatch):
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
     port, server_port = ports(), ports()
     hold(server_port)
     client = hold(port, connect=("127.0.0.1", server_port), reuse=False)
@@ -434,7 +434,7 @@ def test_the_last_client_lives_when_the_listener_goes_first(ports, hold, said, b
 
     What is bound with SO_REUSEADDR and does not listen keeps nobody from the port, and is no holder.
     """
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
     port, other = ports(), ports()
     hold(other)
     server = hold(port, **beside)
@@ -546,22 +546,23 @@ def test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for(port, hold, said
 # Terminals
 
 
-@pytest.mark.parametrize("program", ["sh -i", "sleep 60"], ids=["shell", "program"])
-def test_what_runs_on_a_terminal_of_its_own_has_only_inherited_the_port(port, hold, refused, program):
-    """A server that opens terminals: in one of them there may be a shell, or unsaved text."""
-    held = hold(port, starts=program.split(), terminal=True, leaks=True)
+INHERITED = "it runs on a terminal of its own, and has only inherited the port"
+
+
+@pytest.mark.parametrize(
+    ("program", "leaks", "sentence"),
+    [
+        ("sh -i", True, f"Process {{inner}} (… is left alone: {INHERITED}"),
+        ("sleep 60", True, f"Process {{inner}} (… is left alone: {INHERITED}"),
+        ("sh -i", False, "Process {holder} (… is left alone: stopping it would also end a terminal (sh {inner})"),
+    ],
+)
+def test_a_server_that_opens_terminals(port, hold, refused, program, leaks, sentence):
+    """As an editor's does, whatever that is called: in one of them there may be a shell, or unsaved text."""
+    held = hold(port, starts=program.split(), terminal=True, leaks=leaks)
     (inner,) = held.children
     assert eventually(lambda: seam.read(inner).name == program.split()[0])
-    refused(port, f"Process {inner} (", "it runs on a terminal of its own, and has only inherited the port")
-    assert held.alive() == [held.pid, inner]
-
-
-def test_a_server_whose_terminals_would_end_with_it_stays(port, hold, refused):
-    """The server of an editor, whatever that is called: killing it cut the user off from what was typed there."""
-    held = hold(port, starts=["sh", "-i"], terminal=True)
-    (inner,) = held.children
-    assert eventually(lambda: seam.read(inner).name == "sh")
-    refused(port, f"Process {held.pid} (", f"is left alone: stopping it would also end a terminal (sh {inner})")
+    refused(port, *sentence.format(inner=inner, holder=held.pid).split("…"))
     assert held.alive() == [held.pid, inner]
 
 
@@ -599,27 +600,25 @@ def test_production_touches_nobody(port, hold, monkeypatch, said, tmp_path):
     assert held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize("value", ["prod", "PRODUCTION", "staging", "developement", "0", "false", " ", "dev;", "none"])
-def test_every_other_environment_refuses_too(port, hold, monkeypatch, value, said):
-    monkeypatch.setenv("ENVIRONMENT", value)
-    held = hold(port)
-    assert PortManager.IS_DEVELOPMENT is False and PortManager().IS_DEVELOPMENT is False
-    assert ensure_port_available(port) is False
-    assert held.alive() == [held.pid]
-    production = value.lower() in ("prod", "production")
-    assert ("PRODUCTION" in said()) == production
-    assert (f"🚨 Port conflict: ENVIRONMENT is {value!r}: outside development" in said()) != production
-    assert ("The names of development are dev, development, local, " in said()) != production
-
-
-@pytest.mark.parametrize("value", [None, "", "dev", "Development", "LOCAL", "test", "testing", "debug", " dev "])
-def test_the_names_of_development(port, hold, monkeypatch, value):
+@pytest.mark.parametrize(
+    ("value", "development"),
+    [
+        *((name, True) for name in (None, "", "dev", "Development", "LOCAL", "test", "testing", "debug", " dev ")),
+        *((name, False) for name in ("prod", "PRODUCTION", "staging", "developement", "0", "false", " ", "dev;", "none")),
+    ],
+)
+def test_the_names_of_development_and_all_others(port, hold, monkeypatch, value, development, said):
     if value is not None:
         monkeypatch.setenv("ENVIRONMENT", value)
     held = hold(port)
-    assert PortManager.IS_DEVELOPMENT is True and PortManager().IS_DEVELOPMENT is True
-    assert ensure_port_available(port) is True
-    assert held.alive() == []
+    assert PortManager.IS_DEVELOPMENT is PortManager().IS_DEVELOPMENT is development
+    assert ensure_port_available(port) is development
+    assert held.alive() == ([] if development else [held.pid])
+    if not development:
+        production = value.lower() in ("prod", "production")
+        assert ("PRODUCTION" in said()) == production
+        assert (f"🚨 Port conflict: ENVIRONMENT is {value!r}: outside development" in said()) != production
+        assert ("The names of development are dev, development, local, " in said()) != production
 
 
 def test_the_environment_is_asked_each_time(monkeypatch):

@@ -36,7 +36,7 @@ SAFETY = {
     "test_guards.test_kernel_threads_live",
     "is this very process": "test_guards.test_we_and_our_ancestors_live "
     "test_guards.test_an_ancestor_that_is_hidden_may_be_the_holder",
-    "runs on a terminal of its own": "test_guards.test_what_runs_on_a_terminal_of_its_own_has_only_inherited_the_port",
+    "runs on a terminal of its own": "test_guards.test_a_server_that_opens_terminals",
     "listens on IPv4 alone": "test_guards.test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for "
     "test_guards.test_the_same_link_local_address_on_another_interface",
     "is another user's": "test_guards.test_another_users_process_is_left_alone_by_root "
@@ -51,10 +51,10 @@ SAFETY = {
 }
 DECISIONS = {
     "| is free": "test_free_or_not.test_free_port_is_available",
-    "| may be stopped": "test_guards.test_the_names_of_development test_stopping.test_the_words_of_a_take_over",
+    "| may be stopped": "test_guards.test_the_names_of_development_and_all_others test_stopping.test_the_words_of_a_take_over",
     "[another project]": "test_projects.test_it_is_asked_about_on_a_terminal",
     "[must stay]": "test_guards.test_one_who_must_stay_saves_the_others",
-    "| anything else": "test_guards.test_every_other_environment_refuses_too",
+    "| anything else": "test_guards.test_the_names_of_development_and_all_others",
     "| cannot be had": "test_free_or_not.test_the_troubles_have_messages_of_their_own",
 }
 TROUBLES = {
@@ -64,7 +64,7 @@ TROUBLES = {
     "it is a tunnel": "test_other_systems.test_who_holds_ports_for_others",
     "AirPlay": "test_other_systems.test_macos_who_stays",
     "it is an ancestor": "test_guards.test_we_and_our_ancestors_live",
-    "it runs on a terminal": "test_guards.test_what_runs_on_a_terminal_of_its_own_has_only_inherited_the_port",
+    "it runs on a terminal": "test_guards.test_a_server_that_opens_terminals",
     "it listens on IPv4": "test_guards.test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for",
     "whether its": "test_guards.test_the_same_link_local_address_on_another_interface",
     "it belongs to user": "test_guards.test_root_leaves_other_users_alone",

@@ -78,15 +78,6 @@ def test_the_words_of_a_take_over(port, hold, said):
     assert re.fullmatch(rf"✅ Successfully killed process {held.pid} \(\d+\.\d s\)", killed)
 
 
-def test_roots_are_asked_first(port, hold, monkeypatch):
-    """A master whose worker dies first would fork another one."""
-    held = hold(port, children=4)
-    asked = []
-    seam.on_signal(monkeypatch, lambda pid, firmly, send: (asked.append(pid), send()))
-    assert ensure_port_available(port)
-    assert asked[0] == held.pid and set(asked) == {held.pid, *held.children}
-
-
 def test_a_long_line_of_parents_is_ordered():
     holders = [Holder(pid, pid - 1, "", "", "", "", None, ()) for pid in range(3000, 1, -1)]
     assert [holder.pid for holder in seam.roots_first(holders)] == list(range(2, 3001))
@@ -162,7 +153,7 @@ def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatc
     """Where the port is free nevertheless, the process that cannot be ended is not kept quiet about."""
     held = hold(port, **{kind: True})
     seam.limits(monkeypatch, forced_wait=0.1)
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
     freed = kind == "drain"
 
     def only_asked(pid, firmly, send):

@@ -303,7 +303,7 @@ def test_an_empty_table_is_no_answer(monkeypatch, text):
 
 @boxed
 def test_without_proc(said, monkeypatch):
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
     seam.stand_in(monkeypatch, "run a tool", lambda *_: None)  # docker's is asked who publishes the port
     subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
     with socket.create_server(("127.0.0.1", 8000)):
