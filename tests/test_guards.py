@@ -408,15 +408,6 @@ def test_the_pid_is_reused_where_there_is_no_pidfd(hold, port):
 # Who is not in the way: naive tools kill these
 
 
-def test_clients_of_the_port_live(port, hold):
-    """lsof -ti :PORT lists them too: browsers, editors and curls were killed with the server."""
-    held = hold(port)
-    client = hold(0, connect=("127.0.0.1", port))
-    with socket.create_connection(("127.0.0.1", port)):
-        assert ensure_port_available(port)
-    assert held.alive() == [] and client.alive() == [client.pid]
-
-
 def test_a_client_whose_own_end_is_our_port_is_named_and_lives(ports, hold, said, monkeypatch):
     seam.one_look(monkeypatch)
     port, server_port = ports(), ports()
@@ -444,12 +435,6 @@ def test_the_last_client_lives_when_the_listener_goes_first(ports, hold, said, b
     assert f"process {client.pid}" in said() and "a client is never stopped" in said()
     assert server.alive() == ([server.pid] if "listen" in beside else [])
     assert (f"Successfully killed process {server.pid}" in said()) != ("listen" in beside)
-
-
-def test_udp_on_the_same_number_lives(port, hold):
-    udp, tcp = hold(port, udp=True), hold(port)
-    assert ensure_port_available(port)
-    assert (udp.alive(), tcp.alive()) == ([udp.pid], [])
 
 
 @pytest.mark.parametrize(

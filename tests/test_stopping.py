@@ -140,14 +140,6 @@ def test_a_zombie_is_not_taken_for_alive(port, hold, pinning):
     assert can_bind(port)
 
 
-def test_no_handle_is_left_open(port, hold):
-    before = sorted(os.listdir("/proc/self/fd"))
-    for spec in ({}, {"children": 3}, {"ignore_term": True}):
-        hold(port, **spec).process.stdout.close()
-        assert ensure_port_available(port, grace=0.1)
-    assert sorted(os.listdir("/proc/self/fd")) == before
-
-
 @pytest.mark.parametrize("kind", ["ignore_term", "drain"])
 def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatch, said, kind):
     """Where the port is free nevertheless, the process that cannot be ended is not kept quiet about."""
@@ -201,19 +193,6 @@ def test_one_that_obeys_at_once_counts_as_stopped(port, hold, monkeypatch, said)
     monkeypatch.setattr(os, "kill", lambda pid, number: kill(pid, number) or number == 15 and held.process.wait())
     assert ensure_port_available(port) is True
     assert f"Successfully killed process {held.pid}" in said()
-
-
-def test_one_that_let_go_of_the_port_in_time_lives(port, hold, monkeypatch):
-    """It closed the listener between the look and the signal: it is a bystander now."""
-    held = hold(port, drain=True)
-
-    def let_go():
-        os.kill(held.pid, signal.SIGTERM)
-        assert eventually(lambda: can_bind(port))
-
-    seam.at_the_last_check(monkeypatch, before=let_go)
-    assert ensure_port_available(port) is True
-    assert held.alive() == [held.pid]
 
 
 # By PID
