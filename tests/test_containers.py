@@ -68,9 +68,8 @@ def neighbours(ports):
 def test_a_published_port_is_named_and_left_alone(container, port, tmp_path, where, engine):
     name = container(BUSYBOX, "-p", f"{where}{port}:80", command=[*PAGE, "80"], engine=engine)
     wait_for(port)
-    there = Witness(main=main_process(name, engine), **{f"proxy of {at}": pid for at, pid in proxies(port).items()})
-    free(port, cwd=tmp_path).names(f"{engine} stop {name}")
-    assert there.missing() == []
+    with Witness(main=main_process(name, engine), **{f"proxy of {at}": pid for at, pid in proxies(port).items()}):
+        free(port, cwd=tmp_path).names(f"{engine} stop {name}")
     assert listening(port)
 
 
@@ -78,9 +77,8 @@ def test_a_port_within_a_published_range(container, ports, tmp_path):
     port = neighbours(ports)
     name = container(BUSYBOX, "-p", f"{port}-{port + 2}:80-82", command=[*PAGE, "81"])
     wait_for(port + 1)
-    there = Witness(main=main_process(name), proxy=proxies(port + 1)["0.0.0.0"], beside=proxies(port)["0.0.0.0"])
-    free(port + 1, cwd=tmp_path).names(f"docker stop {name}")
-    assert there.missing() == []
+    with Witness(main=main_process(name), proxy=proxies(port + 1)["0.0.0.0"], beside=proxies(port)["0.0.0.0"]):
+        free(port + 1, cwd=tmp_path).names(f"docker stop {name}")
 
 
 @pytest.mark.parametrize("same", ["port", "address"])
@@ -99,9 +97,8 @@ def test_the_right_one_of_two_containers_is_named(container, ports, tmp_path, sa
 def test_a_container_on_the_host_s_network(container, port, tmp_path, engine, policy):
     name = container(BUSYBOX, "--network", "host", command=[*PAGE, str(port)], engine=engine)
     wait_for(port)
-    there = Witness(main=main_process(name, engine))
-    free(port, cwd=tmp_path, PORT_MANAGER_POLICY=policy).names(f"{engine} stop {name}")
-    assert there.missing() == []
+    with Witness(main=main_process(name, engine)):
+        free(port, cwd=tmp_path, PORT_MANAGER_POLICY=policy).names(f"{engine} stop {name}")
 
 
 def test_what_docker_exec_started_on_the_host_s_network(container, port, tmp_path):
@@ -151,9 +148,8 @@ def test_what_runs_in_the_same_container_is_freed(container, options, started):
     if by_exec:
         docker("exec", "-d", name, *SERVER)
     assert eventually(lambda: listening_inside(name, 8000), 20)
-    main = Witness(main=main_process(name))
-    free(8000, before=inside(name)).frees()
-    assert main.missing() == []
+    with Witness(main=main_process(name)):
+        free(8000, before=inside(name)).frees()
     assert not listening_inside(name, 8000)
 
 
@@ -161,9 +157,8 @@ def test_what_runs_in_the_same_container_is_freed(container, options, started):
 def test_the_main_process_of_the_container(container, options):
     name = container(DEBIAN, *options, command=SERVER)
     assert eventually(lambda: listening_inside(name, 8000), 20)
-    main = Witness(main=main_process(name))
-    free(8000, before=inside(name)).refuses("it is this container's main process: restart the container")
-    assert main.missing() == []
+    with Witness(main=main_process(name)):
+        free(8000, before=inside(name)).refuses("it is this container's main process: restart the container")
 
 
 def test_a_toolbox_on_the_host_frees_its_own_and_not_another_container_s(container, ports):
@@ -172,11 +167,10 @@ def test_a_toolbox_on_the_host_frees_its_own_and_not_another_container_s(contain
     other = container(DEBIAN, "--network", "host", command=["python3", "-m", "http.server", str(theirs)])
     docker("exec", "-d", toolbox, "python3", "-m", "http.server", str(mine))
     wait_for(mine, theirs)
-    there = Witness(other=main_process(other), toolbox=main_process(toolbox))
-    free(theirs, before=inside(toolbox)).refuses()
-    assert listening(theirs)
-    free(mine, before=inside(toolbox)).frees()
-    assert there.missing() == []
+    with Witness(other=main_process(other), toolbox=main_process(toolbox)):
+        free(theirs, before=inside(toolbox)).refuses()
+        assert listening(theirs)
+        free(mine, before=inside(toolbox)).frees()
 
 
 @pytest.mark.parametrize("options", [(), ("--cgroupns=private",)], ids=["", "private cgroups"])

@@ -333,6 +333,7 @@ def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatc
     assert ensure_port_available(port) is False and held.alive() == [held.pid]
     assert PortManager().kill_process(held.pid) is False and held.alive() == [held.pid]
     assert "it is held by a process of user " in said() and " that cannot be seen from here, perhaps" in said()
+    assert "it is a thread of another process, or may not be seen" in said()
 
 
 # We, our ancestors, and the system

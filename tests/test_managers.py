@@ -52,14 +52,13 @@ def test_pm2_in_cluster_mode(pm2, home, away, ports):
     pm2("start", "server.js", "--name", "other", "-i", "1", PORT=other)
     pm2("start", "server.js", "--name", "worker", PORT=worker)
     wait_for(api, other, worker)
-    everybody = pm2_pids(home)
-    answer = free(api, cwd=away)
-    answer.names("pm2 stop api")
-    assert "pm2 stop other" not in answer.words
-    free(other, cwd=home).names("pm2 stop other")
-    free(worker, cwd=home).names("pm2 stop worker")
-    free(api, other, worker, cwd=home, PORT_MANAGER_POLICY="kill").refuses("pm2 stop api")
-    assert everybody.missing() == []
+    with pm2_pids(home):
+        answer = free(api, cwd=away)
+        answer.names("pm2 stop api")
+        assert "pm2 stop other" not in answer.words
+        free(other, cwd=home).names("pm2 stop other")
+        free(worker, cwd=home).names("pm2 stop worker")
+        free(api, other, worker, cwd=home, PORT_MANAGER_POLICY="kill").refuses("pm2 stop api")
 
 
 @needs("pm2")
@@ -69,11 +68,10 @@ def test_pm2_in_fork_mode_and_what_its_app_starts(pm2, home, away, ports):
     pm2("start", "server.py", "--name", "my app", "--interpreter", sys.executable, "--", str(port))
     pm2("start", "shell.sh", "--name", "script")
     wait_for(port, below_it)
-    everybody = pm2_pids(home)
-    answer = free(port, cwd=away)
-    answer.refuses("pm2 stop", "my app")
-    free(below_it, cwd=home).names("pm2 stop script")
-    assert everybody.missing() == []
+    with pm2_pids(home):
+        answer = free(port, cwd=away)
+        answer.refuses("pm2 stop", "my app")
+        free(below_it, cwd=home).names("pm2 stop script")
     assert listening(port) and listening(below_it)
 
 
@@ -83,11 +81,10 @@ def test_a_restart_by_pm2_without_a_daemon_is_prevented_or_reported(start, home,
     (home / "server.js").write_text(SERVER_JS)
     runtime = start("pm2-runtime", "start", "server.js", "--", str(port), cwd=home, stdout=subprocess.DEVNULL)
     wait_for(port)
-    there = Witness(runtime=runtime.pid)
-    answer = free(port, cwd=home)
-    assert answer.status == 1, answer.words
-    assert "pm2" in answer.reason.lower(), answer.words
-    assert there.missing() == []
+    with Witness(runtime=runtime.pid):
+        answer = free(port, cwd=home)
+        assert answer.status == 1, answer.words
+        assert "pm2" in answer.reason.lower(), answer.words
 
 
 @pytest.mark.parametrize(
@@ -164,14 +161,13 @@ def test_supervisord(supervisord, home, away, ports):
     daemon = supervisord(config)
     wait_for(*place.values())
     assert eventually(lambda: len(children(daemon.pid)) == 5)
-    everybody = Witness(daemon=daemon.pid, **{f"program {pid}": pid for pid in below(daemon.pid)})
-    for folder in (away, home):
-        for program, command in (("web", "web"), ("worker", "site:worker"), ("shell", "shell"), ("fast", "fast")):
-            answer = free(place[program], cwd=folder)
-            answer.refuses("supervisorctl ", f"stop {command}")
-            assert answer.holders and any(holder.get("manager") for holder in answer.holders), answer.words
-    free(place["web"], cwd=home, PORT_MANAGER_POLICY="kill").refuses("supervisorctl ")
-    assert everybody.missing() == []
+    with Witness(daemon=daemon.pid, **{f"program {pid}": pid for pid in below(daemon.pid)}):
+        for folder in (away, home):
+            for program, command in (("web", "web"), ("worker", "site:worker"), ("shell", "shell"), ("fast", "fast")):
+                answer = free(place[program], cwd=folder)
+                answer.refuses("supervisorctl ", f"stop {command}")
+                assert answer.holders and any(holder.get("manager") for holder in answer.holders), answer.words
+        free(place["web"], cwd=home, PORT_MANAGER_POLICY="kill").refuses("supervisorctl ")
     assert all(map(listening, place.values()))
 
 
@@ -182,11 +178,10 @@ def test_supervisord_s_own_page_is_not_taken_for_its_program(supervisord, home, 
     program = f"[program:web]\ncommand={sys.executable} server.py {web}\n"
     daemon = supervisord(SUPERVISORD.partition("[program:web]")[0].format(home=home) + inet + program)
     wait_for(web, page)
-    there = Witness(daemon=daemon.pid, program=children(daemon.pid)[0])
-    answer = free(page, cwd=home)
-    answer.refuses("supervisor")
-    assert "stop web" not in answer.words
-    assert there.missing() == []
+    with Witness(daemon=daemon.pid, program=children(daemon.pid)[0]):
+        answer = free(page, cwd=home)
+        answer.refuses("supervisor")
+        assert "stop web" not in answer.words
 
 
 CIRCUS = """
@@ -216,9 +211,8 @@ def test_circus_with_sockets(start, home, away, ports):
     daemon = start("circusd", "circus.ini", cwd=home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(*place.values())
     assert eventually(lambda: len(children(daemon.pid)) == 3)
-    everybody = Witness(daemon=daemon.pid, **{f"watcher {pid}": pid for pid in below(daemon.pid)})
-    free(place["web"], cwd=away).refuses("stopping it would also close port")
-    assert everybody.missing() == []
+    with Witness(daemon=daemon.pid, **{f"watcher {pid}": pid for pid in below(daemon.pid)}):
+        free(place["web"], cwd=away).refuses("stopping it would also close port")
     free(*place.values(), cwd=away).frees(daemon.pid)
     assert all(map(is_free, place.values()))
 
@@ -233,9 +227,8 @@ def test_nodemon(start, home, port, how):
     words = ["server.js", str(port)] if how == "direct" else ["--exec", f"node server.js {port}"]
     nodemon = start("nodemon", "--quiet", *words, cwd=home, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     wait_for(port)
-    watcher = Witness(nodemon=nodemon.pid)
-    free(port, cwd=home).frees()  # it waits for a change of a file before it starts the server again
-    assert watcher.missing() == []
+    with Witness(nodemon=nodemon.pid):
+        free(port, cwd=home).frees()  # it waits for a change of a file before it starts the server again
     assert is_free(port)
 
 
@@ -243,9 +236,8 @@ def test_nodemon(start, home, port, how):
 def test_adb_s_server(start, home, port):
     server = start("adb", "-P", str(port), "nodaemon", "server", cwd=home, env={**os.environ, "HOME": str(home)})
     wait_for(port)
-    adb = Witness(adb=server.pid)
-    free(port, cwd=home).refuses("adb")
-    assert adb.missing() == []
+    with Witness(adb=server.pid):
+        free(port, cwd=home).refuses("adb")
 
 
 # Terminals
@@ -295,11 +287,10 @@ def test_a_port_that_tmux_itself_holds(tmux, hold, home, port, named):
     hold(port, starts=words, leaks=True, orphans=True, cwd=home)
     assert eventually(lambda: (home / f"tmux-{os.geteuid()}" / "default").exists())
     server, pane = (int(tmux("display-message", "-p", what)) for what in ("#{pid}", "#{pane_pid}"))
-    there = Witness(tmux=server, pane=pane)
-    assert not can_bind(port)
-    for folder in (home, home.parent):
-        free(port, cwd=folder).refuses()
-    assert there.missing() == []
+    with Witness(tmux=server, pane=pane):
+        assert not can_bind(port)
+        for folder in (home, home.parent):
+            free(port, cwd=folder).refuses()
 
 
 TERMINAL = "import pty, sys; pty.spawn(['sh', '-c', 'sleep 999; true'])"
@@ -320,10 +311,9 @@ def test_an_editor_s_server_with_a_terminal_stays(start, tmp_path, away, port, l
     editor = start(shutil.which("node") if language == "node" else sys.executable, str(program), str(port), cwd=folder)
     wait_for(port)
     assert eventually(lambda: len(below(editor.pid)) >= 3, 10)  # the pty's owner, the shell, what runs in it
-    everybody = Witness(editor=editor.pid, **{f"below {pid}": pid for pid in below(editor.pid)})
-    for where in (away, folder):
-        free(port, cwd=where).refuses("stopping it would also end a terminal")
-    assert everybody.missing() == []
+    with Witness(editor=editor.pid, **{f"below {pid}": pid for pid in below(editor.pid)}):
+        for where in (away, folder):
+            free(port, cwd=where).refuses("stopping it would also end a terminal")
     for pid in below(editor.pid):  # sessions of their own, which the end of the test would not reach
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

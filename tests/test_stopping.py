@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -219,19 +218,6 @@ def test_kill_process_minds_the_policy(port, hold, policy, tmp_path):
     held = hold(port, cwd=tmp_path)
     assert PortManager(port, policy=policy).kill_process(held.pid) is False
     assert held.alive() == [held.pid]
-
-
-def test_a_thread_is_not_a_process_of_its_own(said):
-    """A signal to a thread's number ends its whole process: this one, or an ancestor."""
-    over = threading.Event()
-    thread = threading.Thread(target=over.wait)
-    thread.start()
-    try:
-        assert PortManager().kill_process(thread.native_id) is False
-        assert "it is a thread of another process, or may not be seen" in said()
-    finally:
-        over.set()
-        thread.join()
 
 
 # What a person sees

@@ -20,7 +20,7 @@ from port_manager import CannotTell, Endpoint, PortManager, ensure_port_availabl
 
 from . import seam
 from .apart import NETLINK, apart, boxed, refuse_call
-from .conftest import LINUX, NOBODY, ROOT, ROOT_USER, as_nobody, bound_is_told, can_bind, eventually
+from .conftest import LINUX, NOBODY, ROOT, ROOT_USER, as_nobody, bound_is_told, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="this is how Linux is asked")
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -334,17 +334,6 @@ def test_without_netlink(port):
     with socket.create_server(("127.0.0.1", port)):
         assert seam.ask("sock_diag", port) is None
         assert find_listeners(port)[0].pid == os.getpid()
-
-
-def test_a_process_lives_as_long_as_one_of_its_threads(port, hold, pinning):
-    """Its first thread has ended: /proc shows a zombie without descriptors, which another thread still serves with."""
-    held = hold(port, children=1, first_thread_ends=True)
-    child = held.children[0]
-    assert eventually(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
-    assert {holder.pid for holder in find_listeners(port, thorough=True)} == {held.pid, child}
-    assert not seam.has_exited(child)
-    assert ensure_port_available(port, "127.0.0.1", grace=1) is True
-    assert held.alive() == [] and can_bind(port)
 
 
 def test_a_proc_of_another_namespace_where_our_number_is_the_same_by_chance():
