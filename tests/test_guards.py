@@ -28,34 +28,27 @@ ID = "0123456789abcdef" * 4
 @pytest.fixture
 def cgroup():
     """Move a process into a control group with a path of our choice; a maker that may skip the test."""
-    made: list[Path] = []
-    homes: dict[int, Path] = {}
+    moved: list[tuple[Path, int]] = []
 
     def move(pid: int, path: str) -> None:
-        for home in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"):
-            folder = Path(home)
-            if not (folder / "cgroup.procs").exists():
-                continue
-            try:
-                for part in (f"pm-tests-{os.getpid()}", *Path(path).parts):
-                    folder = folder / part
-                    if not folder.exists():
-                        folder.mkdir()
-                        made.append(folder)
-                (folder / "cgroup.procs").write_text(str(pid))
-            except OSError:
-                continue
-            homes[pid] = Path(home)
-            return
+        for home in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup")):
+            folder = home / f"pm-tests-{os.getpid()}" / path
+            with contextlib.suppress(OSError):
+                if (home / "cgroup.procs").exists():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / "cgroup.procs").write_text(str(pid))
+                    moved.append((home, pid))
+                    return
         pytest.skip("no control group can be made here")
 
     yield move
-    for pid, home in homes.items():
+    for home, pid in moved:
         with contextlib.suppress(OSError):
             (home / "cgroup.procs").write_text(str(pid))
-    for folder in reversed(made):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    for home in {home for home, _ in moved}:
+        for folder, _, _ in os.walk(home / f"pm-tests-{os.getpid()}", topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 @pytest.fixture
