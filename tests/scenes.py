@@ -72,7 +72,7 @@ def listening(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def wait_for(*ports: int) -> None:
-    assert all(eventually(lambda port=port: listening(port), 20) for port in ports), "the scene did not come up"
+    assert all(eventually(lambda port=port: listening(port)) for port in ports), "the scene did not come up"
 
 
 def is_free(port: int) -> bool:
