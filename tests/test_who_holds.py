@@ -155,11 +155,11 @@ def test_v6only_is_told(ports, hold):
     assert find_listeners(only, "127.0.0.1") == []
 
 
-@pytest.mark.parametrize("connections", [0, 300])
+@pytest.mark.parametrize("connections", [0, 15])
 def test_the_two_native_ways_agree(ports, hold, connections):
     port = ports()
     hold(("0.0.0.0", port), ("::", ports()))
-    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(min(connections, 15))]
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
     for asked in (None, port):
         diag, proc = seam.ask("sock_diag", asked), seam.ask("proc_net", asked)
         assert {row._replace(v6only=None) for row in diag} >= {row for row in proc if row.port == port}
