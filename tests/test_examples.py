@@ -23,8 +23,8 @@ import pytest
 import port_manager
 import run_backend
 
+from .apps import ASGI, DJANGO, FASTAPI, FLASK, NODE, WSGI
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
-from .test_real_servers import ASGI, DJANGO, FLASK, NODE, WSGI
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the examples show Linux")
 
@@ -42,9 +42,8 @@ def test_examples_in_docstrings(module):
     assert tried > 3 and failed == 0
 
 
-# Projects for the examples to run in. What a server answers names the process that answers.
+# Projects for the examples to run in
 
-FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n"
 ROUTE = "app.get('/')(lambda: str(__import__('os').getpid()))\n"
 PACKAGE = '{"name": "web", "scripts": {"dev": "node server.js", "start": "node server.js"}}'
 SERVER = """
@@ -153,7 +152,7 @@ def commands() -> list[str]:
 
 NEEDS = {  # a word of the command: (what must be installed, the project)
     "create_app": ("gunicorn", {"app.py": WSGI + "def create_app(name=''): return app\nif False: import flask"}),
-    "fastapi": ("fastapi_cli", {"src/main.py": FASTAPI + ROUTE}),
+    "fastapi": ("fastapi_cli", {"src/main.py": FASTAPI}),
     "runserver": ("django", {"manage.py": DJANGO}),
     "flask": ("flask", {"app.py": FLASK}),
     "gunicorn": ("gunicorn", {"app.py": WSGI}),
@@ -213,7 +212,7 @@ def test_the_dockerfile_compiles(project):
 
 def test_the_socket_that_is_kept(project):
     pytest.importorskip("uvicorn")
-    (text,) = blocks("python", "bind_port")
+    (text,) = blocks("python", "sockets=[bind_port")
     project.write({"src/main.py": ASGI, "serve.py": text})
     for _ in range(2):
         process = project.start("exec python serve.py")
