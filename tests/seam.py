@@ -60,6 +60,11 @@ def stand_in(patch: Any, part: str, answer: Callable[..., Any]) -> None:
         patch.setattr(pm._Linux, "sources", (answer, *pm._Linux.sources[1:]))
 
 
+def unsettled(patch: Any) -> None:
+    """Let no second pass in which whoever holds the port unseen might be on its way out."""
+    patch.setattr(pm, "_settled", pm._look)
+
+
 def taken_before_the_bind(patch: Any) -> None:
     """Let every port count as freed, whoever holds it."""
     patch.setattr(pm, "_ensure", lambda port, host, _: pm.PortResult(port, host, True, [], [], [], None, None, {}))
