@@ -74,6 +74,8 @@ def limits(patch: Any, **limits: float) -> None:
     """Set tool_timeout, forced_wait, restart_watch (seconds) or rounds."""
     for name, value in limits.items():
         patch.setattr(pm, name.upper(), value)
+    if "tool_timeout" in limits:
+        patch.setitem(run.__kwdefaults__, "timeout", limits["tool_timeout"])
 
 
 # Is the port free?

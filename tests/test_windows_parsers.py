@@ -229,7 +229,7 @@ def test_whose_process_it_is(monkeypatch):
         (True, "cmd.exe", "cmd /K npm start"),
         (True, "cmd.exe", ""),
         (False, "CMD.EXE", r"C:\Windows\System32\CMD.EXE /D /S /C npm start"),
-        (True, "powershell.exe", 'powershell.exe -noexit -command try { . "C:\\VS Code\\shellIntegration.ps1" } catch {}'),
+        (True, "powershell.exe", r'powershell.exe -noexit -command try { . "C:\VS Code\shellIntegration.ps1" } catch'),
         (False, "pwsh.exe", "pwsh -NoProfile -Command Start-Sleep 9"),
         (True, "bash.exe", r"C:\Git\bin\bash.exe --login -i"),
         (True, "WindowsTerminal.exe", "wt"),
