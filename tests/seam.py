@@ -60,11 +60,6 @@ def stand_in(patch: Any, part: str, answer: Callable[..., Any]) -> None:
         patch.setattr(pm._Linux, "sources", (answer, *pm._Linux.sources[1:]))
 
 
-def unsettled(patch: Any) -> None:
-    """Let no second pass in which whoever holds the port unseen might be on its way out."""
-    patch.setattr(pm, "_settled", pm._look)
-
-
 def taken_before_the_bind(patch: Any) -> None:
     """Let every port count as freed, whoever holds it."""
     patch.setattr(pm, "_ensure", lambda port, host, _: pm.PortResult(port, host, True, [], [], [], None, None, {}))
@@ -74,8 +69,13 @@ def limits(patch: Any, **limits: float) -> None:
     """Set tool_timeout, forced_wait, restart_watch (seconds) or rounds."""
     for name, value in limits.items():
         patch.setattr(pm, name.upper(), value)
-    if "tool_timeout" in limits:
+    if "tool_timeout" in limits:  # the default of a parameter was made when the module was loaded
         patch.setitem(run.__kwdefaults__, "timeout", limits["tool_timeout"])
+
+
+def one_look(patch: Any) -> None:
+    """Let a look be taken once where somebody may be just exiting: who is hidden stays so, and costs a second."""
+    patch.setattr(pm, "_settled", pm._look)
 
 
 # Is the port free?

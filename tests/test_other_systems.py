@@ -34,7 +34,7 @@ def machine(monkeypatch, fp):
     seam.stand_in(monkeypatch, "bind", lambda *_: in_use if state.held else None)
     seam.stand_in(monkeypatch, "find a tool", lambda tool: tool)
     seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3)
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
     fp.allow_unregistered(False)
     fp.keep_last_process(True)
 
@@ -402,7 +402,7 @@ def test_nobody_is_found_who_holds_the_port(port, hold, monkeypatch, said, kerne
     """Another namespace hides the holder, say, or Windows has it."""
     held = hold((ANY, port))
     seam.only(monkeypatch, lambda _: [])
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=kernel))
     assert ensure_port_available(port) is False
     assert f"❌ Nobody who may be seen holds port {port}" in said() and words in said()

@@ -34,7 +34,7 @@ def tool(request, monkeypatch):
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
     """A maker of tools that come first on PATH; nobody waits for whoever they leave unseen."""
-    seam.unsettled(monkeypatch)
+    seam.one_look(monkeypatch)
 
     def plant(name, script):
         tool = tmp_path / name
