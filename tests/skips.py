@@ -13,8 +13,8 @@ STATED = {
     "machine": "before Linux 6.8|no seccomp|no FUSE|no namespaces|nothing can be (mounted|traced)|no control group|"
     "no thread of the kernel|everybody bind low ports|cannot be measured|ask for it with -m load|for 64 bits",
     "elsewhere": "docker|podman|systemd|Debian|PORT_MANAGER_WINE|.ci/managers",  # they have jobs of their own
-    "servers": "(node|npm|nginx|redis-server|busybox) is not installed",  # no packages of Python
-    "packages": "could not import|is not installed|no debugpy",
+    "programs": "(node|npm|nginx|redis-server|busybox|dash|litestar|quart|sanic) is not installed",
+    "packages": "could not import|is not installed|no debugpy",  # python3 -m tests --servers installs these
     "user": "root|a normal user|(ss|lsof|netstat) is not installed|no lsof",
     "python": "no pidfd_open|of Python 3.11",
 }
