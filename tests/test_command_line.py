@@ -18,7 +18,17 @@ import pytest
 
 import port_manager
 
-from .conftest import HOLDER, LINUX, PATIENCE, PORT_MANAGER, can_bind, command_line, eventually, shown_until_closed
+from .conftest import (
+    HOLDER,
+    LINUX,
+    PATIENCE,
+    PORT_MANAGER,
+    ROOT,
+    can_bind,
+    command_line,
+    eventually,
+    shown_until_closed,
+)
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -48,8 +58,10 @@ def three_in_a_row(ports):
 
 
 def in_shell(script, **environ):
-    shell = ["bash", "-c", script.replace("PM", f"'{sys.executable}' '{PORT_MANAGER}'")]
-    return subprocess.run(shell, capture_output=True, text=True, check=False, env={**os.environ, **environ})
+    """What a script does in which PM stands for the command line."""
+    shell = ["bash", "-c", script.replace("PM", f"'{sys.executable}' -m port_manager")]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+    return subprocess.run(shell, capture_output=True, text=True, check=False, env=environ)
 
 
 # The words people type
@@ -130,11 +142,14 @@ def test_a_wrong_call_ends_with_status_2_and_a_hint(words, hint, capsys):
     assert json.loads(both) == {"error": err[len("port_manager: ") : -1]} and (out == "" or "--json" in words)
 
 
-def test_help():
-    general = command_line("--help").stdout
-    bare = command_line()
-    assert command_line("-h").stdout == general and (bare.returncode, bare.stdout, bare.stderr) == (2, "", general)
-    screens = {verb: command_line(verb, "--help").stdout for verb in ("list", "check", "free", "wait", "pick")}
+def test_help(capsys):
+    def told(*words):
+        assert port_manager.main([*words]) == (0 if words else 2)
+        return capsys.readouterr()
+
+    general = told("--help").out
+    assert told() == ("", general) and told("-h") == (general, "")
+    screens = {verb: told(verb, "--help").out for verb in ("list", "check", "free", "wait", "pick")}
     for verb, screen in screens.items():
         assert f"port_manager.py {verb} " in screen and f"port_manager.py {verb}" in general
         assert "Exit status: 0 " in screen and "130 interrupted" in screen and "--quiet" in screen
@@ -143,10 +158,9 @@ def test_help():
     own = {verb: set(re.findall(r"--[a-z-]+", screen)) for verb, screen in screens.items()}
     assert {"--dry-run", "--grace", "--signal", "--policy", "--force"} <= own["free"] - own["check"]
     assert {"--until", "--timeout"} <= own["wait"] - own["free"]
-    assert command_line("help", "stop").stdout == screens["free"]
-    assert ", ".join(port_manager.DEVELOPMENT_NAMES[1:]) in general
+    assert told("help", "stop").out == screens["free"] and ", ".join(port_manager.DEVELOPMENT_NAMES[1:]) in general
     for words in (("--version",), ("free", "-V")):
-        assert command_line(*words).stdout == f"port_manager {port_manager.__version__}\n"
+        assert told(*words) == (f"port_manager {port_manager.__version__}\n", "")
 
 
 # check
@@ -274,20 +288,13 @@ def test_free_dry_run_stops_nobody(ports, hold, words, plan):
     assert facts(done.stdout)["free would"].startswith(f"stop {holder.pid}: {plan}") and holder.alive() == [holder.pid]
 
 
-def test_free_sends_the_signal_that_was_named(ports, start):
-    code = (
-        "import signal, socket, sys; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(print('told', flush=True)));"
-        "print('ready', flush=True); [signal.pause() for _ in iter(int, 1)]"
-    )
-    for words, said in ((("--signal", "SIGUSR1"), "told\n"), (("-s", "9"), "")):
-        port = str(ports())
-        holder = start(sys.executable, "-c", code, port)
-        holder.stdout.readline()
-        begun = time.monotonic()
-        assert command_line("free", port, "--grace", "30", *words).returncode == 0
-        assert holder.stdout.readline() == said and time.monotonic() - begun < 20
+@pytest.mark.parametrize(
+    ("words", "number"), [("--signal SIGUSR1", signal.SIGUSR1), ("-s 9", signal.SIGKILL), ("", signal.SIGTERM)]
+)
+def test_free_sends_the_signal_that_was_named(port, hold, words, number):
+    held = hold(("127.0.0.1", port))
+    assert command_line("free", str(port), "--grace", "30", *words.split()).returncode == 0
+    assert held.process.wait(PATIENCE) == -number
 
 
 def test_quiet_says_only_why_not(ports, hold):
@@ -375,14 +382,14 @@ def test_wait_until_free(port, hold):
     assert eventually(lambda: held.alive() == []), "a port is free a moment before its process is gone"
 
 
-@pytest.mark.parametrize("place", ["--host 127.0.0.1 {0}", "localhost:{0}", "{0}"])
-def test_wait_until_listening(port, hold, start, place):
-    words = f"wait {place.format(port)} --until listening --timeout 30"
-    waiter = start(sys.executable, PORT_MANAGER, *words.split())
+def test_wait_until_listening(port, hold, start):
+    places = (f"--host=127.0.0.1 {port}", f"localhost:{port}", f"{port}")
+    words = ["--until", "listening", "--timeout", "60"]
+    waiters = [start(sys.executable, PORT_MANAGER, "wait", *place.split(), *words) for place in places]
     time.sleep(0.3)
-    assert waiter.poll() is None
+    assert [waiter.poll() for waiter in waiters] == [None] * 3
     hold(("127.0.0.1", port))
-    assert waiter.wait(20) == 0
+    assert [waiter.wait(PATIENCE) for waiter in waiters] == [0] * 3
 
 
 @pytest.mark.parametrize("until", ["free", "listening"])
