@@ -18,17 +18,8 @@ import pytest
 
 import port_manager
 
-from .conftest import (
-    HOLDER,
-    LINUX,
-    PATIENCE,
-    PORT_MANAGER,
-    ROOT,
-    can_bind,
-    command_line,
-    eventually,
-    shown_until_closed,
-)
+from .conftest import HOLDER, LINUX, PATIENCE, PORT_MANAGER, ROOT
+from .conftest import can_bind, command_line, eventually, shown_until_closed
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
