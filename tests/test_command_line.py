@@ -18,8 +18,7 @@ import pytest
 
 import port_manager
 
-from .conftest import HOLDER, LINUX, PATIENCE, PORT_MANAGER, ROOT
-from .conftest import can_bind, command_line, eventually, shown_until_closed
+from .conftest import HOLDER, LINUX, PATIENCE, PORT_MANAGER, can_bind, command_line, eventually, shown_until_closed
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -51,7 +50,7 @@ def three_in_a_row(ports):
 def in_shell(script, **environ):
     """What a script does in which PM stands for the command line."""
     shell = ["bash", "-c", script.replace("PM", f"'{sys.executable}' -m port_manager")]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+    environ = {**os.environ, "PYTHONPATH": os.path.dirname(PORT_MANAGER), **environ}
     return subprocess.run(shell, capture_output=True, text=True, check=False, env=environ)
 
 
