@@ -254,20 +254,23 @@ def test_the_whole_family_goes_and_nobody_else(name, serve, port, ports, hold, s
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
 
 
+READER = """
+import socket, sys, time
+s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+s.sendall(b"GET /endless HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n")
+while b"more" not in s.recv(4096): pass
+print("reads", flush=True)
+try:
+    while s.recv(4096): pass
+except ConnectionError: pass
+time.sleep(60)
+"""
+
+
 def test_an_endless_answer_does_not_keep_the_server(serve, port, start, said):
     """uvicorn waits for its last answer, without end where nobody told it otherwise."""
     old = serve(UVICORN, port)
-    reader = (
-        "import socket, sys, time; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
-        "s.sendall(b'GET /endless HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n')\n"
-        "while b'more' not in s.recv(4096): pass\n"
-        "print('reads', flush=True)\n"
-        "try:\n"
-        "    while s.recv(4096): pass\n"
-        "except ConnectionError: pass\n"
-        "time.sleep(60)"
-    )
-    client = start(sys.executable, "-S", "-E", "-c", reader, str(port))
+    client = start(sys.executable, "-S", "-E", "-c", READER, str(port))
     assert client.stdout.readline() == "reads\n"
     begun = time.monotonic()
     assert ensure_port_available(port, grace=0.5) is True, (said(), old)
@@ -290,30 +293,46 @@ def test_gunicorns_orphans_go_at_once(serve, port, said):
     serve(GUNICORN, port)
 
 
-# An app that begins with guard()
+# An app that begins with guard(), or calls port_manager itself
 
 PLAIN_UVICORN = "python -m uvicorn src.main:app --host 0.0.0.0 --port {port}"
 MAIN = {"src/main.py": ASGI}
-GUARD_TAKES_OVER = {
-    "uvicorn": (5, Server("uvicorn", PLAIN_UVICORN, MAIN)),
-    "gunicorn-preload": (3, GUNICORN.with_words("--preload", 5)),
-    "flask": (3, Server("flask", "python -m flask --app app run -p {port}", {"app.py": FLASK})),
-    "flask-debug": (2, SERVERS["flask-debug"]),
-    "django": (2, SERVERS["django"]),
-    "waitress": (3, SERVERS["waitress"]),
-}
 
 
 def guarded(server: Server) -> Server:
     return server._replace(files={name: GUARDED + text for name, text in server.files.items()})
 
 
-@pytest.mark.parametrize("name", GUARD_TAKES_OVER)
-def test_guard_takes_over_where_the_app_is_loaded_before_the_bind(name, serve, port):
-    times, server = GUARD_TAKES_OVER[name]
-    runs = [serve(guarded(server), port)]
+def script(run: str) -> Server:
+    calls = f"""
+if __name__ == "__main__":
+    import sys, uvicorn
+    from port_manager import bind_port, ensure_port_available
+    port, host = int(sys.argv[1]), "0.0.0.0"
+    {run}
+"""
+    return Server("uvicorn", "python src/main.py {port}", {"src/main.py": ASGI + calls})
+
+
+TAKES_OVER = {  # how often
+    "uvicorn": (5, guarded(Server("uvicorn", PLAIN_UVICORN, MAIN))),
+    "gunicorn-preload": (3, guarded(GUNICORN.with_words("--preload", 5))),
+    "flask": (3, guarded(Server("flask", "python -m flask --app app run -p {port}", {"app.py": FLASK}))),
+    **{name: (2, guarded(SERVERS[name])) for name in ("flask-debug", "django")},
+    "waitress": (3, guarded(SERVERS["waitress"])),
+    "ensure_port_available": (
+        5, script("ensure_port_available(port=port, host=host) or sys.exit(1); uvicorn.run(app, host=host, port=port)")
+    ),
+    "bind_port": (3, script("uvicorn.Server(uvicorn.Config(app)).run(sockets=[bind_port(port, host)])")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKES_OVER)
+def test_an_app_takes_over_where_it_is_loaded_before_the_bind(name, serve, port):
+    times, server = TAKES_OVER[name]
+    runs = [serve(server, port)]
     for _ in range(times - 1):
-        runs.append(serve(guarded(server), port))
+        runs.append(serve(server, port))
         assert is_gone(runs[-2]), runs
         assert f"✅ Port {port} is now available" in runs[-1].text()
         assert listener_pids(port) <= set(runs[-1].family())
@@ -376,33 +395,6 @@ def test_guard_stops_nobody_where_servers_share_the_port(name, serve, port, said
     assert f"ort {port} is" not in first.text() + second.text(), (first, second)
     assert ensure_port_available(port, grace=GRACE) is True, (said(), first, second)
     assert is_gone(first) and is_gone(second) and can_bind(port), (said(), first, second)
-
-
-# An app that calls port_manager itself
-
-
-@pytest.mark.parametrize(
-    ("times", "run"),
-    [
-        (5, "ensure_port_available(port=port, host=host) or sys.exit(1); uvicorn.run(app, host=host, port=port)"),
-        (3, "uvicorn.Server(uvicorn.Config(app)).run(sockets=[bind_port(port, host)])"),
-    ],
-    ids=["ensure_port_available", "bind_port"],
-)
-def test_an_app_that_is_run_as_a_script(times, run, serve, port):
-    need("uvicorn")
-    script = f"""
-if __name__ == "__main__":
-    import sys, uvicorn
-    from port_manager import bind_port, ensure_port_available
-    port, host = int(sys.argv[1]), "0.0.0.0"
-    {run}
-"""
-    server = Server("uvicorn", "python src/main.py {port}", {"src/main.py": ASGI + script})
-    runs = [serve(server, port)]
-    for _ in range(times - 1):
-        runs.append(serve(server, port))
-        assert is_gone(runs[-2]) and listener_pids(port) == {runs[-1].pid}, runs
 
 
 # run_backend.py
