@@ -136,7 +136,7 @@ def test_troubleshooting_quotes_messages_that_exist(table):
             assert part.strip() in code, quote
 
 
-@pytest.mark.parametrize(("groups", "status"), [("machine", 1), ("machine packages", 0), ("", 0)])
+@pytest.mark.parametrize(("groups", "status"), [("machine", 1), ("machine packages", 0)])
 def test_skips_are_counted(tmp_path, groups, status):
     (tmp_path / "test_one.py").write_text("import pytest\ndef test_it(): pytest.skip('granian is not installed')")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "tests.skips", "-p", "no:cacheprovider", str(tmp_path)]

@@ -72,7 +72,7 @@ def test_two_sockets_exclude_each_other_as_the_kernel_says(port, address, v6only
 def test_among_several_sockets_a_holder_is_found_where_the_kernel_refuses(ports):
     """And nobody where it does not, unless one only has bound the port: that one may be named although it shares it."""
     rng, port = random.Random(SEED), ports()
-    for _ in range(150):
+    for _ in range(100):
         made = [(*rng.choice(ADDRESSES), *rng.choice(WAYS)) for _ in range(rng.randrange(2, 5))]
         with contextlib.ExitStack() as stack:
             held = []
@@ -81,7 +81,7 @@ def test_among_several_sockets_a_holder_is_found_where_the_kernel_refuses(ports)
                     stack.enter_context(bound(port, *each))
                     held.append(each)
             shared = any(not listening and reuse for *_, listening, reuse in held)
-            for wanted in HOSTS:
+            for wanted in rng.sample(HOSTS, 2):  # each look walks through every process of the machine
                 found, kernel = bool(find_listeners(port, wanted)), refused(port, wanted)
                 assert found == kernel or (found and shared), (SEED, held, wanted)
 
