@@ -167,8 +167,9 @@ def start_rows(env: dict[str, str]) -> None:
             assert holder.wait(5) == -signal.SIGTERM
         return took
 
-    for verb, measure, bars in (("check, free port", starting, (2.4, 1.3)), ("free, prompt holder", freeing, (3.0, 3.0))):
-        for name, words, bar in (("script", [SCRIPT], bars[0]), ("-m", ["-m", "port_manager"], bars[1])):
+    cases = ("check, free port", starting, 2.4, 1.3), ("free, prompt holder", freeing, 3, 3)
+    for verb, measure, plain, module in cases:
+        for name, words, bar in (("script", [SCRIPT], plain), ("-m", ["-m", "port_manager"], module)):
             call = [*words, verb.split(",")[0], port]
             ours, theirs = in_turns(40, lambda: measure(*call), lambda: starting("-c", "import socket"))  # noqa: B023
             row(f"{verb} ({name})", ours, "python -c 'import socket'", theirs, bar, shown)
@@ -181,7 +182,8 @@ def holder_rows(who: str, port: int, pid: int, times: int, bars: dict[str, float
     assert [holder.pid for holder in described(port)] == [pid]
     for tool, bar in bars.items():
         if not shutil.which(tool):
-            rows.append((f"finding the holder, {who}", f"not measured: {tool} is missing", "", "", f"1/{1 / bar:.0f}", "-"))
+            why = f"not measured: {tool} is missing"
+            rows.append((f"finding the holder, {who}", why, "", "", f"1/{1 / bar:.0f}", "-"))
             continue
         pid_alone, whole, theirs = in_turns(
             times, *(lambda call=call: timed(lambda: call(port)) for call in (named, described)),
@@ -209,7 +211,8 @@ def crowd_rows(processes: int, connections: int) -> None:
         except OSError as error:  # a limit is too low for so many
             why = str(error)
             break
-    rows.append(("finding the holder in a crowd", f"not measured: {why or 'the PIDs began again'}", "", "", "1/50", "-"))
+    why = f"not measured: {why or 'the PIDs began again'}"
+    rows.append(("finding the holder in a crowd", why, "", "", "1/50", "-"))
 
 
 def exit_rows() -> None:

@@ -181,8 +181,9 @@ STARTS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "needed", "files"), STARTS, ids=lambda value: value if isinstance(value, str) else "")
-def test_what_starts_a_backend(project, command, needed, files):
+@pytest.mark.parametrize("start", STARTS, ids=lambda start: start[0])
+def test_what_starts_a_backend(project, start):
+    command, needed, files = start
     for name in (needed or "").split():
         if not (shutil.which(name) if name == "npm" else find_spec(name)):
             pytest.skip(f"{name} is not installed")

@@ -139,7 +139,8 @@ DEBUGGER = "p38146\nf6\ntIPv4\nPTCP\nn127.0.0.1:9229\nTST=LISTEN\n"
 @pytest.mark.parametrize(
     ("listings", "every", "sentence"),
     [
-        ([held_by(333)], None, "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in"),
+        ([held_by(333)], None,
+         "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in"),
         ([held_by(444)], None, "it belongs to user root; only that user should stop it"),
         ([held_by(501)], None, "the desktop, as an application, runs it; stop it there"),
         ([held_by(701)], None, "it is an ancestor of this process"),
@@ -303,7 +304,8 @@ def test_freebsd_falls_back_to_lsof(machine, monkeypatch, fp):
 
 
 SYSTEMS = {
-    "linux": "linux", "android": "linux", "darwin": "macos", "freebsd14": "freebsd", "openbsd7": "bsd", "win32": "windows",
+    "linux": "linux", "android": "linux", "darwin": "macos", "freebsd14": "freebsd", "openbsd7": "bsd",
+    "win32": "windows",
 }  # fmt: skip
 
 

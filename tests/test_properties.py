@@ -109,10 +109,11 @@ def test_the_tables_of_windows_tell_only_of_pids_that_stand_in_them(v6, size):
 
 # Command lines
 
-LAUNCHERS = ["nohup", "timeout 60", "env -u X", "env PORT=7001", "nice -n 5", "sudo", "coverage run", "sh -c", "bash -lc",
-             "python -m", "npm run", "cd web &&", "docker run", ""]  # fmt: skip
-WORDS = """main:app shop.wsgi manage.py server.js runserver dev --port -p -b --bind --host -h -S --uds --reload --workers 4
-0.0.0.0 127.0.0.1:7002 [::1]:7003 :7004 7005 --port=7006 -p7007 $PORT ${PORT:-7008} 99999 07009 ² unix:/x = : - -- ' " ; &&"""
+LAUNCHERS = ["nohup", "timeout 60", "env -u X", "env PORT=7001", "nice -n 5", "sudo", "coverage run", "sh -c",
+             "bash -lc", "python -m", "npm run", "cd web &&", "docker run", ""]  # fmt: skip
+WORDS = """main:app shop.wsgi manage.py server.js runserver dev --port -p -b --bind --host -h -S --uds --reload
+--workers 4 0.0.0.0 127.0.0.1:7002 [::1]:7003 :7004 7005 --port=7006 -p7007 $PORT ${PORT:-7008} 99999 07009 ² unix:/x
+= : - -- ' " ; &&"""
 VARIABLES = ["PORT", "HOST", "UVICORN_PORT", "FLASK_RUN_PORT", "GUNICORN_CMD_ARGS", "LITESTAR_PORT", "GRANIAN_PORT"]
 VALUES = ["", "7010", "0.0.0.0", "http", "-1", "7011 7012", "--bind=:7013", "0", "$PORT", "'"]
 

@@ -89,7 +89,7 @@ SERVERS = {
     "uvicorn-reload": UVICORN.with_words("--reload", 3),
     "uvicorn-workers": UVICORN.with_words("--workers 3", 5),
     "gunicorn": GUNICORN,
-    "gunicorn-reuse-port": GUNICORN.with_words("-w 2 --reuse-port", 3),  # its master holds nothing, and starts its workers
+    "gunicorn-reuse-port": GUNICORN.with_words("-w 2 --reuse-port", 3),  # its master holds nothing
     "hypercorn": HYPERCORN,
     "hypercorn-workers": HYPERCORN.with_words("-w 3", 5),
     "granian": GRANIAN,
