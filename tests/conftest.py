@@ -44,6 +44,7 @@ PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded ma
 
 sys.path.insert(0, str(ROOT))
 from . import seam
+from .skips import pytest_sessionfinish  # noqa: F401
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -28,7 +28,8 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "netstat": pm._parse_listeners, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
     "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
     # Windows; all but netstat's take bytes, and the address at which they are, or whether it is a table of IPv6
-    "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table, "user": pm._parse_user,
+    "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table,
+    "user": pm._parse_user,
     "processes": pm._parse_processes, "text": pm._parse_text,
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.

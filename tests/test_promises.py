@@ -5,7 +5,10 @@ A line is named by words that stand in it alone. Whoever adds a line adds its te
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,15 @@ def test_troubleshooting_quotes_messages_that_exist(table):
     for quote in quotes:
         for part in re.split("(?<=would also )|…", quote):
             assert part.strip() in code, quote
+
+
+@pytest.mark.parametrize(("groups", "status"), [("machine", 1), ("machine packages", 0)])
+def test_skips_are_counted(tmp_path, groups, status):
+    (tmp_path / "test_one.py").write_text("import pytest\ndef test_it(): pytest.skip('granian is not installed')")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "tests.skips", "-p", "no:cacheprovider", str(tmp_path)]
+    environ = {**os.environ, "SKIPS": groups}
+    done = subprocess.run(words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Skipped: granian" in done.stdout) == (status, status == 1)
 
 
 def test_the_map_has_every_module():
