@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -291,43 +290,6 @@ def as_nobody(question: Callable[[], Any]) -> Any:
         answer = json.loads(pipe.read())
     os.waitpid(child, 0)
     return answer
-
-
-# Machines of another kind, made for real in namespaces of their own; only root may.
-
-boxes = pytest.mark.skipif(
-    not (ROOT_USER and shutil.which("unshare") and shutil.which("ip")), reason="needs root, unshare and ip"
-)
-
-
-def in_a_box(setup: str, question: str) -> str:
-    """Ask a question of Python in namespaces that a shell command has set up."""
-    script = f'ip link set lo up; {setup}; exec "{sys.executable}" -c "$QUESTION"'
-    imports = "import os, pytest, socket\nimport port_manager as p\nfrom tests import seam"
-    done = subprocess.run(
-        ["unshare", "--mount", "--net", "sh", "-ec", script],
-        env={**os.environ, "QUESTION": f"{imports}\n{question}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    return done.stderr + done.stdout.strip()
-
-
-# A seccomp filter that answers EPERM to socket(AF_NETLINK, …), set by prctl (x86-64 and arm64 alike, but for
-# the number of the call).
-REFUSE_NETLINK = """
-import ctypes, platform, struct
-number = {'x86_64': 41, 'aarch64': 198}[platform.machine()]
-code = b''.join(struct.pack('HBBI', *step) for step in [
-    (0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x15, 0, 1, 16),
-    (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)])
-program = ctypes.create_string_buffer(code)
-filter = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', len(code) // 8, ctypes.addressof(program)))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter, 0, 0) == 0
-"""
 
 
 def can_bind(port: int, host: str = "127.0.0.1") -> bool:

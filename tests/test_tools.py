@@ -12,7 +12,8 @@ import pytest
 from port_manager import CannotTell, ensure_port_available, find_listeners
 
 from . import seam
-from .conftest import LINUX, PATIENCE, REFUSE_NETLINK, boxes, eventually, in_a_box
+from .apart import NETLINK, apart, refuse_call
+from .conftest import LINUX, PATIENCE, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the tools of Linux")
 SBIN = os.pathsep.join(["/usr/sbin", "/sbin", "/usr/local/sbin"])
@@ -219,15 +220,13 @@ def test_when_none_can_tell_the_port_is_held(port, hold, monkeypatch, said):
     assert held.alive() == [held.pid]
 
 
-@boxes
-def test_tools_are_asked_where_the_kernel_is_not_allowed_to_answer(tmp_path, planted):
+@apart
+def test_tools_are_asked_where_the_kernel_is_not_allowed_to_answer(tmp_path, planted, monkeypatch):
     """Netlink refused by seccomp and /proc/net hidden: ss and netstat fail as well, and that is said."""
     log = tmp_path / "asked"
     planted("ss", f"echo asked >> {log}\nexit 1")
-    question = (
-        REFUSE_NETLINK +
-        "seam.only(pytest.MonkeyPatch(), 'sock_diag', lambda port: None, 'ss')\n"
-        "try: p.find_listeners(8000)\nexcept p.CannotTell as error: print(error.reason)"
-    )
-    assert in_a_box("true", "\n" + question).endswith("could tell who holds port 8000: it is treated as held")
+    refuse_call(1, *NETLINK)
+    seam.only(monkeypatch, "sock_diag", lambda port: None, "ss")
+    with pytest.raises(CannotTell, match="could tell who holds port 8000: it is treated as held"):
+        find_listeners(8000)
     assert log.read_text() == "asked\n"
