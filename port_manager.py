@@ -1794,7 +1794,7 @@ def _parse_netstat_ano(text: str) -> dict[Endpoint | None, int | None]:
     """The PIDs of listeners: TCP rows whose foreign address is all zero, in whatever language their state is."""
     import re
 
-    rows = re.findall(r"(?m)^ *TCP +(\S+) +(?:0\.0\.0\.0|\[::\]):0 .* (\d+)\s*$", text)
+    rows = re.findall(r"(?m)^ *TCP +(\S+) +(?:0\.0\.0\.0|\[::\]):0 [^\r\n]* (\d+)\s*$", text)
     return {_endpoint(local): _pid(pid) for local, pid in rows}
 
 

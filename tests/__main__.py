@@ -1,4 +1,7 @@
-"""``python3 -m tests``: run the tests, in a virtual environment of their own where pytest is missing."""
+"""``python3 -m tests``: run the tests, in a virtual environment of their own where something is missing.
+
+They need pytest; with ``--servers`` also the servers that some of them start for real. All other words are pytest's.
+"""
 
 from __future__ import annotations
 
@@ -12,47 +15,49 @@ from .environ import made
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
+VERSION = "import sys; print(sys.version_info[:2])"
 
 
-def packages() -> list[str]:
+def packages(*groups: str) -> list[str]:
     """What the tests need, from its one list."""
     config = configparser.ConfigParser()
     config.read(os.path.join(ROOT, "setup.cfg"), encoding="utf-8")
-    return config["options.extras_require"]["test"].split()
+    return [name for group in groups for name in config["options.extras_require"][group].split()]
 
 
-def missing() -> bool:
-    return any(importlib.util.find_spec(name.replace("-", "_")) is None for name in packages())
+def answered(*command: str) -> str | None:
+    """What a program prints; None where it fails, or is not there."""
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=-3, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
-def environment() -> str:
+def environment(needed: list[str]) -> str:
     """The interpreter of .venv, made for this Python when it is not there; SystemExit says what to do instead."""
     python = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin", "python")
-    version = "import sys; print(sys.version_info[:2])"
-    try:
-        made_for = subprocess.run([python, "-c", version], capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        made_for = ""
-    if made_for != str(sys.version_info[:2]):
+    if answered(python, "-c", VERSION) != str(sys.version_info[:2]):
         print(f"Making {VENV} for the tests", flush=True)
-        if subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=False).returncode:
+        if answered(sys.executable, "-m", "venv", "--clear", VENV) is None:
             raise SystemExit(
                 "A virtual environment cannot be made with this Python (on Debian and Ubuntu: apt install "
-                f"python3-venv). Or install the packages yourself: {sys.executable} -m pip install {' '.join(packages())}"
+                f"python3-venv). Or install the packages yourself: {sys.executable} -m pip install {' '.join(needed)}"
             )
-    imports = "import " + ", ".join(name.replace("-", "_") for name in packages())
-    if subprocess.run([python, "-c", imports], stderr=subprocess.DEVNULL, check=False).returncode == 0:
-        return python
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages()]
-    if subprocess.run(pip, check=False).returncode:
-        raise SystemExit(f"{' and '.join(packages())} could not be installed; is there a network?")
+    if answered(python, "-c", "import " + ", ".join(name.replace("-", "_") for name in needed)) is None:
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *needed]
+        if subprocess.run(pip, check=False).returncode:
+            raise SystemExit(f"{', '.join(needed)} could not be installed; is there a network?")
     return python
 
 
 def main() -> int:
     os.chdir(ROOT)
-    python = environment() if missing() else sys.executable
-    return subprocess.run([python, "-m", "pytest", *sys.argv[1:]], env=made(), check=False).returncode
+    words = [word for word in sys.argv[1:] if word != "--servers"]
+    needed = packages("test", *(["servers"] if "--servers" in sys.argv[1:] else []))
+    present = all(importlib.util.find_spec(name.replace("-", "_")) for name in needed)
+    python = sys.executable if present else environment(needed)
+    given = {name: value for name, value in os.environ.items() if name.startswith("TESTS_")}  # conftest.py reads them
+    return subprocess.run([python, "-m", "pytest", *words], env={**made(), **given}, check=False).returncode
 
 
 if __name__ == "__main__":

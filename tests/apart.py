@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import socket
 import struct
@@ -21,10 +22,11 @@ from typing import Any, Callable
 
 import pytest
 
-from .conftest import NOBODY, boxes, command_line, eventually
+from .conftest import NOBODY, ROOT_USER, command_line, eventually
 from .holder import change_command
 
 NETLINK = ({"x86_64": 41, "aarch64": 198}.get(platform.machine(), -1), 16)  # the number of socket(), and AF_NETLINK
+root_and_ip = pytest.mark.skipif(not (ROOT_USER and shutil.which("ip")), reason="needs root and ip")
 KILL = os.kill  # what a test itself ends does not count as sent
 
 
@@ -66,7 +68,7 @@ def apart(test: Callable[..., None], *, box: bool = False) -> Callable[..., None
 
 def boxed(test: Callable[..., None]) -> Callable[..., None]:
     """Run a test apart, in new namespaces of PIDs, mounts and networks: each port is free, all ends with the test."""
-    return boxes(apart(test, box=True))  # type: ignore[no-any-return]
+    return root_and_ip(apart(test, box=True))  # type: ignore[no-any-return]
 
 
 def _enter_a_box() -> None:

@@ -16,7 +16,6 @@ import logging
 import os
 import platform
 import random
-import resource
 import select
 import shutil
 import signal
@@ -131,7 +130,7 @@ def child(code: str, *words: object, lines: int = 1) -> Iterator[tuple[Any, list
 
 
 def free_port_row() -> None:
-    port = some_port()
+    port, many = some_port(), range(200)
     logging.getLogger("port_manager").setLevel(logging.CRITICAL)
 
     def bare() -> None:
@@ -139,10 +138,11 @@ def free_port_row() -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("0.0.0.0", port))
 
-    def many(call: Callable[[], Any]) -> Callable[[], float]:
-        return lambda: timed(lambda: [call() for _ in range(200)]) / 200
-
-    ours, theirs = in_turns(60, many(lambda: port_manager.ensure_port_available(port)), many(bare))
+    ours, theirs = in_turns(
+        60,
+        lambda: timed(lambda: [port_manager.ensure_port_available(port) for _ in many]) / len(many),
+        lambda: timed(lambda: [bare() for _ in many]) / len(many),
+    )
     row("ensure_port_available, free port", ours, "socket, bind", theirs, 5, shown)
 
 
@@ -159,44 +159,45 @@ def start_rows(env: dict[str, str]) -> None:
     rows.append(("it imports, beside socket's", " ".join(names), "", "", "no " + " ".join(sorted(UNWANTED)), ok))
 
     port = str(some_port())
+    starting = lambda *words: timed(lambda: run(sys.executable, *words, env=env))
 
-    def starting(*words: str) -> Callable[[], float]:
-        return lambda: timed(lambda: run(sys.executable, *words, env=env))
+    def freeing(*words: str) -> float:
+        with child(HOLDER, port) as (holder, _):
+            took = starting(*words)
+            assert holder.wait(5) == -signal.SIGTERM
+        return took
 
-    def freeing(*words: str) -> Callable[[], float]:
-        def free() -> float:
-            with child(HOLDER, port) as (holder, _):
-                took = starting(*words)()
-                assert holder.wait(5) == -signal.SIGTERM
-            return took
-
-        return free
-
-    for verb, measure, bars in (("check, free port", starting, (2.4, 1.3)), ("free, prompt holder", freeing, (3.0, 3.0))):
-        for name, words, bar in (("script", [SCRIPT], bars[0]), ("-m", ["-m", "port_manager"], bars[1])):
-            ours, theirs = in_turns(40, measure(*words, verb.split(",")[0], port), starting("-c", "import socket"))
+    cases = ("check, free port", starting, 2.4, 1.3), ("free, prompt holder", freeing, 3, 3)
+    for verb, measure, plain, module in cases:
+        for name, words, bar in (("script", [SCRIPT], plain), ("-m", ["-m", "port_manager"], module)):
+            call = [*words, verb.split(",")[0], port]
+            ours, theirs = in_turns(40, lambda: measure(*call), lambda: starting("-c", "import socket"))  # noqa: B023
             row(f"{verb} ({name})", ours, "python -c 'import socket'", theirs, bar, shown)
 
 
 def holder_rows(who: str, port: int, pid: int, times: int, bars: dict[str, float]) -> None:
     """How long it takes to name the holder of a port, and to describe it, set against the tools that name it."""
-    calls = {"its PID": port_manager.PortManager(port).get_process_using_port, "described": port_manager.find_listeners}
+    named, described = port_manager.PortManager(port).get_process_using_port, port_manager.find_listeners
     tools = {"ss": f"ss -ltnpH sport = :{port}", "lsof": f"lsof -nP -iTCP:{port} -sTCP:LISTEN -t"}
-    assert [holder.pid for holder in port_manager.find_listeners(port)] == [pid]
+    assert [holder.pid for holder in described(port)] == [pid]
     for tool, bar in bars.items():
         if not shutil.which(tool):
             why = f"not measured: {tool} is missing"
             rows.append((f"finding the holder, {who}", why, "", "", f"1/{1 / bar:.0f}", "-"))
             continue
-        for what, call in calls.items():
-            measures = [lambda call=call: call(port), lambda tool=tool: run(*tools[tool].split())]
-            ours, theirs = in_turns(times, *[lambda call=call: timed(call) for call in measures])  # type: ignore[misc]
-            row(f"finding the holder, {who}: {what}", ours, tool, theirs, bar, shown)
+        pid_alone, whole, theirs = in_turns(
+            times, *(lambda call=call: timed(lambda: call(port)) for call in (named, described)),
+            lambda: timed(lambda: run(*tools[tool].split())),  # noqa: B023
+        )  # fmt: skip
+        row(f"finding the holder, {who}: its PID", pid_alone, tool, theirs, bar, shown)
+        row(f"finding the holder, {who}: described", whole, tool, theirs, bar, shown)
 
 
 def crowd_rows(processes: int, connections: int) -> None:
     """The same among many processes and connections, where the holder is the youngest of them, or the oldest."""
-    why = too_many(processes, connections)
+    with open("/proc/meminfo") as memory:
+        free = next(int(line.split()[1]) for line in memory if line.startswith("MemAvailable"))
+    why = "left out" if processes < 1 else "there is too little memory" if free < processes * 1000 else ""  # kB
     for _ in range(0 if why else 3):  # once more where the PIDs began again from below meanwhile
         old, young, size = some_port(), some_port(), f"{processes} processes"
         try:
@@ -207,24 +208,11 @@ def crowd_rows(processes: int, connections: int) -> None:
                 if oldest.pid < min(map(int, told)) and max(map(int, told)) < youngest.pid:
                     holder_rows(f"{size}, youngest", young, youngest.pid, 9, {"ss": 1 / 50, "lsof": 1 / 100})
                     return holder_rows(f"{size}, oldest", old, oldest.pid, 9, {"ss": 1})
-        except OSError as error:
+        except OSError as error:  # a limit is too low for so many
             why = str(error)
             break
     why = f"not measured: {why or 'the PIDs began again'}"
     rows.append(("finding the holder in a crowd", why, "", "", "1/50", "-"))
-
-
-def too_many(processes: int, connections: int) -> str | None:
-    """Why there can be no such crowd here, or None."""
-    with open("/proc/meminfo") as memory, open("/proc/sys/kernel/pid_max") as highest:
-        free = next(int(line.split()[1]) for line in memory if line.startswith("MemAvailable"))
-        tasks = min(int(highest.read()) // 2, resource.getrlimit(resource.RLIMIT_NPROC)[0] % 2**32)
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1] % 2**32  # unlimited is -1
-    if processes < 1:
-        return "left out"
-    if free < processes * 1000:  # kB; each takes several hundred
-        return "there is too little memory"
-    return "a limit is too low" if tasks < processes + 200 or files < connections // 2 + 60 else None
 
 
 def exit_rows() -> None:
@@ -240,20 +228,16 @@ def exit_rows() -> None:
 
 def server_cost(*command: str) -> tuple[int, int]:
     """(processes, kB of memory) of a server that listens, everything in its process group counted."""
-    port, sizes = some_port(), []
+    port = some_port()
     words = [word.replace("PORT", str(port)) for word in command]
     with subprocess.Popen(words, cwd=ROOT, stdout=NOTHING, stderr=NOTHING, start_new_session=True) as server:
         try:
             port_manager.wait_until_listening(port, "0.0.0.0", 20)
             time.sleep(0.1)
-            for pid in filter(str.isdigit, os.listdir("/proc")):
-                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-                    if os.getpgid(int(pid)) == server.pid:
-                        with open(f"/proc/{pid}/status") as status:
-                            sizes += [int(line.split()[1]) for line in status if line.startswith("VmRSS")]
+            told = subprocess.run(["ps", "-o", "rss=", "-s", str(server.pid)], stdout=-1, check=True).stdout.split()
         finally:
             os.killpg(server.pid, signal.SIGKILL)
-    return len(sizes), sum(sizes)
+    return len(told), sum(map(int, told))
 
 
 def run_backend_rows() -> None:

@@ -107,10 +107,12 @@ def run(host: str = "", *before: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def a_client() -> bool:
-    server, client = hold(("0.0.0.0", PORT)), hold((WHERE, 0), connect=(WHERE, PORT))
-    run()
-    return gone(server) and lives(client)
+def freed(*spared: dict[str, Any], server: dict[str, Any] | None = None, host: str = "") -> bool:
+    """Whether the server and its children go, and those live that are started beside it."""
+    pid = hold((host or "0.0.0.0", PORT), **server or {})
+    others = [hold(spec.pop("bind"), **spec) for spec in spared]
+    run(host)
+    return gone(pid) and all(map(lives, others))
 
 
 def an_own_end() -> bool:
@@ -121,36 +123,6 @@ def an_own_end() -> bool:
     return lives(client)
 
 
-def udp() -> bool:
-    bystander, server = hold(("0.0.0.0", PORT), udp=True), hold(("0.0.0.0", PORT))
-    run()
-    return gone(server) and lives(bystander)
-
-
-def another_address() -> bool:
-    bystander, server = hold(("127.0.0.2", PORT)), hold((WHERE, PORT))
-    run(WHERE)
-    return gone(server) and lives(bystander)
-
-
-def ipv6_alone() -> bool:
-    bystander, server = hold(("::", PORT), v6only=True), hold(("0.0.0.0", PORT))
-    run()
-    return gone(server) and lives(bystander)
-
-
-def a_family() -> bool:
-    master = hold(("0.0.0.0", PORT), children=4)
-    run()
-    return gone(master)
-
-
-def bound_only() -> bool:
-    holder = hold(("0.0.0.0", PORT), listen=False, reuse=False)
-    run()
-    return gone(holder)
-
-
 def tidying() -> bool:
     mark = f"/tmp/tidied.{os.getpid()}.{time.time_ns()}"
     server, _ = started(sys.executable, "-S", "-c", TIDY, str(PORT), mark)
@@ -159,12 +131,6 @@ def tidying() -> bool:
     if os.path.exists(mark):
         os.unlink(mark)
     return tidied
-
-
-def stubborn() -> bool:
-    server = hold(("0.0.0.0", PORT), ignore_term=True)
-    run()
-    return gone(server)
 
 
 def at_once() -> bool:
@@ -219,15 +185,15 @@ def take_over() -> str:
 
 
 CASES: dict[str, Callable[[], object]] = {
-    "a client of the port lives": a_client,
+    "a client of the port lives": lambda: freed({"bind": (WHERE, 0), "connect": (WHERE, PORT)}),
     "a program whose own end of a connection uses the port lives": an_own_end,
-    "a UDP program on the number lives, the TCP server goes": udp,
-    "a listener on 127.0.0.2 lives beside 127.0.0.1": another_address,
-    "a v6-only listener lives beside 0.0.0.0": ipv6_alone,
-    "a master and its four workers go": a_family,
-    "a socket that is bound and does not listen is found": bound_only,
+    "a UDP program on the number lives, the TCP server goes": lambda: freed({"bind": ("0.0.0.0", PORT), "udp": True}),
+    "a listener on 127.0.0.2 lives beside 127.0.0.1": lambda: freed({"bind": ("127.0.0.2", PORT)}, host=WHERE),
+    "a v6-only listener lives beside 0.0.0.0": lambda: freed({"bind": ("::", PORT), "v6only": True}),
+    "a master and its four workers go": lambda: freed(server={"children": 4}),
+    "a socket that is bound and does not listen is found": lambda: freed(server={"listen": False, "reuse": False}),
     "a server may clean up first (SIGTERM before SIGKILL)": tidying,
-    "a server that ignores SIGTERM goes": stubborn,
+    "a server that ignores SIGTERM goes": lambda: freed(server={"ignore_term": True}),
     "the port of a master with eight workers can be bound when the tool returns (5 of 5)": at_once,
     "a supervisor that starts its server again is reported": supervised,
     "another user's server: refused, with the reason": another_users,

@@ -6,14 +6,13 @@ import contextlib
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import pytest
 
@@ -33,6 +32,8 @@ NOBODY = 65534
 TELLS_BOUND = LINUX and tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 8)
 bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 nothing tells of such a socket")
 
+# An automatic start: exit status 0 where the port is free then.
+ENSURE = "import port_manager, sys; sys.exit(not port_manager.ensure_port_available(int(sys.argv[1])))"
 LISTENING = (  # a program that holds the port named by its first word
     "import socket, sys, time; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
     "print('ready', flush=True); time.sleep(60)"
@@ -42,6 +43,7 @@ PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded ma
 
 sys.path.insert(0, str(ROOT))
 from . import seam
+from .skips import pytest_sessionfinish  # noqa: F401
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -68,8 +70,10 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> bool:
 class Held:
     """A holder that was started, with its children."""
 
-    def __init__(self, process: subprocess.Popen[str], pid: int, children: list[int], strangers: list[int]) -> None:
-        self.process, self.pid, self.children, self.strangers = process, pid, children, strangers
+    def __init__(
+        self, process: subprocess.Popen[str], pid: int, children: list[int], strangers: list[int], said: str = ""
+    ) -> None:
+        self.process, self.pid, self.children, self.strangers, self.said = process, pid, children, strangers, said
         self.births = {pid: birth(pid) for pid in [pid, *children, *strangers]}
 
     def alive(self) -> list[int]:
@@ -154,16 +158,20 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stream.close()
 
 
+def holding(*bind: tuple[str, int] | int, **spec: Any) -> list[str]:
+    """The command line of a holder (see holder.py); a number is a port of 127.0.0.1."""
+    spec["bind"] = [("127.0.0.1", one) if isinstance(one, int) else one for one in bind]
+    return [sys.executable, "-S", "-E", HOLDER, json.dumps(spec)]
+
+
 @pytest.fixture
 def hold() -> Iterator[Callable[..., Held]]:
-    """Start a holder (see holder.py); with a launcher, a command line that starts it."""
+    """Start a holder, in a folder and with more words behind its command line."""
     started: list[Held] = []
 
-    def run(*bind: tuple[str, int], cwd: str | None = None, session: bool = True, **spec: Any) -> Held:
-        command = [sys.executable, "-S", "-E", HOLDER, json.dumps({"bind": bind, **spec})]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=cwd, start_new_session=session
-        )
+    def run(*bind: tuple[str, int] | int, cwd: Any = None, more: Sequence[str] = (), **spec: Any) -> Held:
+        words = [*holding(*bind, **spec), *more]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=cwd, start_new_session=True)
         assert process.stdout
         told = json.loads(process.stdout.readline())
         started.append(Held(process, **told))
@@ -232,6 +240,35 @@ def shown_until_closed(terminal: int) -> str:
     return shown.decode("utf-8", "replace")
 
 
+def on_a_terminal(*words: str, answer: bytes = b"", cwd: Any = ".", **environ: str) -> tuple[str, str, int]:
+    """Run a Python program on a terminal of its own: what it shows up to its question, and after the answer; its status."""
+    pty = pytest.importorskip("pty")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(cwd)
+        os.execve(sys.executable, [sys.executable, *words], {**os.environ, "PYTHONPATH": str(ROOT), **environ})
+    shown = b""
+    while answer and b" [y/N]" not in shown:
+        shown += os.read(terminal, 4096)
+    os.write(terminal, answer)
+    after = shown_until_closed(terminal)
+    return shown.decode(), after, os.waitpid(pid, 0)[1] >> 8
+
+
+def ensured(folder: Path | str, port: int, code: str = ENSURE, **environ: str) -> subprocess.CompletedProcess[str]:
+    """An automatic start in a folder, without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-c", code, str(port)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+
 def as_nobody(question: Callable[[], Any]) -> Any:
     """The answer that a process of user nobody gets; only root may ask."""
     import argparse, difflib, pwd, select, struct  # noqa: F401, I001
@@ -253,43 +290,6 @@ def as_nobody(question: Callable[[], Any]) -> Any:
         answer = json.loads(pipe.read())
     os.waitpid(child, 0)
     return answer
-
-
-# Machines of another kind, made for real in namespaces of their own; only root may.
-
-boxes = pytest.mark.skipif(
-    not (ROOT_USER and shutil.which("unshare") and shutil.which("ip")), reason="needs root, unshare and ip"
-)
-
-
-def in_a_box(setup: str, question: str) -> str:
-    """Ask a question of Python in namespaces that a shell command has set up."""
-    script = f'ip link set lo up; {setup}; exec "{sys.executable}" -c "$QUESTION"'
-    imports = "import os, pytest, socket\nimport port_manager as p\nfrom tests import seam"
-    done = subprocess.run(
-        ["unshare", "--mount", "--net", "sh", "-ec", script],
-        env={**os.environ, "QUESTION": f"{imports}\n{question}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    return done.stderr + done.stdout.strip()
-
-
-# A seccomp filter that answers EPERM to socket(AF_NETLINK, …), set by prctl (x86-64 and arm64 alike, but for
-# the number of the call).
-REFUSE_NETLINK = """
-import ctypes, platform, struct
-number = {'x86_64': 41, 'aarch64': 198}[platform.machine()]
-code = b''.join(struct.pack('HBBI', *step) for step in [
-    (0x20, 0, 0, 0), (0x15, 0, 3, number), (0x20, 0, 0, 16), (0x15, 0, 1, 16),
-    (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)])
-program = ctypes.create_string_buffer(code)
-filter = ctypes.create_string_buffer(struct.pack('HxxxxxxQ', len(code) // 8, ctypes.addressof(program)))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, filter, 0, 0) == 0
-"""
 
 
 def can_bind(port: int, host: str = "127.0.0.1") -> bool:

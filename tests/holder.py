@@ -1,12 +1,14 @@
 """A program that holds a port in the way its argument (JSON) says, and tells on one line when it does.
 
 It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport,
-v6only, listen, udp, connect ([host, port], from the first bound address), ignore_term, drain (close the
-listener on SIGTERM, and live on), children (how many share the listener), own_sockets (each child binds for
+v6only, listen, udp, connect ([host, port], from the first bound address), stand_by (bind as soon as that can be
+done), ignore_term, drain (close the listener on SIGTERM, and live on), says (a text, on SIGTERM), children (how many share the listener), own_sockets (each child binds for
 itself with SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies once
-its children run), strangers (how many processes without the socket are started after each child), silent_parent
-(the parent closes the listener and waits), name (of the process), first (the name of the first child), uid (to
-change to), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on), generations
+its children run), strangers (how many processes without the socket are started after each child), respawns (a new child
+for each that ends, until SIGTERM), silent_parent (the parent closes the listener and waits), starts (a program, and
+with terminal on one of its own; with leaks it inherits the listener), runs (a shell's command, before it tells), name
+(of the process), first (the name of the first child), uid (to change to; or the real, effective and saved one),
+exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on), generations
 (on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), spawns
 (a worker by multiprocessing, which alone listens),
 outlives_kill (seconds for which a child stops in the middle of its end).
@@ -18,6 +20,8 @@ import signal
 import socket
 import sys
 import time
+
+STOP = []  # has something in it once SIGTERM has come
 
 
 def listeners(spec):
@@ -48,11 +52,15 @@ def behave(spec, socks):
         signal.signal(signal.SIGTERM, lambda *_: (left.pop(), (not left or os.fork()) and os._exit(0)))
     if spec.get("drain"):
         signal.signal(signal.SIGTERM, lambda *_: [sock.close() for sock in socks])
+    if spec.get("says"):
+        signal.signal(signal.SIGTERM, lambda *_: (os.write(1, spec["says"].encode()), os._exit(0)))
+    if spec.get("respawns"):
+        signal.signal(signal.SIGTERM, lambda *_: STOP.append(1))
     if spec.get("name"):
         with open("/proc/self/comm", "w") as comm:
             comm.write(spec["name"])
     if spec.get("uid"):
-        os.setresuid(spec["uid"], spec["uid"], spec["uid"])
+        os.setresuid(*(spec["uid"] if isinstance(spec["uid"], list) else [spec["uid"]] * 3))
 
 
 def live_without_the_first_thread(spec):
@@ -95,6 +103,33 @@ def live(spec):
         time.sleep(min(1, max(0, end - time.monotonic())))
 
 
+def respawn(spec):
+    while os.wait() and not STOP:
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            live(spec)
+            os._exit(0)
+
+
+def start(spec, socks):
+    """Start another program; its PID."""
+    import subprocess
+
+    for sock in socks:
+        sock.set_inheritable(bool(spec.get("leaks")))
+    if not spec.get("terminal"):
+        null = subprocess.DEVNULL
+        return subprocess.Popen(spec["starts"], close_fds=False, stdin=null, stdout=null).pid
+    import pty
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.write(1, b"here")
+        os.execvp(spec["starts"][0], spec["starts"])
+    os.read(terminal, 4)
+    return pid
+
+
 def spawn(spec, told):
     """A worker in an interpreter of its own; what this process has bound does not listen."""
     import multiprocessing
@@ -107,6 +142,19 @@ def spawn(spec, told):
     told["children"].append(worker.pid)
 
 
+def stand_by(spec):
+    """Tell at once, and take the port when that can be done."""
+    print(json.dumps({"pid": os.getpid(), "children": [], "strangers": []}), flush=True)
+    while True:
+        try:
+            socks = listeners(spec)
+        except OSError:
+            time.sleep(0.0002)
+        else:
+            live(spec)
+            return socks
+
+
 def work(spec, ready):
     socks = listeners(spec)
     ready.set()
@@ -116,6 +164,8 @@ def work(spec, ready):
 
 def main():
     spec = json.loads(sys.argv[1])
+    if spec.get("stand_by"):
+        return stand_by(spec)
     bound = listeners({**spec, "listen": False}) if spec.get("master_binds") or spec.get("spawns") else []
     socks = bound if spec.get("own_sockets") or spec.get("spawns") else listeners(spec)
     told = {"pid": os.getpid(), "children": [], "strangers": []}
@@ -128,7 +178,8 @@ def main():
             if spec.get("double_fork") and os.fork():
                 os._exit(0)
             socks = listeners(spec) if spec.get("own_sockets") else socks
-            behave({**spec, **({"name": spec["first"]} if "first" in spec and number == 0 else {})}, socks)
+            named = {"name": spec["first"]} if "first" in spec and number == 0 else {}
+            behave({**spec, **named, "respawns": False}, socks)
             os.write(write, b"%d\n" % os.getpid())
             if spec.get("first_thread_ends"):
                 live_without_the_first_thread(spec)
@@ -154,6 +205,11 @@ def main():
     if spec.get("silent_parent"):
         for sock in socks:
             sock.close()
+    if spec.get("starts"):
+        told["children"].append(start(spec, socks))
+    if spec.get("runs"):
+        with os.popen(spec["runs"]) as output:
+            told["said"] = output.read()
     if spec.get("children"):
         spec.pop("uid", None)  # the parent keeps its rights
     behave(spec, socks)
@@ -166,6 +222,8 @@ def main():
             return
     if spec.get("orphans"):
         os._exit(0)
+    if spec.get("respawns"):
+        return respawn(spec)
     live(spec)
 
 

@@ -72,7 +72,7 @@ def listening(port: int, host: str = "127.0.0.1") -> bool:
 
 
 def wait_for(*ports: int) -> None:
-    assert all(eventually(lambda port=port: listening(port), 20) for port in ports), "the scene did not come up"
+    assert all(eventually(lambda port=port: listening(port)) for port in ports), "the scene did not come up"
 
 
 def is_free(port: int) -> bool:
@@ -80,12 +80,18 @@ def is_free(port: int) -> bool:
 
 
 class Witness:
-    """Processes, by name, that must be the same ones later."""
+    """Processes, by name, that must be the same ones later: with it, at the end of what is done with them."""
 
     def __init__(self, **pids: int) -> None:
         self.pids = pids
         self.births = {name: birth(pid) for name, pid in pids.items()}
         assert all(self.births.values()), self.births
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        assert kind or self.missing() == []
 
     def missing(self) -> list[str]:
         return [name for name, born in self.births.items() if birth(self.pids[name]) != born]

@@ -28,7 +28,8 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "netstat": pm._parse_listeners, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
     "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
     # Windows; all but netstat's take bytes, and the address at which they are, or whether it is a table of IPv6
-    "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table, "user": pm._parse_user,
+    "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table,
+    "user": pm._parse_user,
     "processes": pm._parse_processes, "text": pm._parse_text,
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
@@ -69,6 +70,13 @@ def limits(patch: Any, **limits: float) -> None:
     """Set tool_timeout, forced_wait, restart_watch (seconds) or rounds."""
     for name, value in limits.items():
         patch.setattr(pm, name.upper(), value)
+    if "tool_timeout" in limits:  # the default of a parameter was made when the module was loaded
+        patch.setitem(run.__kwdefaults__, "timeout", limits["tool_timeout"])
+
+
+def one_look(patch: Any) -> None:
+    """Let a look be taken once where somebody may be just exiting: who is hidden stays so, and costs a second."""
+    patch.setattr(pm, "_settled", pm._look)
 
 
 # Is the port free?

@@ -23,8 +23,8 @@ import pytest
 import port_manager
 import run_backend
 
+from .apps import ASGI, DJANGO, FASTAPI, FLASK, NODE, WSGI
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
-from .test_real_servers import ASGI, DJANGO, FLASK, NODE, WSGI
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the examples show Linux")
 
@@ -42,9 +42,8 @@ def test_examples_in_docstrings(module):
     assert tried > 3 and failed == 0
 
 
-# Projects for the examples to run in. What a server answers names the process that answers.
+# Projects for the examples to run in
 
-FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n"
 ROUTE = "app.get('/')(lambda: str(__import__('os').getpid()))\n"
 PACKAGE = '{"name": "web", "scripts": {"dev": "node server.js", "start": "node server.js"}}'
 SERVER = """
@@ -153,7 +152,7 @@ def commands() -> list[str]:
 
 NEEDS = {  # a word of the command: (what must be installed, the project)
     "create_app": ("gunicorn", {"app.py": WSGI + "def create_app(name=''): return app\nif False: import flask"}),
-    "fastapi": ("fastapi_cli", {"src/main.py": FASTAPI + ROUTE}),
+    "fastapi": ("fastapi_cli", {"src/main.py": FASTAPI}),
     "runserver": ("django", {"manage.py": DJANGO}),
     "flask": ("flask", {"app.py": FLASK}),
     "gunicorn": ("gunicorn", {"app.py": WSGI}),
@@ -163,38 +162,40 @@ NEEDS = {  # a word of the command: (what must be installed, the project)
 }
 
 
-@pytest.mark.parametrize("command", commands())
-def test_a_command_that_starts_a_backend(project, command):
-    needed, files = next((needs for word, needs in NEEDS.items() if word in command), (None, {"app.py": WSGI}))
-    if needed and not (shutil.which(needed) if needed == "npm" else find_spec(needed)):
-        pytest.skip(f"{needed} is not installed")
+def needs(command: str) -> tuple[str | None, dict[str, str]]:
+    return next((needs for word, needs in NEEDS.items() if word in command), (None, {"app.py": WSGI}))
+
+
+(IN_CHINESE, DROP_IN) = sorted(blocks("python", "# src/main.py"), key=len)
+(FLASK_SCRIPT,) = blocks("python", "debug=True")
+(KEPT_SOCKET,) = blocks("python", "sockets=[bind_port")
+UVICORN = "python -m uvicorn src.main:app --host 0.0.0.0 --port 8000"
+AN_APP = {"src/main.py": DROP_IN.replace("app = FastAPI()", "app = FastAPI()\n" + ROUTE)}
+STARTS = [
+    *((command, *needs(command)) for command in commands()),
+    ("python run_backend.py", "django", {"manage.py": DJANGO}),
+    (UVICORN, "fastapi uvicorn", AN_APP),
+    ("python src/main.py", "fastapi uvicorn", AN_APP),
+    ("python app.py", "flask", {"app.py": FLASK_SCRIPT.replace("(__name__)", f"(__name__)\n{ROUTE}", 1)}),
+    ("exec python serve.py", "uvicorn", {"src/main.py": ASGI, "serve.py": KEPT_SOCKET}),
+]
+
+
+@pytest.mark.parametrize("start", STARTS, ids=lambda start: start[0])
+def test_what_starts_a_backend(project, start):
+    command, needed, files = start
+    for name in (needed or "").split():
+        if not (shutil.which(name) if name == "npm" else find_spec(name)):
+            pytest.skip(f"{name} is not installed")
     project.write(files)
     project.takes_over_from_itself(command)
 
 
-def test_django_is_found(project):
-    pytest.importorskip("django")
-    project.write({"manage.py": DJANGO})
-    project.takes_over_from_itself("python run_backend.py")
-
-
-@pytest.mark.parametrize("call", ["python -m uvicorn src.main:app --host 0.0.0.0 --port 8000", "python src/main.py"])
-def test_the_drop_in_recipe(project, call):
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    recipe, chinese = blocks("python", "# src/main.py")
-    assert f"# for: {call}" in recipe
-    short, full = ({line.partition("  #")[0] for line in text.splitlines()} for text in (chinese, recipe))
+def test_the_drop_in_recipes_agree():
+    for call in (UVICORN, "python src/main.py"):
+        assert f"# for: {call}" in DROP_IN
+    short, full = ({line.partition("  #")[0] for line in text.splitlines()} for text in (IN_CHINESE, DROP_IN))
     assert short <= full
-    project.write({"src/main.py": recipe.replace("app = FastAPI()", "app = FastAPI()\n" + ROUTE)})
-    project.takes_over_from_itself(call)
-
-
-def test_a_flask_script_with_debug(project):
-    pytest.importorskip("flask")
-    (recipe,) = blocks("python", "debug=True")
-    project.write({"app.py": recipe.replace("(__name__)", f"(__name__)\n{ROUTE}", 1)})
-    project.takes_over_from_itself("python app.py")
 
 
 def test_the_pytest_fixture(project):
@@ -209,15 +210,6 @@ def test_the_dockerfile_compiles(project):
     project.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPYCACHEPREFIX="")
     assert project.start(line.partition(" ")[2]).wait(PATIENCE) == 0
     assert [*project.folder.glob("__pycache__/port_manager.*.pyc")]
-
-
-def test_the_socket_that_is_kept(project):
-    pytest.importorskip("uvicorn")
-    (text,) = blocks("python", "bind_port")
-    project.write({"src/main.py": ASGI, "serve.py": text})
-    for _ in range(2):
-        process = project.start("exec python serve.py")
-        assert eventually(project.answer) and process.poll() is None, project.log.read_text()
 
 
 def test_the_session_in_python(port):

@@ -1,94 +1,84 @@
-"""May we stop it? Who must stay is left alone, with the sentence that a person needs."""
+"""May we stop it? Who must stay is left alone, with the sentence that a person needs; bystanders survive, always."""
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001
 
 import contextlib
 import os
+import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import port_manager
-from port_manager import ensure_port_available, find_listeners
+from port_manager import PortManager, ensure_port_available, find_listeners
 
 from . import seam
-from .conftest import (
-    LINUX,
-    LISTENING,
-    NOBODY,
-    PATIENCE,
-    PORT_MANAGER,
-    ROOT,
-    ROOT_USER,
-    as_nobody,
-    bound_is_told,
-    can_bind,
-    command_line,
-    eventually,
-    shown_until_closed,
-)
+from .apart import boxed
+from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT_USER, as_nobody, bound_is_told, can_bind, command_line
+from .conftest import eventually, holding, on_a_terminal
+from .scenes import wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
+as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
 ID = "0123456789abcdef" * 4
 
 
 @pytest.fixture
 def cgroup():
     """Move a process into a control group with a path of our choice; a maker that may skip the test."""
-    made: list[Path] = []
-    homes: dict[int, Path] = {}
+    moved: list[tuple[Path, int]] = []
 
     def move(pid: int, path: str) -> None:
-        for home in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup"):
-            folder = Path(home)
-            if not (folder / "cgroup.procs").exists():
-                continue
-            try:
-                for part in (f"pm-tests-{os.getpid()}", *Path(path).parts):
-                    folder = folder / part
-                    if not folder.exists():
-                        folder.mkdir()
-                        made.append(folder)
-                (folder / "cgroup.procs").write_text(str(pid))
-            except OSError:
-                continue
-            homes[pid] = Path(home)
-            return
+        for home in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup")):
+            folder = home / f"pm-tests-{os.getpid()}" / path
+            with contextlib.suppress(OSError):
+                if (home / "cgroup.procs").exists():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / "cgroup.procs").write_text(str(pid))
+                    moved.append((home, pid))
+                    return
         pytest.skip("no control group can be made here")
 
     yield move
-    for pid, home in homes.items():
+    for home, pid in moved:
         with contextlib.suppress(OSError):
             (home / "cgroup.procs").write_text(str(pid))
-    for folder in reversed(made):
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+    for home in {home for home, _ in moved}:
+        for folder, _, _ in os.walk(home / f"pm-tests-{os.getpid()}", topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """A folder that comes first on PATH, and a maker of tools in it; the tools log how they were called."""
+    """A maker of tools in a folder that comes first on PATH; they log how they were called."""
     folder = tmp_path / "bin"
     folder.mkdir()
     log = tmp_path / "calls"
     log.write_text("")
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
-    def make(name: str, script: str) -> Path:
-        tool = folder / name
-        tool.write_text(f'#!/bin/sh\necho "{name} $*" >> "{log}"\n{script}\n')
-        tool.chmod(0o755)
+    def make(script: str, *names: str) -> Path:
+        for name in names:
+            (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >> "{log}"\n{script}\n')
+            (folder / name).chmod(0o755)
         return log
 
     return make
 
 
-def refused(port, said, *parts, policy=None):
-    assert ensure_port_available(port, policy=policy) is False
-    for part in parts:
-        assert part in said(), said()
+@pytest.fixture
+def refused(said):
+    """Nobody is stopped for a port, and it is told why."""
+
+    def check(port, *parts, policy=None):
+        assert ensure_port_available(port, policy=policy) is False
+        for part in parts:
+            assert part in said(), said()
+
+    return check
 
 
 # Control groups: services and containers
@@ -106,42 +96,32 @@ def refused(port, said, *parts, policy=None):
         (f"docker/{'0' * 64}/system.slice/libpod-{ID}.scope", f"podman stop {ID[:12]}"),
         (f"docker/{'0' * 64}/pods/cri-containerd-{ID}.scope", f"the container {ID[:12]} runs it; stop it there"),
         ("lxc.payload.web", "the container lxc.payload.web runs it; stop it there"),
+        # a login session is no service
+        ("user.slice/user-1.slice/session-3.scope", None),
+        ("user.slice/user-1.slice/user@1.service/app.slice/app-code-12.scope", None),
+        ("user.slice/user-1.slice/user@1.service/init.scope", None),
+        ("just/a/folder", None),
     ],
 )
-def test_a_service_or_a_container_is_left_alone(port, hold, cgroup, said, path, sentence, tools):
-    tools("docker", "exit 1")
-    tools("podman", "exit 1")
-    held = hold(("127.0.0.1", port), children=1)
+def test_a_service_or_a_container_is_left_alone(port, hold, cgroup, refused, path, sentence, tools):
+    tools("exit 1", "docker", "podman")
+    held = hold(port, children=1)
     for pid in (held.pid, *held.children):
         cgroup(pid, path)
-    refused(port, said, f"Process {held.pid} (", "is left alone", sentence)
+    if sentence:
+        refused(port, f"Process {held.pid} (", "is left alone", sentence)
     assert held.alive() == [held.pid, *held.children]
+    assert sentence or (ensure_port_available(port) is True and held.alive() == [])
 
 
 @pytest.mark.parametrize("policy", ["kill", "own", "ask", "refuse"])
-def test_a_container_has_a_name_and_is_stopped_by_nobody_here(port, hold, cgroup, tools, said, policy):
-    calls = tools("docker", "echo web")
-    held = hold(("127.0.0.1", port))
+def test_a_container_has_a_name_and_is_stopped_by_nobody_here(port, hold, cgroup, tools, refused, policy):
+    calls = tools("echo web", "docker")
+    held = hold(port)
     cgroup(held.pid, f"system.slice/docker-{ID}.scope")
-    refused(port, said, "the docker container web runs it; stop it with: docker stop web", policy=policy)
+    refused(port, "the docker container web runs it; stop it with: docker stop web", policy=policy)
     assert held.alive() == [held.pid]
     assert f"--filter id={ID} " in calls.read_text() and " stop " not in calls.read_text()
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "user.slice/user-1.slice/session-3.scope",
-        "user.slice/user-1.slice/user@1.service/app.slice/app-code-12.scope",
-        "user.slice/user-1.slice/user@1.service/init.scope",
-        "just/a/folder",
-    ],
-)
-def test_a_login_session_is_no_service(port, hold, cgroup, path):
-    held = hold(("127.0.0.1", port))
-    cgroup(held.pid, path)
-    assert ensure_port_available(port) is True
-    assert held.alive() == []
 
 
 @pytest.mark.parametrize(
@@ -150,39 +130,64 @@ def test_a_login_session_is_no_service(port, hold, cgroup, path):
 )
 def test_what_shares_our_own_service_or_container_is_not_foreign(port, hold, cgroup, path, ours):
     """Inside a container, or inside one service, development goes on as usual."""
-    held = hold(("127.0.0.1", port))
+    held = hold(port)
     cgroup(held.pid, path)
-    freed = subprocess.Popen(
-        ["sh", "-c", f"read go; exec '{sys.executable}' '{PORT_MANAGER}' free {port}"],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    words = ["sh", "-c", 'read go; exec "$@"', "sh", sys.executable, PORT_MANAGER, "free", str(port)]
+    freed = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     cgroup(freed.pid, ours)
     _, told = freed.communicate("go\n", timeout=PATIENCE)
     assert freed.returncode == 0, told
     assert held.alive() == []
 
 
-def test_a_terminal_that_is_a_unit_does_not_make_a_service(monkeypatch):
-    path = "/user.slice/user-1.slice/user@1.service/app.slice/console.service"
-    system = path.replace("/user.slice/user-1.slice/user@1.service/app.slice", "/system.slice")
-    stop = "systemctl --user stop console.service", "systemctl stop console.service"
-    places = ((34816, path, None), (0, path, stop[0]), (34816, system, stop[1]))
-    for tty, place, sentence in places:
-        why = seam.managed(monkeypatch, place, tty)
-        assert why is sentence or sentence in why
+USER = "/user.slice/user-1000.slice/user@1000.service"
 
 
-# Published ports of containers
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/system.slice/engine.service/job-1.scope", "systemctl stop engine"),
+        ("/machine.slice/systemd-nspawn@web.service/payload/init.scope", "systemctl stop systemd-nspawn@web"),
+        ("/machine.slice/machine-web.scope/payload", "the container machine-web"),
+        (f"/machine.slice/libpod-conmon-{'ab' * 32}.scope", "the container abababababab"),
+        (f"{USER}/app.slice/console-7.scope", None),
+        ("/user.slice/user-1000.slice/session-3.scope", None),
+        # what a desktop's menu has started, and what that has started: no service, and no container
+        (f"{USER}/app.slice/app-code-{'ab' * 16}.scope", None),
+        (f"{USER}/app.slice/app-org.kde.konsole@ab12.service", None),
+        (f"{USER}/app.slice/dbus-:1.2-org.gnome.Terminal.service", None),
+        (f"{USER}/tmux-spawn-12.scope", None),
+        (f"/sandbox/{'ab' * 16}", None),
+        # to stop these would end other logins and jobs
+        ("/system.slice/app-api.service", "systemctl stop app-api"),
+        ("/system.slice/dbus-broker.service", "systemctl stop dbus-broker"),
+        (f"{USER}/app.slice/app-api.service", "systemctl --user stop app-api"),
+        ("/system.slice/system-getty.slice/getty@tty1.service", None),
+        ("/system.slice/ssh.service", None),
+        ("/system.slice/cron.service", None),
+        # on a terminal, one of a user's is what has opened it
+        (f"{USER}/app.slice/console.service on a terminal", None),
+        (f"{USER}/app.slice/console.service", "systemctl --user stop console.service"),
+        ("/system.slice/console.service on a terminal", "systemctl stop console.service"),
+    ],
+)
+def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
+    path, _, terminal = path.partition(" on a ")
+    why = seam.managed(monkeypatch, path, 34816 if terminal else None)
+    assert why is sentence or sentence in why
 
 
-@pytest.fixture
-def proxy(port, hold):
-    """A process that calls itself docker-proxy and holds the port."""
-    held = hold(("0.0.0.0", port), name="docker-proxy")
-    assert eventually(lambda: port_manager.find_listeners(port)[0].name == "docker-proxy")
-    return held
+@as_root
+@pytest.mark.parametrize("first", [True, False])
+def test_what_runs_in_a_namespace_of_its_own_is_left_alone(port, start, refused, first):
+    """With its first process everything in there would end; and what any other is good for is not seen from here."""
+    inside = holding(port) if first else ["sh", "-c", '"$@" & wait', "sh", *holding(port)]
+    start("unshare", "--pid", "--fork", "--kill-child", *inside).stdout.readline()
+    refused(port, "a container or sandbox of its own (a PID namespace) runs it; stop it there")
+    assert not can_bind(port)
+
+
+# Who holds ports for others
 
 
 @pytest.mark.parametrize(
@@ -193,16 +198,14 @@ def proxy(port, hold):
         ("echo web", "the docker container web runs it; stop it with: docker stop web"),
     ],
 )  # fmt: skip
-def test_a_proxy_stays_and_the_words_help(port, proxy, tools, said, script, sentence, monkeypatch):
+def test_a_proxy_stays_and_the_words_help(port, hold, tools, refused, script, sentence, monkeypatch):
     seam.limits(monkeypatch, tool_timeout=0.3 if "sleep" in script else PATIENCE)
-    calls = tools("docker", script)
-    tools("podman", "exit 127")
-    refused(port, said, sentence.format(port=port))
+    proxy = hold(("0.0.0.0", port), name="docker-proxy")
+    calls = tools(script, "docker")
+    tools("exit 127", "podman")
+    refused(port, sentence.format(port=port))
     assert proxy.alive() == [proxy.pid]
     assert f"docker ps --filter publish={port}/tcp " in calls.read_text() and " stop " not in calls.read_text()
-
-
-# Squatters, other users, policies
 
 
 @pytest.mark.parametrize(
@@ -214,246 +217,445 @@ def test_a_proxy_stays_and_the_words_help(port, proxy, tools, said, script, sent
         ("rootlessport slirp4netns pasta com.docker.backend", "docker stop NAME (docker ps"),
     ],
 )
-def test_what_holds_ports_for_others_is_left_alone_with_its_remedy(ports, hold, said, names, remedy, tools):
-    for tool in ("docker", "podman", "systemctl"):
-        tools(tool, "exit 1")
+def test_what_holds_ports_for_others_is_left_alone_with_its_remedy(ports, hold, said, refused, names, remedy, tools):
+    tools("exit 1", "docker", "podman", "systemctl")
     for name in names.split():
         port = ports()
-        held = hold(("127.0.0.1", port), name=name)
-        assert eventually(lambda held=held, name=name: seam.read(held.pid).name == name[:15])
-        refused(port, said, f"Process {held.pid} (", remedy)
+        held = hold(port, name=name)
+        assert seam.read(held.pid).name == name[:15]
+        refused(port, f"Process {held.pid} (", remedy)
         assert held.alive() == [held.pid]
         assert said().count("is left alone") == said().count(remedy)
 
 
-@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
-def test_another_users_process_is_left_alone_by_root(port, hold, said):
-    held = hold(("127.0.0.1", port), uid=NOBODY)
-    refused(port, said, "it belongs to user nobody; only that user should stop it")
+# Other users
+
+
+@as_root
+@pytest.mark.parametrize("uids", [NOBODY, (NOBODY, 0, 0), (0, 0, NOBODY)], ids=str)
+def test_another_users_process_is_left_alone_by_root(port, hold, refused, uids):
+    """The same user is the same in every respect: a program that runs with another's rights is not ours to stop."""
+    held = hold(port, uid=uids)
+    owner = "nobody" if uids == NOBODY else "root"  # the name of the user whose rights it has
+    refused(port, f"it belongs to user {owner}; only that user should stop it")
     assert held.alive() == [held.pid]
 
 
-@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
-def test_workers_that_gave_up_their_rights_go_with_their_master(port, hold):
-    """nginx, started as root: its workers belong to another user, and to the family."""
-    held = hold(("127.0.0.1", port), children=2, uid=NOBODY)
-    assert eventually(lambda: {holder.user for holder in port_manager.find_listeners(port)} == {"root", "nobody"})
+@as_root
+def test_workers_that_gave_up_their_rights(port, hold, monkeypatch):
+    """nginx, started as root: its workers are another user's, who may not stop them one by one; and of the family."""
+    seam.one_look(monkeypatch)
+    held = hold(port, children=2, uid=NOBODY)
+    assert {holder.user for holder in find_listeners(port)} == {"root", "nobody"}
+    assert as_nobody(lambda: ensure_port_available(port)) is False
+    assert held.alive() == [held.pid, *held.children]
     assert ensure_port_available(port) is True
     assert held.alive() == []
 
 
-def test_who_cannot_be_told_stays(port, hold, monkeypatch, said):
+@as_root
+def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch, said):
+    seam.one_look(monkeypatch)
+    held = hold(port)
+    freed, told = as_nobody(lambda: (ensure_port_available(port), said()))
+    assert freed is False and "it is held by a process of user root that you may not see" in told
+    assert as_nobody(lambda: PortManager().kill_process(held.pid)) is False
+    assert held.alive() == [held.pid]
+
+
+def test_root_leaves_other_users_alone(port, hold, monkeypatch, said):
+    """Seen from another account, our own holder is somebody else's."""
+    held = hold(port)
+    monkeypatch.setattr(os, "geteuid", lambda: 54321)
+    assert ensure_port_available(port) is False
+    assert PortManager().kill_process(held.pid) is False
+    assert held.alive() == [held.pid]
+    assert said().count("is left alone: it belongs to user ") == 2 and "; only that user should stop it" in said()
+
+
+# Who cannot be told
+
+
+def test_who_cannot_be_told_stays(port, hold, monkeypatch, refused):
     """Where the line of our parents ends in the dark, whoever is older than what is seen of it may be in it."""
-    held = hold(("127.0.0.1", port))
+    held = hold(port)
     started = find_listeners(port)[0].started
     with monkeypatch.context() as patch:
         seam.ancestry_is_hidden(patch, oldest=started + 1)
-        refused(port, said, "it may be one of our own ancestors")
+        refused(port, "it may be one of our own ancestors")
     with monkeypatch.context() as patch:
         seam.users_are_hidden(patch)
-        refused(port, said, "it cannot be told whose it is")
+        refused(port, "it cannot be told whose it is")
     assert held.alive() == [held.pid]
     seam.ancestry_is_hidden(monkeypatch, oldest=started - 1)
     assert ensure_port_available(port) is True and held.alive() == []
 
 
-@pytest.fixture
-def projects(tmp_path):
-    """Two folders with a mark of a repository, a worktree below the first, and a folder without."""
-    for folder in ("api/src", "api/.worktrees/fix", "shop", "notes"):
-        (tmp_path / folder).mkdir(parents=True)
-    for mark in ("api/.git", "api/.worktrees/fix/.git", "shop/package.json"):
-        (tmp_path / mark).write_text("")
-    return tmp_path
+def test_an_ancestor_that_is_hidden_may_be_the_holder(monkeypatch):
+    """hidepid hides a parent of another user (sudo), and with it who is above: nobody can be ruled out."""
+    me = os.getpid()
+    ours = seam.read(me)._replace(parent=4_000_000)
+    seam.readings(monkeypatch, "linux", lambda pid: {me: ours} if pid == me else {})
+    assert seam.ancestry() is None
+
+
+@pytest.mark.parametrize("end", ["gone", "going"])
+def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, end):
+    """The new parent is an ancestor as well: it was above the old one, and may hold the port."""
+    me = os.getpid()
+    ours, init = (seam.read(pid) for pid in (me, 1))
+    end = {} if end == "gone" else {4_000_000: ours._replace(pid=4_000_000, parent=0, zombie=True)}
+    parents = iter([4_000_000, 1, 1])
+
+    def read(pid):
+        process = {me: ours, 1: init._replace(parent=0)}.get(pid)
+        return {pid: process._replace(parent=next(parents)) if pid == me else process} if process else end
+
+    seam.readings(monkeypatch, "linux", read)
+    assert seam.ancestry() == [me, 1]
+
+
+def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatch, said, request):
+    """In a container with the host's /proc, its PIDs are those of other processes here."""
+    seam.one_look(monkeypatch)
+    held = hold(port)
+    real = os.readlink
+    seam.forget()
+    request.addfinalizer(seam.forget)
+    monkeypatch.setattr(os, "readlink", lambda path, **at: "1" if path == "/proc/self" else real(path, **at))
+    assert ensure_port_available(port) is False and held.alive() == [held.pid]
+    assert PortManager().kill_process(held.pid) is False and held.alive() == [held.pid]
+    where = "that cannot be seen from here, perhaps" if ROOT_USER else "that you may not see; to find out"
+    assert "it is held by a process of user " in said() and where in said()
+    assert "it is a thread of another process, or may not be seen" in said()
+
+
+# We, our ancestors, and the system
+
+
+def test_we_and_our_ancestors_live(port, said):
+    """This process holds the port itself; then a child of it asks."""
+    with socket.create_server(("127.0.0.1", port)):
+        assert ensure_port_available(port) is False
+        assert f"Process {os.getpid()} (" in said() and "left alone: it is this very process" in said()
+        done = command_line("free", str(port))
+    assert done.returncode == 1
+    assert "is left alone: it is an ancestor of this process" in done.stderr
+    assert "stop it from another terminal" in done.stderr
+
+
+def test_a_supervisor_that_started_us_lives(port, hold):
+    """The holder starts a shell that starts the tool: an ancestor two steps up."""
+    tool = shlex.join([sys.executable, PORT_MANAGER, "free", str(port)])
+    held = hold(port, runs=f"exec 2>&1; {tool}; echo status $?")
+    assert "ancestor of this process" in held.said and "status 1" in held.said and held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize("pid", [1, 0, -1, -os.getpid()])
+def test_no_signal_for_pid_1_and_below(pid, monkeypatch, said):
+    """PID 0 reached kill(), which signals the caller's whole process group."""
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a signal was sent"))
+    assert PortManager().kill_process(pid) is False
+    assert f"❌ PID {pid} stands for the system or for whole groups of processes: it is left alone" in said()
+    for firmly in (False, True):
+        with pytest.raises(OSError, match="never signalled"):
+            seam.send(pid, firmly)
+
+
+def test_the_file_signals_in_one_place():
+    """A PID is checked before it gets there, and no other place calls what signals."""
+    source = Path(PORT_MANAGER).read_text(encoding="utf-8")
+    assert [source.count(call) for call in ("os.kill(", "pidfd_send_signal(", "killpg")] == [1, 1, 0]
+
+
+def test_kernel_threads_live(said, monkeypatch):
+    seam.on_signal(monkeypatch, lambda *_: pytest.fail("a signal was sent"))
+    kthreadd = seam.read(2)
+    if not kthreadd or not kthreadd.kernel:
+        pytest.skip("no thread of the kernel is to be seen here")
+    assert PortManager().kill_process(2) is False
+    assert "it is a thread of the kernel" in said()
+
+
+def test_the_pid_was_reused_between_look_and_signal(ports, hold, monkeypatch):
+    """The process that was looked at ends, and its PID now is a bystander's."""
+    port = ports()
+    holder, bystander = hold(port, exit_after=0.3), hold(ports())
+
+    def reused(rows):
+        return [row._replace(pid=bystander.pid) if row.pid == holder.pid else row for row in rows]
+
+    seam.owners_answer(monkeypatch, reused)
+    seam.on_signal(monkeypatch, lambda *_: pytest.fail("a signal was sent"))
+    ensure_port_available(port)
+    assert bystander.alive() == [bystander.pid]
+
+
+def test_the_pid_is_reused_where_there_is_no_pidfd(hold, port):
+    """Without a handle, the start times are compared just before the signal."""
+    bystander = hold(port)
+    with pytest.raises(ProcessLookupError):
+        seam.send(bystander.pid, True, start=12345)
+    assert not eventually(lambda: bystander.alive() == [], 0.1)
+    seam.send(bystander.pid, True)
+    assert eventually(lambda: bystander.alive() == [])
+
+
+# Who is not in the way: naive tools kill these
+
+
+def test_a_client_whose_own_end_is_our_port_is_named_and_lives(ports, hold, said, monkeypatch):
+    seam.one_look(monkeypatch)
+    port, server_port = ports(), ports()
+    hold(server_port)
+    client = hold(port, connect=("127.0.0.1", server_port), reuse=False)
+    assert ensure_port_available(port) is False
+    assert f"port {port} is the local end of a connection from process {client.pid} (" in said().lower()
+    assert f"to 127.0.0.1:{server_port}; a client is never stopped" in said()
+    assert client.alive() == [client.pid]
+
+
+@pytest.mark.parametrize("beside", [{"reuse": False}, {"listen": False}], ids=["a listener", "one that only binds"])
+def test_the_last_client_lives_when_the_listener_goes_first(ports, hold, said, beside, monkeypatch):
+    """Both at once: the server is stopped, and then the client alone still blocks the bind.
+
+    What is bound with SO_REUSEADDR and does not listen keeps nobody from the port, and is no holder.
+    """
+    seam.one_look(monkeypatch)
+    port, other = ports(), ports()
+    hold(other)
+    server = hold(port, **beside)
+    client = hold(("127.0.0.9", port), connect=("127.0.0.1", other), reuse=False)
+    assert ensure_port_available(port) is False
+    assert client.alive() == [client.pid]
+    assert f"process {client.pid}" in said() and "a client is never stopped" in said()
+    assert server.alive() == ([server.pid] if "listen" in beside else [])
+    assert (f"Successfully killed process {server.pid}" in said()) != ("listen" in beside)
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "why"),
+    ("asked", "dies", "lives"),
     [
-        ("api", "api", None),
-        ("api", "api/src", None),
-        ("api/src", "api", None),
-        ("notes", "notes", None),
-        ("api", "api/.worktrees/fix", "another project, {}, and the policy 'own' stops only what belongs to {ours}"),
-        ("api/.worktrees/fix", "api", "another project, {}, and the policy 'own'"),
-        ("api", "shop", "another project, {}, and the policy 'own'"),
-        ("api", "notes", "the folder {}, and the policy 'own'"),
-        ("/", "api", "another project, {}, and the policy 'own' stops only what belongs to this project, and this folder is in none"),
+        ("127.0.0.1", ("127.0.0.1", None), ("127.0.0.2", None)),
+        ("127.0.0.1", ("127.0.0.1", None), ("::1", None)),
+        ("::1", ("::1", None), ("127.0.0.1", None)),
+        ("0.0.0.0", ("127.0.0.1", None), ("::", True)),
+        ("0.0.0.0", ("0.0.0.0", None), ("::1", None)),
+        ("127.0.0.1", ("0.0.0.0", None), ("::", True)),
+        ("127.0.0.1", ("::", False), None),
+        ("0.0.0.0", ("::", False), None),
+        ("0.0.0.0", ("127.0.0.2", None), None),
+        ("localhost", ("::1", None), ("127.0.0.2", None)),
+        ("::", ("::1", None), None),
+        ("::ffff:127.0.0.1", ("127.0.0.1", None), ("127.0.0.2", None)),
+        ("127.0.0.1", ("::ffff:127.0.0.1", False), ("::1", None)),
+        ("127.0.0.1", None, ("127.0.0.2", None)),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else str(value),
+)
+@pytest.mark.parametrize("way", ["sock_diag", "proc_net"])
+def test_only_what_conflicts_goes(port, hold, asked, dies, lives, way, monkeypatch, said):
+    """The bind address was ignored: a listener on another interface was taken for ours and killed."""
+    if way == "proc_net":
+        seam.only(monkeypatch, "proc_net")
+    bystander = hold((lives[0], port), v6only=lives[1]) if lives else None
+    holder = hold((dies[0], port), v6only=dies[1]) if dies else None
+    if way == "proc_net" and dies == ("::", False):  # which does not tell that it takes IPv4, too
+        assert ensure_port_available(port, asked) is False
+        assert f"port_manager.py free {port} --host ::" in said() and holder.alive() == [holder.pid]
+        asked = "::"
+    assert ensure_port_available(port, asked) is True
+    assert holder is None or holder.alive() == []
+    assert bystander is None or bystander.alive() == [bystander.pid]
+    assert can_bind(port, asked)
+
+
+def test_a_stand_by_is_no_holder(port, hold, said):
+    """It is older than the call and takes the port when that is free; whoever held nothing is not stopped."""
+    held, waiting = hold(port), hold(port, stand_by=True)
+    available = ensure_port_available(port)
+    assert held.alive() == [] and waiting.alive() == [waiting.pid]
+    assert available or "was taken again" in said()
+
+
+def test_a_wildcard_of_ipv6_is_not_blamed_for_what_may_be_another(ports, hold, monkeypatch, said):
+    """Where netlink is refused, nothing tells a v6-only listener from a dual-stack one; a client may be in the way."""
+    port, server = ports(), ports()
+    seam.stand_in(monkeypatch, "sock_diag", lambda *_: None)
+    seam.only(monkeypatch, "proc_net")
+    hold(server)
+    bystander = hold(("::", port), v6only=True)
+    client = hold(port, reuse=False, connect=("127.0.0.1", server))
+    assert ensure_port_available(port) is False
+    assert bystander.alive() == [bystander.pid] and client.alive() == [client.pid]
+    assert "it cannot be told whether its :: keeps 0.0.0.0 from being bound" in said()
+
+
+def test_one_who_reserved_the_number_for_a_server_is_no_holder(port, hold, monkeypatch):
+    """A test runner binds a port, keeps it, and hands its number over: it blocks nobody, and is no master."""
+    seam.limits(monkeypatch, restart_watch=0.2)
+    runner = hold(("0.0.0.0", port), listen=False, starts=holding(port))
+    wait_for(port)
+    assert [server.pid for server in find_listeners(port, "127.0.0.1")] == runner.children
+    assert ensure_port_available(port, "127.0.0.1") is True
+    assert runner.alive() == [runner.pid]
+
+
+@boxed
+def test_the_same_link_local_address_on_another_interface(said):
+    subprocess.run(["ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1"], check=True)
+    for name in ("d0", "d1"):
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        subprocess.run(["ip", "-6", "address", "add", "fe80::1/64", "dev", name, "nodad"], check=True)
+    listeners = [socket.socket(socket.AF_INET6) for _ in range(2)]
+    for name, listener in zip(("d0", "d1"), listeners):
+        listener.bind(("fe80::1", 8000, 0, socket.if_nametoindex(name)))
+        listener.listen()
+    assert ensure_port_available(8000, "fe80::1%d0") is False and "is left alone: it is this very process" in said()
+    assert seam.conflict("fe80::1", "fe80::1%2") is None
+
+
+@pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0", "[::]"])
+def test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for(port, hold, said, host):
+    """uvicorn binds :: without IPv4, and starts beside it; others would not: in doubt, nobody is stopped."""
+    four = hold(port)
+    assert ensure_port_available(port, host) is False and four.alive() == [four.pid]
+    assert "it listens on IPv4 alone" in said() and "name the host 0.0.0.0" in said()
+    assert ensure_port_available(port, "0.0.0.0") is True and four.alive() == []
+
+
+# Terminals
+
+
+INHERITED = "it runs on a terminal of its own, and has only inherited the port"
+
+
+@pytest.mark.parametrize(
+    ("program", "leaks", "sentence"),
+    [
+        ("sh -i", True, f"Process {{inner}} (… is left alone: {INHERITED}"),
+        ("sleep 60", True, f"Process {{inner}} (… is left alone: {INHERITED}"),
+        ("sh -i", False, "Process {holder} (… is left alone: stopping it would also end a terminal (sh {inner})"),
     ],
 )
-def test_own_stops_only_what_is_of_this_project(port, hold, projects, monkeypatch, said, ours, theirs, why):
-    monkeypatch.chdir(projects / ours)
-    monkeypatch.setenv("PORT_MANAGER_POLICY", "own")
-    held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
-    assert ensure_port_available(port) is (why is None)
-    assert held.alive() == ([held.pid] if why else [])
-    where = seam.short_folder(str(projects / theirs))
-    assert why is None or f"it belongs to {why.format(where, ours=projects / ours)}" in said()
+def test_a_server_that_opens_terminals(port, hold, refused, program, leaks, sentence):
+    """As an editor's does, whatever that is called: in one of them there may be a shell, or unsaved text."""
+    held = hold(port, starts=program.split(), terminal=True, leaks=leaks)
+    (inner,) = held.children
+    assert eventually(lambda: seam.read(inner).name == program.split()[0])
+    refused(port, *sentence.format(inner=inner, holder=held.pid).split("…"))
+    assert held.alive() == [held.pid, inner]
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "stays"),
-    [("api", "shop", True), ("notes", "shop", True), ("api", "notes", False), ("api", "api", False)],
-)
-def test_another_projects_server_is_stopped_by_name_alone(port, hold, projects, monkeypatch, said, ours, theirs, stays):
-    """An automatic start leaves it alone; who types the port means it; the policy kill is the old way."""
-    monkeypatch.chdir(projects / ours)
-    held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
-    assert ensure_port_available(port) is not stays
-    if stays:
-        where = seam.short_folder(str(projects / theirs))
-        assert f"it belongs to another project, {where}; take the next free port (--next), or stop it: " in said()
-        assert f"port_manager.py free {port} (PORT_MANAGER_POLICY=kill" in said() and held.alive() == [held.pid]
-        assert command_line("free", str(port)).returncode == 0 and held.alive() == []
-        held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
-        monkeypatch.setenv("PORT_MANAGER_POLICY", "kill")
-        assert ensure_port_available(port) is True
-    assert held.alive() == []
-
-
-def test_another_port_of_another_project_ends_with_its_server_only_when_it_is_named(ports, hold, projects, monkeypatch):
-    """A debugger's port of this project is named by the project; whatever else would close has to be named."""
-    first, second = sorted((ports(), ports()))
-    theirs = hold(("127.0.0.1", first), ("127.0.0.1", second), cwd=str(projects / "shop"))
-    monkeypatch.chdir(projects / "api")
-    done = command_line("free", str(first))
-    assert done.returncode == 1 and theirs.alive() == [theirs.pid]
-    assert f"stopping it would also close port {second} (" in done.stderr
-    assert f" {theirs.pid}); to stop all: port_manager.py free {first} {second}\n" in done.stderr
-    assert command_line("free", str(first), str(second)).returncode == 0 and theirs.alive() == []
-    ours = hold(("127.0.0.1", first), ("127.0.0.1", second), cwd=str(projects / "api" / "src"))
-    assert command_line("free", str(first)).returncode == 0 and ours.alive() == []
-
-
-def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypatch):
-    """A blank that no terminal shows; a folder that has gone, and one that bears the name which /proc gives to that."""
-    wide, gone, namesake = tmp_path / "我的\u3000项目", tmp_path / "api", tmp_path / "api (deleted)"
-    for folder in (wide, gone):
-        folder.mkdir()
-    monkeypatch.chdir(wide)
-    held = hold(("127.0.0.1", port), cwd=str(wide))
-    assert ensure_port_available(port, policy="own") is True and held.alive() == []
-    held = hold(("127.0.0.1", port), cwd=str(gone))
-    gone.rmdir()
-    namesake.mkdir()
-    monkeypatch.chdir(namesake)
-    assert ensure_port_available(port, policy="own") is False and held.alive() == [held.pid]
-
-
-@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
-def test_a_socket_that_another_user_opened_is_left_to_that_user(port, hold):
-    """root listens, and its workers give up their rights: whoever they belong to may not stop them one by one."""
-    held = hold(("127.0.0.1", port), children=2, uid=NOBODY)
-    assert eventually(lambda: {holder.user for holder in port_manager.find_listeners(port)} == {"root", "nobody"})
-    assert as_nobody(lambda: ensure_port_available(port)) is False
-    assert held.alive() == [held.pid, *held.children]
-
-
-WITH_A_TERMINAL = """
-import os, pty, socket, sys, time
-listener = socket.socket()
-listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.bind(("127.0.0.1", int(sys.argv[1])))
-listener.listen()
-listener.set_inheritable(sys.argv[2] == "leaking")
-pid, terminal = pty.fork()
-if pid == 0:
-    os.write(1, b"here")
-    os.execvp(sys.argv[3], sys.argv[3:])
-os.read(terminal, 4)
-print(pid, flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("program", ["sh -i", "sleep 60"], ids=["shell", "program"])
-def test_what_runs_on_a_terminal_of_its_own_has_only_inherited_the_port(port, start, said, program):
-    """A server that opens terminals: in one of them there may be a shell, or unsaved text."""
-    server = start(sys.executable, "-S", "-c", WITH_A_TERMINAL, str(port), "leaking", *program.split())
-    inner = int(server.stdout.readline())
-    refused(port, said, f"Process {inner} (", "it runs on a terminal of its own, and has only inherited the port")
-    assert server.poll() is None
-
-
-def test_a_server_whose_terminals_would_end_with_it_stays(port, start, said):
-    """The server of an editor, whatever that is called: killing it cut the user off from what was typed there."""
-    server = start(sys.executable, "-S", "-c", WITH_A_TERMINAL, str(port), "closed", "sh", "-i")
-    inner = int(server.stdout.readline())
-    assert eventually(lambda: seam.read(inner).name == "sh")
-    refused(port, said, f"Process {server.pid} (", f"is left alone: stopping it would also end a terminal (sh {inner})")
-    assert server.poll() is None
-
-
-def test_the_program_of_a_terminal_of_its_own_may_be_the_server(port, said):
+def test_the_program_of_a_terminal_of_its_own_may_be_the_server(port):
     """As in tmux new-session 'python app.py'."""
     pty = pytest.importorskip("pty")
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, [sys.executable, "-S", "-c", LISTENING, str(port)])
-    assert b"ready" in os.read(terminal, 100)
+        os.execv(sys.executable, holding(port))
+    assert b'"pid"' in os.read(terminal, 100)
     assert ensure_port_available(port) is True
     assert os.waitpid(pid, 0)[1] == 15
     os.close(terminal)
 
 
-def test_refuse_stops_nobody(port, hold, said, monkeypatch):
-    held = hold(("127.0.0.1", port))
-    monkeypatch.setenv("PORT_MANAGER_POLICY", "Refuse")
-    assert ensure_port_available(port) is False
-    assert "the policy 'refuse' stops nobody" in said().lower()
-    assert held.alive() == [held.pid]
-    assert ensure_port_available(port, policy="kill") is True  # what the caller says goes before the variable
+# The environment
 
 
-def test_a_policy_that_is_none_stops_nobody(port, hold, said, monkeypatch):
-    held = hold(("127.0.0.1", port))
-    monkeypatch.setenv("PORT_MANAGER_POLICY", "kil")
-    assert ensure_port_available(port) is False
-    assert "PORT_MANAGER_POLICY is 'kil', which is none of kill, own, ask, refuse" in said()
-    assert held.alive() == [held.pid]
-    with pytest.raises(ValueError, match="a policy is one of kill, own, ask, refuse"):
-        ensure_port_available(port, policy="kil")
-
-
-def test_the_variable_can_only_tighten(port, hold, monkeypatch):
-    held = hold(("127.0.0.1", port))
+def test_production_touches_nobody(port, hold, monkeypatch, said, tmp_path):
     monkeypatch.setenv("ENVIRONMENT", "production")
-    monkeypatch.setenv("PORT_MANAGER_POLICY", "kill")
+    held = hold(port, cwd=tmp_path)
+    assert ensure_port_available(port) is False
+    assert held.alive() == [held.pid]
+    lines = said().splitlines()
+    assert lines[:2] == [f"⚠️  Port {port} is already in use", "🚨 Port conflict in PRODUCTION environment!"]
+    assert lines[2].startswith(f"Process using port: {held.pid} ({os.path.basename(sys.executable)} -S -E holder.py ")
+    folder = seam.short_folder(str(tmp_path))
+    assert lines[2].endswith(f" s ago, in {folder})") and ", user " in lines[2] and ", started " in lines[2]
+    assert lines[3:] == ["❌ Cannot start: port is not available"]
+    manager = PortManager(port)
+    assert manager.check_and_clean_port() is False and manager.kill_process(held.pid) is False
+    monkeypatch.setenv("PORT_MANAGER_POLICY", "kill")  # which can only tighten
     assert ensure_port_available(port) is False
     assert ensure_port_available(port, policy="kill") is False
     assert held.alive() == [held.pid]
 
 
-def test_ask_without_a_terminal_refuses(port, hold):
-    held = hold(("127.0.0.1", port))
-    done = command_line("free", str(port), "--policy", "ask", stdin=subprocess.DEVNULL)
-    assert done.returncode == 1 and "needs a terminal" in done.stderr
+@pytest.mark.parametrize(
+    ("value", "development"),
+    [
+        *((name, True) for name in (None, "", "dev", "Development", "LOCAL", "test", "testing", "debug", " dev ")),
+        *((name, False) for name in ("prod", "PRODUCTION", "staging", "developement", "0", "false", " ", "dev;", "none")),
+    ],
+)
+def test_the_names_of_development_and_all_others(port, hold, monkeypatch, value, development, said):
+    if value is not None:
+        monkeypatch.setenv("ENVIRONMENT", value)
+    held = hold(port)
+    assert PortManager.IS_DEVELOPMENT is PortManager().IS_DEVELOPMENT is development
+    assert ensure_port_available(port) is development
+    assert held.alive() == ([] if development else [held.pid])
+    if not development:
+        production = value.lower() in ("prod", "production")
+        assert ("PRODUCTION" in said()) == production
+        assert (f"🚨 Port conflict: ENVIRONMENT is {value!r}: outside development" in said()) != production
+        assert ("The names of development are dev, development, local, " in said()) != production
+
+
+def test_the_environment_is_asked_each_time(monkeypatch):
+    manager = PortManager()
+    for value in ("production", "dev", "production"):
+        monkeypatch.setenv("ENVIRONMENT", value)
+        assert manager.IS_DEVELOPMENT == PortManager.IS_DEVELOPMENT == (value == "dev")
+
+
+def test_force_lifts_the_environment_and_no_guard(port, hold):
+    held = hold(port)
+    assert command_line("free", str(port), ENVIRONMENT="production").returncode == 1
     assert held.alive() == [held.pid]
+    tunnel = hold(("127.0.0.2", port), name="ssh")
+    done = command_line("free", str(port), "--force", ENVIRONMENT="production")
+    assert done.returncode == 1 and "it is a tunnel" in done.stderr
+    assert held.alive() == [held.pid] and tunnel.alive() == [tunnel.pid]
+    done = command_line("free", str(port), "--host", "127.0.0.1", "--force", ENVIRONMENT="production")
+    assert done.returncode == 0, done.stderr
+    assert held.alive() == []
 
 
-FREE = (PORT_MANAGER, "free", "--policy", "ask")
-ENSURE = ("-c", "import port_manager, sys; sys.exit(not port_manager.ensure_port_available(int(sys.argv[1])))")
+# Policies
 
 
-def answered(answer, *words, **environ):
-    """What is shown before the answer and after it, and the status, of a program with a question on a terminal."""
-    pty = pytest.importorskip("pty")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(sys.executable, [sys.executable, *words], {**os.environ, "PYTHONPATH": str(ROOT), **environ})
-    shown = b""
-    while b" [y/N]" not in shown:
-        shown += os.read(terminal, 4096)
-    os.write(terminal, answer)
-    after = shown_until_closed(terminal)
-    return shown.decode(), after, os.waitpid(pid, 0)[1] >> 8
+@pytest.mark.parametrize(
+    ("policy", "sentence"),
+    [
+        ("Refuse", "the policy 'refuse' stops nobody"),
+        ("kil", "PORT_MANAGER_POLICY is 'kil', which is none of kill, own, ask, refuse"),
+        ("ask", "needs a terminal"),
+    ],
+)
+def test_a_policy_that_stops_nobody(port, hold, said, monkeypatch, policy, sentence):
+    seam.stand_in(monkeypatch, "terminal", lambda: False)
+    held = hold(port)
+    monkeypatch.setenv("PORT_MANAGER_POLICY", policy)
+    assert ensure_port_available(port) is False
+    assert sentence.lower() in said().lower()
+    assert held.alive() == [held.pid]
+    if policy == "ask":
+        done = command_line("free", str(port), "--policy", "ask", stdin=subprocess.DEVNULL)
+        assert done.returncode == 1 and "needs a terminal" in done.stderr and held.alive() == [held.pid]
+    if policy == "kil":
+        with pytest.raises(ValueError, match="a policy is one of kill, own, ask, refuse"):
+            ensure_port_available(port, policy="kil")
+    if policy == "Refuse":
+        assert ensure_port_available(port, policy="kill") is True  # what the caller says goes before the variable
 
 
 @pytest.mark.parametrize("answer", [b"y\n", b"YES\n", b"n\n", b"\n", b"\x04", b"\xff\xfey\n"])
 def test_ask_on_a_terminal(port, hold, answer):
     """The last of the answers is no text, and so no yes."""
-    held = hold(("127.0.0.1", port))
-    shown, after, status = answered(answer, *FREE, str(port), PYTHONIOENCODING="utf-8:strict")
+    held = hold(port)
+    words = [PORT_MANAGER, "free", "--policy", "ask", str(port)]
+    shown, after, status = on_a_terminal(*words, answer=answer, PYTHONIOENCODING="utf-8:strict")
     assert f"Process using port: {held.pid} (" in shown
     question = shown.splitlines()[-1]  # it says all by itself: the lines above may have gone into a log
     assert question.startswith(f"Stop process {held.pid} (") and question.endswith(f") to free port {port}? [y/N] ")
@@ -462,33 +664,30 @@ def test_ask_on_a_terminal(port, hold, answer):
     assert ("The answer was no: nobody was stopped" in after) != agreed and "Traceback" not in after
 
 
-@pytest.mark.parametrize("answer", [b"y\n", b"n\n"])
-def test_an_automatic_start_asks_about_another_projects_server(port, hold, projects, monkeypatch, answer):
-    held = hold(("127.0.0.1", port), cwd=str(projects / "shop"))
-    monkeypatch.chdir(projects / "api")
-    shown, _, status = answered(answer, *ENSURE, str(port))
-    where = seam.short_folder(str(projects / "shop"))
-    assert f"Process {held.pid} belongs to another project, {where}. Stop process {held.pid} (" in shown.splitlines()[-1]
-    assert (status, held.alive()) == ((0, []) if answer == b"y\n" else (1, [held.pid]))
+def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, said):
+    """While the person thinks, the holder may become one who must stay."""
+    held = hold(port)
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", lambda *_: seam.precious(monkeypatch, held.pid) or True)
+    assert ensure_port_available(port, policy="ask") is False
+    assert "it is precious" in said() and held.alive() == [held.pid]
 
 
-def test_force_lifts_the_environment_and_no_guard(port, hold, monkeypatch):
-    held = hold(("127.0.0.1", port))
-    environ = {**os.environ, "ENVIRONMENT": "production"}
-    assert command_line("free", str(port), env=environ).returncode == 1
-    assert held.alive() == [held.pid]
-    tunnel = hold(("127.0.0.2", port), name="ssh")
-    refused_ = command_line("free", str(port), "--force", env=environ)
-    assert refused_.returncode == 1 and "it is a tunnel" in refused_.stderr
-    assert held.alive() == [held.pid] and tunnel.alive() == [tunnel.pid]
-    done = command_line("free", str(port), "--host", "127.0.0.1", "--force", env=environ)
-    assert done.returncode == 0, done.stderr
-    assert held.alive() == []
+# All or none
+
+
+def test_one_who_must_stay_saves_the_others(port, hold, monkeypatch, refused):
+    """Nobody is half-stopped: when one holder is refused, the port stays held, and so all of them stay."""
+    held = hold(port, children=2)
+    last = held.children[-1]
+    seam.precious(monkeypatch, last)
+    refused(port, f"❌ Process {last} (", "is left alone: it is precious")
+    assert held.alive() == [held.pid, *held.children]
 
 
 def test_one_who_must_stay_saves_all_who_share_his_socket(port, hold):
-    """All or none are stopped: the first look finds also those who are far from the youngest."""
-    held = hold(("127.0.0.1", port), children=2, strangers=8, orphans=True, first="ssh")
+    """The first look finds also those who are far from the youngest."""
+    held = hold(port, children=2, strangers=8, orphans=True, first="ssh")
     assert eventually(lambda: held.alive() == held.children)
     oldest = held.children[0]
     predicted = command_line("free", str(port), "--dry-run")
@@ -499,79 +698,19 @@ def test_one_who_must_stay_saves_all_who_share_his_socket(port, hold):
     assert held.alive() == held.children
 
 
-@pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
-@pytest.mark.parametrize("uids", [(65534, 0, 0), (0, 0, 65534), (65534, 65534, 65534)], ids=str)
-def test_the_same_user_is_the_same_in_every_respect(port, start, uids, said):
-    """A program that runs with another's rights is not ours to stop."""
-    code = (
-        "import os, socket, sys, time; s = socket.socket(); s.setsockopt(1, 2, 1);"
-        f"s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); os.setresuid(*{uids}); print(1, flush=True); time.sleep(60)"
-    )
-    holder = start(sys.executable, "-S", "-c", code, str(port))
-    holder.stdout.readline()
-    assert ensure_port_available(port) is False
-    assert "it belongs to user" in said() and holder.poll() is None
-
-
-@pytest.mark.skipif(not ROOT_USER, reason="needs root")
-@pytest.mark.parametrize("first", [True, False])
-def test_what_runs_in_a_namespace_of_its_own_is_left_alone(port, start, said, first):
-    """With its first process everything in there would end; and what any other is good for is not seen from here."""
-    code = (
-        "import socket, sys, time; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
-        "print(1, flush=True); time.sleep(60)"
-    )
-    program = [sys.executable, "-S", "-c", code, str(port)]
-    inside = program if first else ["sh", "-c", '"$@" & wait', "sh", *program]
-    holder = start("unshare", "--pid", "--fork", "--kill-child", *inside)
-    holder.stdout.readline()
-    assert ensure_port_available(port) is False
-    assert "a container or sandbox of its own (a PID namespace) runs it; stop it there" in said() and not can_bind(port)
-
-
-@pytest.mark.parametrize(
-    ("path", "sentence"),
-    [
-        ("/system.slice/engine.service/job-1.scope", "systemctl stop engine"),
-        ("/machine.slice/systemd-nspawn@web.service/payload/init.scope", "systemctl stop systemd-nspawn@web"),
-        ("/machine.slice/machine-web.scope/payload", "the container machine-web"),
-        (f"/machine.slice/libpod-conmon-{'ab' * 32}.scope", "the container abababababab"),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/console-7.scope", None),
-        ("/user.slice/user-1000.slice/session-3.scope", None),
-        # what a desktop's menu has started, and what that has started: no service, and no container
-        (f"/user.slice/user-1000.slice/user@1000.service/app.slice/app-code-{'ab' * 16}.scope", None),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-org.kde.konsole@ab12.service", None),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/dbus-:1.2-org.gnome.Terminal.service", None),
-        ("/user.slice/user-1000.slice/user@1000.service/tmux-spawn-12.scope", None),
-        (f"/sandbox/{'ab' * 16}", None),
-        # to stop these would end other logins and jobs
-        ("/system.slice/app-api.service", "systemctl stop app-api"),
-        ("/system.slice/dbus-broker.service", "systemctl stop dbus-broker"),
-        ("/user.slice/user-1000.slice/user@1000.service/app.slice/app-api.service", "systemctl --user stop app-api"),
-        ("/system.slice/system-getty.slice/getty@tty1.service", None),
-        ("/system.slice/ssh.service", None),
-        ("/system.slice/cron.service", None),
-    ],
-)
-def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
-    why = seam.managed(monkeypatch, path)
-    assert why is sentence or sentence in why
-
-
-def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, said):
-    """While the person thinks, the holder may become one who must stay."""
-    held = hold(("127.0.0.1", port))
-    seam.stand_in(monkeypatch, "terminal", lambda: True)
-    seam.stand_in(monkeypatch, "question", lambda *_: seam.precious(monkeypatch, held.pid) or True)
-    assert ensure_port_available(port, policy="ask") is False
-    assert "it is precious" in said() and held.alive() == [held.pid]
-
-
 @bound_is_told
-def test_all_or_none_also_where_one_has_only_bound(port, hold, said):
+def test_all_or_none_also_where_one_has_only_bound(port, hold, refused):
     """One listens, another has bound a different address: both keep the wildcard from being bound."""
-    listener, reserved = hold(("127.0.0.1", port)), hold(("127.0.0.2", port), reuse=False, listen=False, name="ssh")
+    listener, reserved = hold(port), hold(("127.0.0.2", port), reuse=False, listen=False, name="ssh")
     assert {holder.pid for holder in find_listeners(port, "0.0.0.0", thorough=True)} == {listener.pid, reserved.pid}
-    assert ensure_port_available(port) is False and "it is a tunnel" in said()
+    refused(port, "it is a tunnel")
     assert listener.alive() and reserved.alive()
     assert ensure_port_available(port, "127.0.0.1") is True and reserved.alive()
+
+
+def test_control_characters_never_reach_the_terminal(port, hold):
+    hold(port, more=["\x1b]0;owned\x07\x1b[2J\r\n\x9b31m\u202e"])
+    for words in (("check", str(port)), ("list",), ("check", str(port), "--json"), ("free", str(port))):
+        done = command_line(*words, text=False, PYTHONIOENCODING="utf-8")
+        shown = (done.stdout + done.stderr).decode()
+        assert all(c.isprintable() or c == "\n" for c in shown), words

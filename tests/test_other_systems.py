@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import sys
 import time
@@ -19,6 +20,7 @@ import port_manager
 from port_manager import CannotTell, ensure_port_available, find_listeners
 
 from . import seam
+from .samples import COMM, LAUNCHCTL, LSOF_BOUND, LSOF_HELD, NETSTAT_BSD, PS, PS_OF_FREEBSD, SOCKSTAT
 
 PORT = 8000
 ANY = "0.0.0.0"
@@ -27,87 +29,24 @@ ANY = "0.0.0.0"
 @pytest.fixture
 def machine(monkeypatch, fp):
     """A machine whose port is held until somebody is stopped, and whose tools are played back."""
-    state = SimpleNamespace(held=True, signals=[], error=OSError(errno.EADDRINUSE, "in use"))
-    seam.stand_in(monkeypatch, "bind", lambda *_: state.error if state.held else None)
+    state = SimpleNamespace(held=True, signals=[])
+    in_use = OSError(errno.EADDRINUSE, "in use")
+    seam.stand_in(monkeypatch, "bind", lambda *_: in_use if state.held else None)
     seam.stand_in(monkeypatch, "find a tool", lambda tool: tool)
     seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3)
+    seam.one_look(monkeypatch)
     fp.allow_unregistered(False)
+    fp.keep_last_process(True)
 
     def kill(pid, number):
         state.signals.append((pid, number))
-        if number in (signal.SIGTERM, signal.SIGKILL):
-            state.held = False
+        state.held = state.held and number not in (signal.SIGTERM, signal.SIGKILL)
 
     monkeypatch.setattr(os, "kill", kill)
-    state.release = lambda *_: setattr(state, "held", False)
     return state
 
 
 # macOS
-
-LSOF_HELD = """\
-p38146
-f5
-d0x2f1c
-tIPv4
-PTCP
-n*:8000
-TST=LISTEN
-TQR=0
-TQS=0
-f9
-tIPv4
-PTCP
-n127.0.0.1:8000->127.0.0.1:52011
-TST=ESTABLISHED
-p501
-f31
-tIPv4
-PTCP
-n127.0.0.1:52011->127.0.0.1:8000
-TST=ESTABLISHED
-p777
-f4
-tIPv4
-PUDP
-n*:8000
-p778
-f4
-tIPv6
-PTCP
-n[::1]:18000
-TST=LISTEN
-"""
-LSOF_BOUND = "p38146\nf7\ntIPv4\nPTCP\nn*:8000\nTST=CLOSED\nTQR=0\nTQS=0\n"
-PS = """\
-    1     0     1 Ss   ??       root  Mon Nov 23 08:00:00 2026 /sbin/launchd
-  700     1   700 S    ??       alice Mon Nov 23 09:00:00 2026 /Applications/Terminal.app/Contents/MacOS/Terminal
-  701   700   701 Ss   ttys001  alice Mon Nov 23 09:00:01 2026 -zsh
-{me}   701 {me} S+   ttys001  alice Mon Nov 23 10:00:00 2026 python port_manager.py free 8000
-38146   701 38146 S    ttys001  alice Mon Nov 23 09:30:00 2026 /opt/homebrew/bin/python3 -m uvicorn src.main:app
-  501     1   501 S    ??       alice Mon Nov 23 08:10:00 2026 /Applications/Firefox.app/Contents/MacOS/firefox
-  333     1   333 Ss   ??       alice Mon Nov 23 08:11:00 2026 /System/Library/CoreServices/\
-ControlCenter.app/Contents/MacOS/ControlCenter
-  444     1   444 S    ??       root  Mon Nov 23 08:11:00 2026 /usr/sbin/other
-  555     1   555 S    ??       alice Mon Nov 23 08:12:00 2026 /Applications/OrbStack.app/Contents/Frameworks/\
-OrbStack Helper.app/Contents/MacOS/OrbStack Helper vmgr
-  666   701 38146 Z    ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
-garbage
-"""
-
-
-COMM = """\
-  333 /System/Library/CoreServices/ControlCenter.app/Contents/MacOS/ControlCenter
-  555 /Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper
-38146 /opt/homebrew/bin/python3
-garbage
-"""
-LAUNCHCTL = """\
-PID\tStatus\tLabel
--\t0\tcom.apple.SafariHistoryServiceAgent
-812\t0\thomebrew.mxcl.postgresql@14
-501\t0\tapplication.org.mozilla.firefox.123.456
-"""
 
 
 class Queue:
@@ -121,39 +60,44 @@ class Queue:
         pass
 
 
+def with_kqueue(patch, queue):
+    for name in ("KQ_EV_ADD", "KQ_EV_ONESHOT", "KQ_FILTER_PROC", "KQ_NOTE_EXIT"):
+        patch.setattr(select, name, 1, raising=False)
+    patch.setattr(select, "kevent", lambda *args: args, raising=False)
+    patch.setattr(select, "kqueue", queue, raising=False)
+
+
 @pytest.fixture
 def macos(machine, monkeypatch, fp):
-    import select
-
+    """macos.lsof(listings of the port in turn, one of every port), macos.ps(what ps tells in turn)."""
     seam.on_system(monkeypatch, "darwin", "alice")
-    for name in ("KQ_EV_ADD", "KQ_EV_ONESHOT", "KQ_FILTER_PROC", "KQ_NOTE_EXIT"):
-        monkeypatch.setattr(select, name, 1, raising=False)
-    monkeypatch.setattr(select, "kevent", lambda *args: args, raising=False)
-    monkeypatch.setattr(select, "kqueue", Queue, raising=False)
+    with_kqueue(monkeypatch, Queue)
     monkeypatch.setattr(os, "getpid", lambda: 9999)
-    fp.keep_last_process(True)
     folder = r"/Users/alice/\xe9\xa1\xb9\xe7\x9b\xae"  # as lsof writes it with LC_ALL=C
     fp.register(["lsof", "-a", "-p", fp.any(), "-d", "cwd", "-F", "n"], stdout=f"p38146\nfcwd\nn{folder}\n")
     fp.register(["launchctl", "list"], stdout=LAUNCHCTL)
 
-    def lsof(*texts, every=None):
-        for asked, listings in ((f"-iTCP:{PORT}", texts), ("-iTCP", texts[:1] if every is None else [every])):
+    def lsof(*texts, every=None, port=PORT):
+        for asked, listings in ((f"-iTCP:{port}", texts), ("-iTCP", texts[:1] if every is None else [every])):
             for text in listings:
                 fp.register(["lsof", "-nP", asked, "-F", "pftdPnT"], stdout=text, returncode=0 if text else 1)
 
-    def read_ps(pid):
-        """What ps tells: the holder is a zombie once it has been signalled."""
-        listing = PS.format(me=9999)
-        return seam.parse("ps", listing if machine.held else listing.replace(" 38146 S ", " 38146 Z "), COMM)
+    def ps(*looks):
+        """The last listing is told again and again; "" is a ps that tells nothing."""
+        left = iter(looks[:-1])
+        read = lambda pid: seam.parse("ps", next(left, looks[-1]), COMM)
+        seam.readings(monkeypatch, "macos", read)
 
-    seam.readings(monkeypatch, "macos", read_ps)
-    return SimpleNamespace(lsof=lsof, state=machine, fp=fp)
+    listing = PS.format(me=9999)
+    ended = listing.replace(" 38146 S ", " 38146 Z ")  # the holder is a zombie once it has been signalled
+    seam.readings(monkeypatch, "macos", lambda pid: seam.parse("ps", listing if machine.held else ended, COMM))
+    return SimpleNamespace(lsof=lsof, ps=ps, listing=listing, state=machine, fp=fp)
 
 
 def test_macos_reads_ps(macos, fp):
     """Each keyword with an -o of its own: FreeBSD takes all that follows a = for the heading of one column."""
     keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
-    fp.register(["ps", "-axww", *(word for key in keys for word in ("-o", f"{key}="))], stdout=PS.format(me=9999))
+    fp.register(["ps", "-axww", *(word for key in keys for word in ("-o", f"{key}="))], stdout=macos.listing)
     fp.register(["ps", "-axww", "-o", "pid=", "-o", "comm="], stdout=COMM)
     processes = seam.read_by_ps(38146)
     assert processes[555].name == "OrbStack Helper" and processes[501].name == "firefox"
@@ -185,61 +129,54 @@ def test_macos_stops_the_holder_and_nobody_else(macos, listing, said):
     assert "✅ Successfully killed process 38146" in said()
 
 
+def held_by(pid):
+    return LSOF_HELD.replace("p38146", f"p{pid}")
+
+
+DEBUGGER = "p38146\nf6\ntIPv4\nPTCP\nn127.0.0.1:9229\nTST=LISTEN\n"
+
+
 @pytest.mark.parametrize(
-    ("pid", "sentence"),
+    ("listings", "every", "sentence"),
     [
-        (333, "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in"),
-        (444, "it belongs to user root; only that user should stop it"),
-        (501, "the desktop, as an application, runs it; stop it there"),
-        (701, "it is an ancestor of this process"),
+        ([held_by(333)], None,
+         "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in"),
+        ([held_by(444)], None, "it belongs to user root; only that user should stop it"),
+        ([held_by(501)], None, "the desktop, as an application, runs it; stop it there"),
+        ([held_by(701)], None, "it is an ancestor of this process"),
         # lsof shows users only their own processes: the bind is refused, and nobody is to be seen
-        (None, f"Port {PORT} is held by a process that cannot be named from here"),
+        ([""], None, f"Port {PORT} is held by a process that cannot be named from here"),
+        ([LSOF_HELD], LSOF_HELD + DEBUGGER, "would also close port 9229 (python3 38146)"),
+        ([LSOF_HELD], "no listing\n", "close other ports, perhaps, which this system does not tell"),
+        ([LSOF_HELD, held_by(333)], None, ""),  # just before the signal, another holds it
     ],
-)
-def test_macos_who_stays(macos, said, pid, sentence):
-    macos.lsof(LSOF_HELD.replace("p38146", f"p{pid}") if pid else "")
+    ids=["airplay", "root", "desktop", "ancestor", "unseen", "another port", "other ports", "changed"],
+)  # fmt: skip
+def test_macos_who_stays(macos, said, listings, every, sentence):
+    macos.lsof(*listings, every=every)
     assert ensure_port_available(PORT) is False
     assert sentence in said() and macos.state.signals == []
+
+
+LATER = PS.format(me=9999).replace("09:30:00", "09:59:59")
 
 
 @pytest.mark.parametrize(
-    ("row", "sentence"),
-    [
-        ("p38146\nf6\ntIPv4\nPTCP\nn127.0.0.1:9229\nTST=LISTEN\n", "would also close port 9229 (python3 38146)"),
-        (None, "close other ports, perhaps, which this system does not tell"),
-    ],
+    ("looks", "sentence"),
+    [((PS.format(me=9999), LATER), ""), ((PS.format(me=9999), ""), ""), (("",), "it could not be looked at")],
+    ids=["another start time", "it hangs just when the signal is due", "no ps"],
 )
-def test_macos_another_port_of_another_folders_holder_saves_it(macos, said, row, sentence):
-    macos.lsof(LSOF_HELD, every=LSOF_HELD + row if row else "no listing\n")
-    assert ensure_port_available(PORT) is False
-    assert sentence in said() and macos.state.signals == []
-
-
-def test_macos_the_holder_changed_before_the_signal(macos):
-    """The second lsof, asked just before the signal, names another."""
-    macos.lsof(LSOF_HELD, LSOF_HELD.replace("p38146", "p333"))
-    assert ensure_port_available(PORT) is False
-    assert macos.state.signals == []
-
-
-def test_macos_a_reused_pid_is_not_signalled(macos, monkeypatch):
-    """The same PID, another start time."""
+def test_macos_whom_ps_does_not_tell_to_be_the_same_is_not_signalled(macos, monkeypatch, said, looks, sentence):
+    """The first look is the one that pins; "cannot tell" is no permission."""
     macos.lsof(LSOF_HELD)
-    later = PS.format(me=9999).replace("09:30:00", "09:59:59")
-    looks = iter([PS.format(me=9999)])  # when it is pinned
-    reader = lambda pid: seam.parse("ps", next(looks, later))
-    seam.readings(monkeypatch, "macos", reader)
+    macos.ps(*looks)
     seam.limits(monkeypatch, rounds=1)
-    assert ensure_port_available(PORT) is False
-    assert macos.state.signals == []
-
-
-def test_macos_without_ps_nobody_is_stopped(macos, monkeypatch, said):
-    macos.lsof(LSOF_HELD)
-    seam.readings(monkeypatch, "macos", lambda pid: {})
-    assert ensure_port_available(PORT) is False
-    assert "it could not be looked at" in said()
-    assert seam.has_exited(38146, "macos", "unknown") is None  # "cannot tell" is not "gone"
+    assert ensure_port_available(PORT) is False and sentence in said()
+    if looks[-1] == "":
+        assert seam.has_exited(38146, "macos", "unknown") is None  # "cannot tell" is not "gone"
+        for firmly in (False, True):
+            with pytest.raises(OSError, match="it could not be verified that it is still the same process"):
+                seam.ask_to_stop("macos", 38146, firmly)
     assert macos.state.signals == []
 
 
@@ -257,33 +194,6 @@ def test_macos_what_launchd_runs_stays(macos, monkeypatch, pid, sentence):
     assert why is sentence or sentence in why
 
 
-def test_macos_nobody_is_signalled_whom_ps_no_longer_tells_of(macos, monkeypatch, said):
-    """ps may hang just when the signal is due: "cannot tell" is no permission."""
-    macos.lsof(LSOF_HELD)
-    answers = iter([seam.parse("ps", PS.format(me=9999), COMM)])  # when it is pinned
-    seam.readings(monkeypatch, "macos", lambda pid: next(answers, {}))
-    seam.limits(monkeypatch, rounds=1)
-    assert ensure_port_available(PORT) is False
-    assert macos.state.signals == []
-    for firmly in (False, True):
-        with pytest.raises(OSError, match="it could not be verified that it is still the same process"):
-            seam.ask_to_stop("macos", 38146, firmly)
-    assert macos.state.signals == []
-
-
-NETSTAT_BSD = """\
-Active Internet connections (including servers)
-Proto Recv-Q Send-Q  Local Address          Foreign Address        (state)
-tcp46      0      0  *.8000                 *.*                    LISTEN
-tcp6       0      0  *.8001                 *.*                    LISTEN
-tcp4       0      0  *.8002                 *.*                    LISTEN
-tcp46      0      0  *.8003                 *.*                    LISTEN
-tcp6       0      0  *.8003                 *.*                    LISTEN
-tcp46      0      0  *.8004                 10.0.0.1.5             ESTABLISHED
-udp46      0      0  *.8005                 *.*
-"""
-
-
 @pytest.mark.parametrize(
     ("port", "status", "stopped"),
     [(8000, 0, True), (8001, 0, False), (8003, 0, False), (8009, 0, False), (8000, 1, False)],
@@ -291,9 +201,7 @@ udp46      0      0  *.8005                 *.*
 )
 def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, port, status, stopped):
     """As a normal user sees it, the real holder may be hidden, and a v6-only server be all that lsof shows."""
-    listing = LSOF_HELD.replace("tIPv4\nPTCP\nn*:8000\nTST=LISTEN", f"tIPv6\nPTCP\nn*:{port}\nTST=LISTEN")
-    for asked in (f"-iTCP:{port}", "-iTCP"):
-        macos.fp.register(["lsof", "-nP", asked, "-F", "pftdPnT"], stdout=listing)
+    macos.lsof(LSOF_HELD.replace("tIPv4\nPTCP\nn*:8000\nTST=LISTEN", f"tIPv6\nPTCP\nn*:{port}\nTST=LISTEN"), port=port)
     macos.fp.register(["netstat", "-an", "-p", "tcp"], stdout=NETSTAT_BSD, returncode=status)
     assert seam.parse("netstat of macOS", NETSTAT_BSD) == {8000: False, 8001: True}
     assert ensure_port_available(port) is stopped
@@ -357,47 +265,19 @@ def test_macos_without_lsof_nobody_can_tell(machine, monkeypatch):
 
 
 def test_kqueue_where_the_process_has_gone(monkeypatch):
-    import select
-
     class Gone(Queue):
         def control(self, *_):
             raise ProcessLookupError
 
-    for name in ("KQ_EV_ADD", "KQ_EV_ONESHOT", "KQ_FILTER_PROC", "KQ_NOTE_EXIT"):
-        monkeypatch.setattr(select, name, 1, raising=False)
-    monkeypatch.setattr(select, "kevent", lambda *args: args, raising=False)
-    monkeypatch.setattr(select, "kqueue", Gone, raising=False)
+    with_kqueue(monkeypatch, Gone)
     seam.sleep("macos", [38146], 1)
 
 
 # The BSDs
 
-SOCKSTAT = """\
-USER     COMMAND    PID   FD  PROTO  LOCAL ADDRESS         FOREIGN ADDRESS
-alice    python3.11 38146 3   tcp4   127.0.0.1:8000        *:*
-alice    python3.11 38146 4   tcp6   ::1:8000              *:*
-alice    my tcp4 x  38147 3   tcp46  *:8000                *:*
-alice    curl       501   5   tcp4   127.0.0.1:52011       127.0.0.1:8000
-alice    curl       501   6   tcp6   ::1:52012             ::1:8000
-alice    curl       501   7   tcp6   fe80::1%lo0:52013     fe80::1%lo0:8000
-root     nginx      812   6   tcp6   *:8000                *:*
-root     syslogd    400   6   udp4   *:8000                *:*
-?        ?          ?     ?   tcp4   127.0.0.1:8000        *:*
-alice    python3.11 900   3   tcp4   127.0.0.1:18000       *:*
-"""
-PS_OF_FREEBSD = """\
-    0     0     0 DLs  -      root             Mon Nov 23 08:00:00 2026     [kernel]
-    1     0     1 ILs  -      root             Mon Nov 23 08:00:00 2026     /sbin/init
-  701     1   701 Is   pts/0  alice            Mon Nov 23 09:00:01 2026     -sh (sh)
- {me}   701 {me} S+   pts/0  alice            Mon Nov 23 10:00:00 2026     python port_manager.py free 8000
-38146   701 38146 S    pts/0  alice            Mon Nov 23 09:30:00 2026     python3.11 -m uvicorn main:app
-38147     1 38147 Ss   -      alice            Mon Nov 23 09:30:00 2026     daemon: my tcp4 x[38147] (daemon)
-"""
-
 
 def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
     seam.on_system(monkeypatch, "freebsd14", "alice")
-    fp.keep_last_process(True)
     fp.register(["sockstat", "-46lw", "-P", "tcp", "-p", "8000"], stdout=SOCKSTAT)
     fp.register(["ps", fp.any()], stdout=PS_OF_FREEBSD.format(me=os.getpid()))
     fp.register(["lsof", fp.any()], stdout="")
@@ -416,7 +296,6 @@ def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
 
 def test_freebsd_falls_back_to_lsof(machine, monkeypatch, fp):
     seam.on_system(monkeypatch, "freebsd13", "alice")
-    fp.keep_last_process(True)
     fp.register(["sockstat", fp.any()], returncode=1)
     fp.register(["lsof", "-nP", fp.any()], stdout=LSOF_HELD)
     fp.register(["ps", fp.any()], stdout=PS.format(me=os.getpid()))
@@ -424,19 +303,15 @@ def test_freebsd_falls_back_to_lsof(machine, monkeypatch, fp):
     assert [holder.pid for holder in find_listeners(PORT)] == [38146]
 
 
-@pytest.mark.parametrize(
-    ("platform", "name"),
-    [
-        ("linux", "linux"),
-        ("android", "linux"),
-        ("darwin", "macos"),
-        ("freebsd14", "freebsd"),
-        ("win32", "windows"),
-        ("openbsd7", "bsd"),
-    ],
-)
-def test_each_system_has_its_class(platform, name):
-    assert seam.system_of(platform) == name
+SYSTEMS = {
+    "linux": "linux", "android": "linux", "darwin": "macos", "freebsd14": "freebsd", "openbsd7": "bsd",
+    "win32": "windows",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("platform", SYSTEMS)
+def test_each_system_has_its_class(platform):
+    assert seam.system_of(platform) == SYSTEMS[platform]
 
 
 # Windows: what needs none of its functions, and stands in no listing
@@ -495,35 +370,24 @@ def test_names_from_ps(program, words, name, protected):
 
 TUNNEL = "it is a tunnel, which ends at another machine or device"
 MACHINE = "it forwards the port to a virtual machine"
+FOR_OTHERS = {  # system and sentence: names; what ends with an editor's server is asked, not its name (code)
+    ("linux", TUNNEL): "ssh sshd-session dropbear kubectl cloudflared adb",
+    ("linux", MACHINE): "qemu-system-x86 VBoxHeadless",  # cut to 15 characters
+    ("linux", "docker ps --filter publish=80"): "docker-proxy",
+    ("linux", None): "python code sshuttle",
+    ("windows", TUNNEL): "ssh.exe SSH.EXE",
+    ("windows", MACHINE): "qemu-system-x86_64.exe",
+    ("windows", "it is a service of Windows"): "svchost.exe",
+    ("windows", "it is the Windows kernel (http.sys)"): "System",
+    ("windows", "it relays the port to a program in WSL"): "wslrelay.exe",
+    ("windows", None): "services python.exe myssh.exe",
+}
 
 
 @pytest.mark.parametrize(
-    ("system", "name", "sentence"),
-    [
-        ("linux", "ssh", TUNNEL),
-        ("linux", "sshd-session", TUNNEL),
-        ("linux", "dropbear", TUNNEL),
-        ("linux", "kubectl", TUNNEL),
-        ("linux", "cloudflared", TUNNEL),
-        ("linux", "adb", TUNNEL),
-        ("linux", "qemu-system-x86_64"[:15], MACHINE),
-        ("linux", "VBoxHeadless", MACHINE),
-        ("linux", "docker-proxy", "docker ps --filter publish=80"),
-        ("linux", "python", None),
-        ("linux", "code", None),  # what ends with an editor's server is asked, not its name
-        ("linux", "sshuttle", None),
-        ("windows", "ssh.exe", TUNNEL),
-        ("windows", "SSH.EXE", TUNNEL),
-        ("windows", "qemu-system-x86_64.exe", MACHINE),
-        ("windows", "svchost.exe", "it is a service of Windows"),
-        ("windows", "System", "it is the Windows kernel (http.sys)"),
-        ("windows", "wslrelay.exe", "it relays the port to a program in WSL"),
-        ("windows", "services", None),
-        ("windows", "python.exe", None),
-        ("windows", "myssh.exe", None),
-    ],
+    ("system", "sentence", "name"), [(*key, name) for key, names in FOR_OTHERS.items() for name in names.split()]
 )
-def test_who_holds_ports_for_others(system, name, sentence):
+def test_who_holds_ports_for_others(system, sentence, name):
     why = seam.protected(name, system=system)
     assert why is sentence or sentence in why
 
@@ -540,6 +404,7 @@ def test_nobody_is_found_who_holds_the_port(port, hold, monkeypatch, said, kerne
     """Another namespace hides the holder, say, or Windows has it."""
     held = hold((ANY, port))
     seam.only(monkeypatch, lambda _: [])
+    seam.one_look(monkeypatch)
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=kernel))
     assert ensure_port_available(port) is False
     assert f"❌ Nobody who may be seen holds port {port}" in said() and words in said()

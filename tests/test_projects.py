@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from .conftest import LINUX, PATIENCE, ROOT, command_line, eventually, shown_until_closed
+from port_manager import ensure_port_available
+
+from . import seam
+from .apart import KILL, boxed, forked, mounted
+from .conftest import ENSURE, LINUX, birth, command_line, ensured, holding, on_a_terminal, project
+from .scenes import wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
-CALL = "import port_manager, sys; raise SystemExit(not port_manager.ensure_port_available(int(sys.argv[1])))"
 BIND = "import port_manager, sys; port_manager.bind_port(int(sys.argv[1]))"
 
 
@@ -32,60 +36,51 @@ def projects(tmp_path, monkeypatch):
     return home
 
 
-def started(folder: Path | str, port: int, code: str = CALL, **environ: str) -> subprocess.CompletedProcess[str]:
-    """An automatic start in a folder, without a terminal."""
-    return subprocess.run(
-        [sys.executable, "-c", code, str(port)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-
-
-def on_a_terminal(folder: Path, port: int, answer: str) -> tuple[int, str]:
-    """The same on a terminal: (exit status, all that it showed)."""
-    pty = pytest.importorskip("pty")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(folder)
-        os.execve(sys.executable, [sys.executable, "-c", CALL, str(port)], {**os.environ, "PYTHONPATH": str(ROOT)})
-    shown = ""
-    while " [y/N]" not in shown:
-        shown += os.read(terminal, 4096).decode()
-    os.write(terminal, answer.encode())
-    shown += shown_until_closed(terminal)
-    return os.waitpid(pid, 0)[1] >> 8, shown
-
-
-@pytest.mark.parametrize("code", [CALL, BIND], ids=["ensure_port_available", "bind_port"])
-@pytest.mark.parametrize("mark", [".git", "pyproject.toml", "setup.cfg", "package.json", "manage.py", "go.mod"])
+@pytest.mark.parametrize(
+    ("mark", "code"),
+    [
+        (".git", ENSURE),
+        (".git", BIND),
+        ("pyproject.toml", ENSURE),
+        ("setup.cfg", BIND),
+        ("package.json", ENSURE),
+        ("manage.py", BIND),
+        ("go.mod", ENSURE),
+    ],
+)
 def test_another_projects_server_is_refused_without_a_terminal(port, hold, projects, mark, code):
     (projects / "blog/.git").rename(projects / "blog" / mark)
-    held = hold(("127.0.0.1", port), cwd=str(projects / "blog/api"))
-    done = started(projects / "shop", port, code)
+    held = hold(port, cwd=projects / "blog/api")
+    done = ensured(projects / "shop", port, code)
     assert done.returncode == 1 and held.alive() == [held.pid]
     for part in (
-        f"Process {held.pid} (", ", in ~/blog/api)", "it belongs to another project, ~/blog", "(--next)",
-        f"port_manager.py free {port}", "PORT_MANAGER_POLICY=kill",
-    ):  # fmt: skip
+        f"Process {held.pid} (",
+        ", in ~/blog/api)",
+        "it belongs to another project, ~/blog; take the next free port (--next), or stop it: ",
+        f"port_manager.py free {port} (PORT_MANAGER_POLICY=kill",
+    ):
         assert part in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
+@pytest.mark.parametrize(("answer", "status"), [(b"y\n", 0), (b"n\n", 1), (b"\n", 1)])
 def test_it_is_asked_about_on_a_terminal(port, hold, projects, answer, status):
-    held = hold(("127.0.0.1", port), cwd=str(projects / "blog"))
-    ended, shown = on_a_terminal(projects / "shop", port, answer)
+    held = hold(port, cwd=projects / "blog")
+    shown, after, ended = on_a_terminal("-c", ENSURE, str(port), answer=answer, cwd=projects / "shop")
     assert ended == status and held.alive() == ([] if status == 0 else [held.pid])
-    assert f"Process {held.pid} belongs to another project, ~/blog. Stop process {held.pid} (" in shown
-    assert ("The answer was no: nobody was stopped" in shown) == (status == 1)
+    question = f"Process {held.pid} belongs to another project, ~/blog. Stop process {held.pid} ("
+    assert question in shown.splitlines()[-1]
+    assert ("The answer was no: nobody was stopped" in after) == (status == 1)
+
+
+def test_a_yes_is_about_the_server_and_not_about_its_workers(port, hold, projects):
+    """One that forks for each request has others at each look."""
+    held = hold(port, forks=True, cwd=projects / "blog")
+    shown, after, status = on_a_terminal("-c", ENSURE, str(port), answer=b"y\ny\ny\n", cwd=projects / "shop")
+    assert status == 0 and held.alive() == [], shown + after
 
 
 def test_a_person_who_names_the_port_means_it(port, hold, projects):
-    held = hold(("127.0.0.1", port), cwd=str(projects / "blog"))
+    held = hold(port, cwd=projects / "blog")
     predicted = command_line("free", str(port), "--dry-run", cwd=projects / "shop", stdin=subprocess.DEVNULL)
     assert predicted.returncode == 0 and f"stop {held.pid}" in predicted.stdout
     done = command_line("free", str(port), cwd=projects / "shop", stdin=subprocess.DEVNULL)
@@ -93,70 +88,70 @@ def test_a_person_who_names_the_port_means_it(port, hold, projects):
 
 
 def test_the_variable_brings_whoever_holds_it_back(port, hold, projects):
-    held = hold(("127.0.0.1", port), cwd=str(projects / "blog"))
-    assert started(projects / "shop", port, PORT_MANAGER_POLICY="kill").returncode == 0
+    held = hold(port, cwd=projects / "blog")
+    assert ensured(projects / "shop", port, PORT_MANAGER_POLICY="kill").returncode == 0
     assert held.alive() == []
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "goes"),
-    [
-        ("shop", "shop", True),
-        ("shop/src/deep", "shop", True),
-        ("shop", "shop/src/deep", True),
-        ("shop", "shop/packages/web", True),  # a package of ours is ours
-        ("shop", "shop/.worktrees/feature", False),  # a worktree is another project, and so is the one it is of
-        ("shop/.worktrees/feature", "shop", False),
-        ("shop/.worktrees/feature", "shop/.worktrees/feature", True),
-        ("blog", "shop/packages/web", False),
-        ("shop", "scripts", True),  # without a mark nobody knows of a project
-        ("scripts", "scripts", True),
-        ("scripts", "blog", False),
-        ("shop", ".", True),  # the home folder and / are no projects
-        ("shop", "/", True),
-        (".", "blog", False),
-        ("/", "blog", False),
+    ("ours", "theirs", "goes", "own"),
+    [  # whether it is stopped by default; and what the policy "own" says of it, which stops less
+        ("shop", "shop", True, ""),
+        ("shop/src/deep", "shop", True, ""),
+        ("shop", "shop/src/deep", True, ""),
+        ("shop", "shop/packages/web", True, ""),  # a package of ours is ours
+        ("shop/src/deep", "shop/packages/web", True, ""),
+        ("shop", "shop/.worktrees/feature", False, "another project, {}, and"),  # and so is the one it is of
+        ("shop/.worktrees/feature", "shop", False, "another project, {}, and"),
+        ("shop/.worktrees/feature", "shop/.worktrees/feature", True, ""),
+        ("blog", "shop/packages/web", False, "another project, {}, and"),
+        ("shop", "blog/api", False, "another project, ~/blog, and"),
+        ("shop", "scripts", True, "the folder {}, and"),  # without a mark nobody knows of a project
+        ("scripts", "scripts", True, ""),
+        ("scripts", "blog", False, "another project, {}, and"),
+        ("shop", ".", True, "the folder {}, and"),  # the home folder and / are no projects
+        ("shop", "/", True, "the folder {}, and"),
+        (".", ".", True, "the folder {}, and"),
+        ("/", "/", True, "the folder {}, and"),
+        (".", "blog", False, "another project, {}, and"),
+        ("/", "blog", False, "another project, {}, and"),
     ],
 )
-def test_whose_a_server_is(port, hold, projects, ours, theirs, goes):
+def test_whose_a_server_is(port, hold, projects, monkeypatch, said, ours, theirs, goes, own):
     (projects / ".git").mkdir()  # as of one who keeps the home folder's files in git
-    held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
-    done = started(projects / ours, port)
-    assert (done.returncode == 0) == goes, done.stderr
-    assert held.alive() == ([] if goes else [held.pid])
+    monkeypatch.chdir(projects / ours)
+    seam.stand_in(monkeypatch, "terminal", lambda: False)
+    held = hold(port, cwd=projects / theirs)
+    monkeypatch.setenv("PORT_MANAGER_POLICY", "own")
+    assert ensure_port_available(port) == (own == "") == (held.alive() == [])
+    where = "this project, and this folder is in none" if ours in (".", "/") else projects / ours
+    sentence = f"it belongs to {own} the policy 'own' stops only what belongs to {where}"
+    assert not own or sentence.format(seam.short_folder(str(projects / theirs))) in said()
+    monkeypatch.delenv("PORT_MANAGER_POLICY")
+    held = held if own else hold(port, cwd=projects / theirs)
+    assert ensure_port_available(port) == goes == (held.alive() == [])
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "goes"),
-    [
-        ("shop", "shop/src/deep", True),
-        ("shop/src/deep", "shop", True),
-        ("shop/src/deep", "shop/packages/web", True),
-        ("scripts", "scripts", True),
-        ("shop", "scripts", False),
-        ("shop", "blog/api", False),
-        ("shop/.worktrees/feature", "shop", False),
-        (".", ".", False),
-        (".", "shop", False),
-        ("/", "/", False),
-        ("/", "shop", False),
-    ],
-)
-def test_own_is_this_project_from_any_of_its_folders(port, hold, projects, ours, theirs, goes):
-    held = hold(("127.0.0.1", port), cwd=str(projects / theirs))
-    done = started(projects / ours, port, PORT_MANAGER_POLICY="own")
-    assert (done.returncode == 0) == goes, done.stderr
-    assert held.alive() == ([] if goes else [held.pid])
-    if not goes:
-        assert "the policy 'own' stops only what belongs to " in done.stderr
+def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypatch):
+    """A blank that no terminal shows; a folder that has gone, and one that bears the name which /proc gives to that."""
+    wide, gone, namesake = tmp_path / "我的\u3000项目", tmp_path / "api", tmp_path / "api (deleted)"
+    for folder in (wide, gone):
+        folder.mkdir()
+    monkeypatch.chdir(wide)
+    held = hold(port, cwd=wide)
+    assert ensure_port_available(port, policy="own") is True and held.alive() == []
+    held = hold(port, cwd=gone)
+    gone.rmdir()
+    namesake.mkdir()
+    monkeypatch.chdir(namesake)
+    assert ensure_port_available(port, policy="own") is False and held.alive() == [held.pid]
 
 
 @pytest.mark.parametrize("environment", ["", "production"])
 def test_every_line_that_describes_a_process_names_its_folder(port, hold, projects, environment):
-    folder = projects / "blog/api"
-    held = hold(("127.0.0.1", port), children=1, cwd=str(folder))
+    held = hold(port, children=1, cwd=projects / "blog/api")
     said = [
-        started(projects / "shop", port, ENVIRONMENT=environment).stderr,
+        ensured(projects / "shop", port, ENVIRONMENT=environment).stderr,
         command_line("free", str(port), "--policy", "refuse", ENVIRONMENT=environment).stderr,
         command_line("free", str(port), ENVIRONMENT=environment).stderr,
     ]
@@ -165,16 +160,89 @@ def test_every_line_that_describes_a_process_names_its_folder(port, hold, projec
     assert len(lines) >= 3 and all(", in ~/blog/api)" in line for line in lines), said
 
 
-def test_a_servers_other_ports_go_with_it_where_it_is_ours(ports, hold, projects):
-    """A debugger's or a live reload's; of another folder's server each of them has to be named."""
-    port, other = ports(), ports()
-    ours = hold(("127.0.0.1", port), ("127.0.0.1", other), cwd=str(projects / "shop/src"))
-    assert started(projects / "shop", port).returncode == 0 and eventually(lambda: ours.alive() == [])
-    theirs = hold(("127.0.0.1", port), ("127.0.0.1", other), cwd=str(projects / "scripts"))
-    done = started(projects / "shop", port)
-    assert done.returncode == 1 and theirs.alive() == [theirs.pid]
+# Other ports of the same server: a debugger's or a live reload's
+
+
+@pytest.mark.parametrize("how", ["by a start", "by name", "in a child"])
+def test_another_port_would_close_too(ports, hold, projects, how):
+    """Where the server is ours, all of them go with it; of another folder's server each has to be named."""
+    port, other, shop = ports(), ports(), projects / "shop"
     both = " ".join(map(str, sorted((port, other))))
-    for part in (f"stopping it would also close port {other} (", f"port_manager.py free {both}"):
+
+    def free_one():
+        return ensured(shop, port) if how == "by a start" else command_line("free", str(port), cwd=shop)
+
+    def server(folder):
+        if how != "in a child":
+            return hold(port, other, cwd=projects / folder)
+        held = hold(port, starts=holding(other), cwd=projects / folder)
+        wait_for(other)
+        return held
+
+    ours = server("shop/src")
+    assert free_one().returncode == 0 and not birth(ours.pid)  # a child that holds nothing of this lives
+    ours.end()
+    theirs = server("scripts" if how == "by a start" else "blog")
+    done = free_one()
+    assert done.returncode == 1 and theirs.alive() == [theirs.pid, *theirs.children]
+    holder = theirs.children[0] if how == "in a child" else theirs.pid
+    sentence = f"stopping it would also close port {other} ("
+    for part in (sentence, f" {holder}); to stop all: ", f"port_manager.py free {both}\n"):
         assert part in done.stderr, done.stderr
-    done = command_line("free", str(port), str(other), cwd=projects / "shop")
+    done = command_line("free", str(port), str(other), cwd=shop)
     assert done.returncode == 0 and theirs.alive() == [], done.stderr
+
+
+# Folders of which nothing can be said are not nobody's
+
+
+@boxed
+def test_a_path_that_leads_elsewhere_in_another_mount_namespace(tmp_path):
+    ours, theirs, at = project(tmp_path / "ours"), project(tmp_path / "theirs"), tmp_path / "at"
+    at.mkdir()
+    (ours / ".git" / "HEAD").write_text("ref: refs/heads/ours\n")
+    script = f'mount --bind "{theirs}" "{at}"; cd "{at}"; exec "$@"'
+    with subprocess.Popen(["unshare", "--mount", "sh", "-ec", script, "sh", *holding(8000)]) as holder:
+        wait_for(8000)
+        done = ensured(ours, 8000)
+        assert done.returncode == 1 and holder.poll() is None, done.stderr
+        sentence = "it belongs to another project, perhaps, whose folder is out of reach from here; take the next"
+        assert sentence in done.stderr
+        assert '"branch": null' in command_line("check", "8000", "--json", cwd=ours).stdout  # it is not the asker's
+        assert ensured(ours, 8000, PORT_MANAGER_POLICY="own").returncode == 1 and holder.poll() is None
+        assert command_line("free", "8000", cwd=ours).returncode == 0
+
+
+@boxed
+def test_a_folder_on_a_file_system_that_does_not_answer(tmp_path):
+    ours, theirs = project(tmp_path / "ours"), tmp_path / "theirs"
+    theirs.mkdir()
+    server = mounted(theirs)
+    holder = forked(lambda: (os.chdir(theirs), socket.create_server(("127.0.0.1", 8000)).detach()))
+    KILL(server, signal.SIGSTOP)
+    done = ensured(ours, 8000)
+    KILL(server, signal.SIGKILL)
+    assert done.returncode == 1 and birth(holder), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("removed", "again", "ours", "goes"),
+    [  # what is left above it tells whose it was
+        ("blog/dist", True, "shop", False),  # a build made it anew: it is the other project's as before
+        ("blog/dist", False, "shop", False),
+        ("blog/dist", True, "blog", True),
+        ("shop/.worktrees/one", False, "shop", True),
+        ("trees/one", False, "shop", True),  # a worktree beside its repository, of which nothing is left
+        ("trees/one", True, "trees/two", True),
+    ],
+)
+def test_a_server_of_a_folder_that_was_removed(port, hold, projects, removed, again, ours, goes):
+    project(projects / "trees/two")
+    folder = projects / removed
+    folder.mkdir(parents=True)
+    held = hold(port, cwd=folder)
+    folder.rmdir()
+    if again:
+        folder.mkdir()
+    done = ensured(projects / ours, port)
+    assert (done.returncode == 0) == goes == (held.alive() == []), done.stderr

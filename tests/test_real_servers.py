@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import itertools
 import os
@@ -13,6 +14,7 @@ import site
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +24,7 @@ import pytest
 
 from port_manager import ensure_port_available, find_listeners
 
+from .apps import ASGI, CLUSTER, DASH, DJANGO, FASTAPI, FLASK, LITESTAR, NGINX, NODE, QUART, SANIC, WSGI
 from .conftest import LINUX, NOBODY, PATIENCE, ROOT, ROOT_USER, RUN_BACKEND, birth, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -29,72 +32,7 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 GRACE = 1.5  # an idle client keeps some of the servers from ending by themselves
 QUIET = 0.7  # seconds in which whoever respawns its workers would have done so
 
-PYTHON = shlex.quote(sys.executable)
 GUARDED = "import port_manager; port_manager.guard()\n"
-ASGI = """\
-import asyncio, os
-
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            event = (await receive())["type"]
-            await send({"type": event + ".complete"})
-            if event == "lifespan.shutdown":
-                return
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    while scope["path"] == "/endless":
-        await send({"type": "http.response.body", "body": b"more ", "more_body": True})
-        await asyncio.sleep(0.05)
-    await send({"type": "http.response.body", "body": b"served by %d" % os.getpid()})
-"""
-WSGI = """\
-import os
-
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [b"served by %d" % os.getpid()]
-"""
-FLASK = """\
-import os
-from flask import Flask
-
-app = Flask(__name__)
-
-@app.route("/")
-def page():
-    return f"served by {os.getpid()}"
-"""
-DJANGO = """\
-import os, sys
-from django.conf import settings
-from django.core.management import execute_from_command_line
-from django.http import HttpResponse
-from django.urls import path
-
-settings.configure(DEBUG=True, SECRET_KEY="none", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"])
-urlpatterns = [path("", lambda request: HttpResponse(f"served by {os.getpid()}"))]
-if __name__ == "__main__":
-    execute_from_command_line(sys.argv)
-"""
-NODE = """\
-require('http').createServer((question, answer) => answer.end('served by ' + process.pid))
-  .listen(process.argv[2] || process.env.PORT);
-"""
-CLUSTER = """\
-const cluster = require('cluster');
-if (cluster.isPrimary || cluster.isMaster) for (let i = 0; i < 3; i++) cluster.fork();
-else require('http').createServer((question, answer) => answer.end('served by ' + process.pid))
-  .listen(process.argv[2]);
-"""
-NGINX = """\
-daemon off; pid nginx.pid; worker_processes 2; %s
-events {}
-http {
-    access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-    server { listen 127.0.0.1:{port}; location / { return 200 "served by nginx"; } }
-}
-"""
 
 
 def ask_http(port: int, path: str = "/") -> str:
@@ -119,7 +57,7 @@ def ask_redis(port: int) -> str:
 
 
 class Server(NamedTuple):
-    """needs: a module or a program; processes: how many its family has, multiprocessing's helper included."""
+    """needs: modules and programs; processes: how many its family has, multiprocessing's helper included."""
 
     needs: str
     command: str
@@ -127,9 +65,8 @@ class Server(NamedTuple):
     processes: int = 1
     ask: Callable[[int], str] = ask_http
 
-
-APP = {"app.py": ASGI}
-NGINX_COMMAND = "{nginx} -p {folder} -e stderr -c {folder}/nginx.conf"
+    def with_words(self, words: str, processes: int) -> Server:
+        return self._replace(command=f"{self.command} {words}", processes=processes)
 
 
 def dropped_user() -> str:
@@ -139,46 +76,48 @@ def dropped_user() -> str:
     return f"user {account.pw_name} {grp.getgrgid(account.pw_gid).gr_name};"
 
 
+def nginx(user: str) -> Server:
+    return Server("nginx", "{nginx} -p {folder} -e stderr -c {folder}/nginx.conf", {"nginx.conf": NGINX % user}, 3)
+
+
+UVICORN = Server("uvicorn", "python -m uvicorn app:app --port {port}", {"app.py": ASGI})
+GUNICORN = Server("gunicorn", "python -m gunicorn app:app -b 127.0.0.1:{port} -w 4", {"app.py": WSGI}, 5)
+HYPERCORN = Server("hypercorn", "python -m hypercorn app:app -b 127.0.0.1:{port}", {"app.py": ASGI}, 3)
+GRANIAN = Server("granian", "python -m granian --interface asgi app:app --port {port} --workers 2", {"app.py": ASGI}, 3)
 SERVERS = {
-    "uvicorn": Server("uvicorn", PYTHON + " -m uvicorn app:app --port {port}", APP),
-    "uvicorn-reload": Server("uvicorn", PYTHON + " -m uvicorn app:app --port {port} --reload", APP, 3),
-    "uvicorn-workers": Server("uvicorn", PYTHON + " -m uvicorn app:app --port {port} --workers 3", APP, 5),
-    "gunicorn": Server("gunicorn", PYTHON + " -m gunicorn app:app -b 127.0.0.1:{port} -w 4", {"app.py": WSGI}, 5),
-    "gunicorn-reuse-port": Server(  # its master holds nothing, and starts its workers again
-        "gunicorn", PYTHON + " -m gunicorn app:app -b 127.0.0.1:{port} -w 2 --reuse-port", {"app.py": WSGI}, 3
-    ),
-    "hypercorn": Server("hypercorn", PYTHON + " -m hypercorn app:app -b 127.0.0.1:{port}", APP, 3),
-    "hypercorn-workers": Server("hypercorn", PYTHON + " -m hypercorn app:app -b 127.0.0.1:{port} -w 3", APP, 5),
-    "granian": Server("granian", PYTHON + " -m granian --interface asgi app:app --port {port} --workers 2", APP, 3),
-    "granian-respawning": Server(
-        "granian",
-        PYTHON + " -m granian --interface asgi app:app --port {port} --workers 2 --respawn-failed-workers",
-        APP,
-        3,
-    ),
-    "flask-debug": Server("flask", PYTHON + " -m flask --app app run --debug -p {port}", {"app.py": FLASK}, 2),
-    "django": Server("django", PYTHON + " manage.py runserver {port}", {"manage.py": DJANGO}, 2),
-    "waitress": Server("waitress", PYTHON + " -m waitress --listen=127.0.0.1:{port} app:app", {"app.py": WSGI}),
-    "http.server": Server("http", PYTHON + " -m http.server {port} --bind 127.0.0.1", {}),
+    "uvicorn": UVICORN,
+    "uvicorn-reload": UVICORN.with_words("--reload", 3),
+    "uvicorn-workers": UVICORN.with_words("--workers 3", 5),
+    "gunicorn": GUNICORN,
+    "gunicorn-reuse-port": GUNICORN.with_words("-w 2 --reuse-port", 3),  # its master holds nothing
+    "hypercorn": HYPERCORN,
+    "hypercorn-workers": HYPERCORN.with_words("-w 3", 5),
+    "granian": GRANIAN,
+    "granian-respawning": GRANIAN.with_words("--respawn-failed-workers", 3),
+    "flask-debug": Server("flask", "python -m flask --app app run --debug -p {port}", {"app.py": FLASK}, 2),
+    "django": Server("django", "python manage.py runserver {port}", {"manage.py": DJANGO}, 2),
+    "waitress": Server("waitress", "python -m waitress --listen=127.0.0.1:{port} app:app", {"app.py": WSGI}),
+    "http.server": Server("http", "python -m http.server {port} --bind 127.0.0.1", {}),
     "node": Server("node", "node server.js {port}", {"server.js": NODE}),
     "node-cluster": Server("node", "node cluster.js {port}", {"cluster.js": CLUSTER}, 4),
     "redis": Server(
         "redis-server", "redis-server --port {port} --bind 127.0.0.1 --save '' --dir {folder}", {}, 1, ask_redis
     ),
-    "nginx": Server("nginx", NGINX_COMMAND, {"nginx.conf": NGINX % ("user root;" if ROOT_USER else "")}, 3),
+    "nginx": nginx("user root;" if ROOT_USER else ""),
 }
 if ROOT_USER:
     with contextlib.suppress(KeyError):  # no such user here
-        SERVERS["nginx-of-another-user"] = Server("nginx", NGINX_COMMAND, {"nginx.conf": NGINX % dropped_user()}, 3)
+        SERVERS["nginx-of-another-user"] = nginx(dropped_user())
 
 
 def program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
-def need(name: str) -> None:
-    if not (program(name) if name in ("node", "nginx", "redis-server") else find_spec(name)):
-        pytest.skip(f"{name} is not installed")
+def need(names: str) -> None:
+    for name in names.split():
+        if not (program(name) if name in ("node", "nginx", "redis-server") else find_spec(name)):
+            pytest.skip(f"{name} is not installed")
 
 
 class Run:
@@ -224,7 +163,8 @@ class Run:
         """Whether the whole family is there, and the answer comes from it."""
         answer = server.ask(port)
         family = self.family()
-        _, _, pid = answer.partition("served by ")
+        _, _, pid = answer.partition("Process ")
+        pid = pid.partition(" ")[0]
         whole = len(family) >= server.processes and (not pid.isdigit() or int(pid) in family)
         self.has_served = self.has_served or (bool(answer) and whole)
         return bool(answer) and whole
@@ -261,21 +201,17 @@ def serve(start, tmp_path):
     def run(server: Server, port: int, wait: bool = True, **environ: str) -> Run:
         need(server.needs)
         places = {"{port}": str(port), "{folder}": str(tmp_path), "{nginx}": program("nginx") or ""}
-
-        def filled(text: str) -> str:
-            for name, value in places.items():
-                text = text.replace(name, value)
-            return text
+        filled = lambda text: functools.reduce(lambda done, place: done.replace(*place), places.items(), text)
 
         for name, text in server.files.items():
             path = tmp_path / name
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():  # a reloader would take a second writing for a change
                 path.write_text(filled(text))
         log = tmp_path / f"log-{next(count)}"
         with open(log, "w") as output:
             process = start(
-                *(filled(word) for word in shlex.split(server.command)),
+                *(sys.executable if word == "python" else filled(word) for word in shlex.split(server.command)),
                 cwd=tmp_path,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -318,20 +254,23 @@ def test_the_whole_family_goes_and_nobody_else(name, serve, port, ports, hold, s
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
 
 
+READER = """
+import socket, sys, time
+s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+s.sendall(b"GET /endless HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n")
+while b"more" not in s.recv(4096): pass
+print("reads", flush=True)
+try:
+    while s.recv(4096): pass
+except ConnectionError: pass
+time.sleep(60)
+"""
+
+
 def test_an_endless_answer_does_not_keep_the_server(serve, port, start, said):
     """uvicorn waits for its last answer, without end where nobody told it otherwise."""
-    old = serve(SERVERS["uvicorn"], port)
-    reader = (
-        "import socket, sys, time; s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
-        "s.sendall(b'GET /endless HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n')\n"
-        "while b'more' not in s.recv(4096): pass\n"
-        "print('reads', flush=True)\n"
-        "try:\n"
-        "    while s.recv(4096): pass\n"
-        "except ConnectionError: pass\n"
-        "time.sleep(60)"
-    )
-    client = start(sys.executable, "-S", "-E", "-c", reader, str(port))
+    old = serve(UVICORN, port)
+    client = start(sys.executable, "-S", "-E", "-c", READER, str(port))
     assert client.stdout.readline() == "reads\n"
     begun = time.monotonic()
     assert ensure_port_available(port, grace=0.5) is True, (said(), old)
@@ -339,44 +278,61 @@ def test_an_endless_answer_does_not_keep_the_server(serve, port, start, said):
     assert f"Process {old.pid} did not stop within 0.5 s: forced" in said()
     assert is_gone(old) and old.status() == -signal.SIGKILL and stays_free(port, old)
     assert client.poll() is None
-    serve(SERVERS["uvicorn"], port)
+    serve(UVICORN, port)
 
 
 def test_gunicorns_orphans_go_at_once(serve, port, said):
     """Their master was killed by hand, and they have not noticed yet."""
-    old = serve(SERVERS["gunicorn"], port)
+    old = serve(GUNICORN, port)
     old.process.kill()
     old.process.wait()
     orphans = old.alive()
     assert len(orphans) == 4 and listener_pids(port) == set(orphans), old
     assert ensure_port_available(port, grace=GRACE) is True, (said(), old)
     assert can_bind(port) and is_gone(old) and stays_free(port, old), (said(), old)
-    serve(SERVERS["gunicorn"], port)
+    serve(GUNICORN, port)
 
 
-# An app that begins with guard()
+# An app that begins with guard(), or calls port_manager itself
 
-PLAIN_UVICORN = PYTHON + " -m uvicorn src.main:app --host 0.0.0.0 --port {port}"
-GUARD_TAKES_OVER = {
-    "uvicorn": (5, Server("uvicorn", PLAIN_UVICORN, {"src/main.py": ASGI})),
-    "gunicorn-preload": (3, SERVERS["gunicorn"]._replace(command=SERVERS["gunicorn"].command + " --preload")),
-    "flask": (3, Server("flask", PYTHON + " -m flask --app app run -p {port}", {"app.py": FLASK})),
-    "flask-debug": (2, SERVERS["flask-debug"]),
-    "django": (2, SERVERS["django"]),
-    "waitress": (3, SERVERS["waitress"]),
-}
+PLAIN_UVICORN = "python -m uvicorn src.main:app --host 0.0.0.0 --port {port}"
+MAIN = {"src/main.py": ASGI}
 
 
 def guarded(server: Server) -> Server:
     return server._replace(files={name: GUARDED + text for name, text in server.files.items()})
 
 
-@pytest.mark.parametrize("name", GUARD_TAKES_OVER)
-def test_guard_takes_over_where_the_app_is_loaded_before_the_bind(name, serve, port):
-    times, server = GUARD_TAKES_OVER[name]
-    runs = [serve(guarded(server), port)]
+def script(run: str) -> Server:
+    calls = f"""
+if __name__ == "__main__":
+    import sys, uvicorn
+    from port_manager import bind_port, ensure_port_available
+    port, host = int(sys.argv[1]), "0.0.0.0"
+    {run}
+"""
+    return Server("uvicorn", "python src/main.py {port}", {"src/main.py": ASGI + calls})
+
+
+TAKES_OVER = {  # how often
+    "uvicorn": (5, guarded(Server("uvicorn", PLAIN_UVICORN, MAIN))),
+    "gunicorn-preload": (3, guarded(GUNICORN.with_words("--preload", 5))),
+    "flask": (3, guarded(Server("flask", "python -m flask --app app run -p {port}", {"app.py": FLASK}))),
+    **{name: (2, guarded(SERVERS[name])) for name in ("flask-debug", "django")},
+    "waitress": (3, guarded(SERVERS["waitress"])),
+    "ensure_port_available": (
+        5, script("ensure_port_available(port=port, host=host) or sys.exit(1); uvicorn.run(app, host=host, port=port)")
+    ),
+    "bind_port": (3, script("uvicorn.Server(uvicorn.Config(app)).run(sockets=[bind_port(port, host)])")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKES_OVER)
+def test_an_app_takes_over_where_it_is_loaded_before_the_bind(name, serve, port):
+    times, server = TAKES_OVER[name]
+    runs = [serve(server, port)]
     for _ in range(times - 1):
-        runs.append(serve(guarded(server), port))
+        runs.append(serve(server, port))
         assert is_gone(runs[-2]), runs
         assert f"✅ Port {port} is now available" in runs[-1].text()
         assert listener_pids(port) <= set(runs[-1].family())
@@ -384,13 +340,8 @@ def test_guard_takes_over_where_the_app_is_loaded_before_the_bind(name, serve, p
 
 
 BINDS_FIRST = {
-    "uvicorn-reload": SERVERS["uvicorn-reload"],
-    "uvicorn-workers": SERVERS["uvicorn-workers"],
-    "gunicorn": SERVERS["gunicorn"],
-    "hypercorn": SERVERS["hypercorn"],
-    "hypercorn-alone": SERVERS["hypercorn"]._replace(
-        command=SERVERS["hypercorn"].command + " --workers 0", processes=1
-    ),
+    **{name: SERVERS[name] for name in ("uvicorn-reload", "uvicorn-workers", "gunicorn", "hypercorn")},
+    "hypercorn-alone": HYPERCORN.with_words("--workers 0", 1),
 }
 # The workers that load the app
 SHARES_THE_PORT = {"hypercorn-workers": 3, "granian": 2}
@@ -446,48 +397,40 @@ def test_guard_stops_nobody_where_servers_share_the_port(name, serve, port, said
     assert is_gone(first) and is_gone(second) and can_bind(port), (said(), first, second)
 
 
-# An app that calls port_manager itself
-
-
-@pytest.mark.parametrize(
-    ("times", "run"),
-    [
-        (5, "ensure_port_available(port=port, host=host) or sys.exit(1); uvicorn.run(app, host=host, port=port)"),
-        (3, "uvicorn.Server(uvicorn.Config(app)).run(sockets=[bind_port(port, host)])"),
-    ],
-    ids=["ensure_port_available", "bind_port"],
-)
-def test_an_app_that_is_run_as_a_script(times, run, serve, port):
-    need("uvicorn")
-    script = f"""
-if __name__ == "__main__":
-    import sys, uvicorn
-    from port_manager import bind_port, ensure_port_available
-    port, host = int(sys.argv[1]), "0.0.0.0"
-    {run}
-"""
-    server = Server("uvicorn", PYTHON + " src/main.py {port}", {"src/main.py": ASGI + script})
-    runs = [serve(server, port)]
-    for _ in range(times - 1):
-        runs.append(serve(server, port))
-        assert is_gone(runs[-2]) and listener_pids(port) == {runs[-1].pid}, runs
-
-
 # run_backend.py
 
-BACKEND = PYTHON + " " + shlex.quote(RUN_BACKEND) + " --port {port}"
+BACKEND = f"python {shlex.quote(RUN_BACKEND)} --port {{port}}"
+IN_A_PACKAGE = {"src/shop/web.py": "from shop import x\n" + FASTAPI, "src/shop/__init__.py": "x = 1"}
+FACTORY = {"shop/__init__.py": "def make():\n" + textwrap.indent(FLASK + "return app\n", "    ")}
+
+
+def backend(needs: str, files: dict[str, str], processes: int = 1, words: str = "", web: str = "") -> Server:
+    return Server(needs, f"{BACKEND} {words}", {**files, **({"Procfile": f"web: {web}"} if web else {})}, processes)
+
+
 BACKENDS = {
-    "uvicorn": Server("uvicorn", BACKEND, {"src/main.py": ASGI}),
-    "uvicorn-reload": Server("uvicorn", BACKEND + " src.main:app --reload", {"src/main.py": ASGI}, 3),
-    "flask-gunicorn": Server("flask", BACKEND, {"app.py": FLASK}, 2),
-    "django": Server("django", BACKEND, {"manage.py": DJANGO}, 2),
-    "node": Server("node", BACKEND + " -- node server.js", {"server.js": NODE}),
+    "uvicorn": backend("uvicorn", MAIN),
+    "uvicorn-reload": backend("uvicorn", MAIN, 3, "src.main:app --reload"),
+    "fastapi": backend("fastapi uvicorn", {"main.py": FASTAPI}),
+    "fastapi-in-a-package": backend("fastapi uvicorn", IN_A_PACKAGE, 3, "--reload"),
+    "hypercorn": backend("fastapi hypercorn", {"main.py": FASTAPI}, web="hypercorn main:app -b :$PORT"),
+    "granian": backend("fastapi granian", {"main.py": FASTAPI}, web="granian --interface asgi main:app"),
+    "flask-gunicorn": backend("flask gunicorn", {"app.py": FLASK}, 2),
+    "flask-factory": backend("flask gunicorn", {**FACTORY, ".flaskenv": "FLASK_APP=shop:make()"}, 2),
+    "flask-waitress": backend("flask waitress", {"app.py": FLASK}, web="waitress-serve --listen=*:$PORT app:app"),
+    "flask-debug": backend("flask", {"app.py": FLASK}, 2, "--debug"),
+    "django": backend("django", {"manage.py": DJANGO}, 2),
+    "django-noreload": backend("django", {"manage.py": DJANGO}, 1, "--noreload"),
+    "litestar": backend("litestar uvicorn", {"app.py": LITESTAR}),
+    "quart": backend("quart hypercorn", {"app.py": QUART}),
+    "sanic": backend("sanic", {"app.py": SANIC}),
+    "dash": backend("dash gunicorn", {"app.py": DASH}, 2),
+    "node": backend("node", {"server.js": NODE}, 1, "-- node server.js"),
 }
+
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_run_backend_takes_over_from_its_previous_run(name, serve, port):
-    if name == "flask-gunicorn":
-        need("gunicorn")
     runs = [serve(BACKENDS[name], port), serve(BACKENDS[name], port)]
     assert is_gone(runs[0]), runs
     assert "✅ Starting server on 0.0.0.0:" in runs[1].text()
@@ -502,11 +445,9 @@ def test_a_signal_ends_the_server_with_its_own_status(name, number, serve, ports
     plain = {
         "uvicorn": PLAIN_UVICORN,
         "uvicorn-reload": PLAIN_UVICORN + " --reload",
-        "flask-gunicorn": PYTHON + " -m gunicorn app:app -b 0.0.0.0:{port}",
+        "flask-gunicorn": "python -m gunicorn app:app -b 0.0.0.0:{port}",
         "node": "node server.js {port}",
     }
-    if name == "flask-gunicorn":
-        need("gunicorn")
     statuses = []
     for command in (plain[name], BACKENDS[name].command):
         port = ports()
@@ -538,7 +479,7 @@ def test_an_app_that_crashes_has_its_servers_status(crash, serve, port):
 def test_run_backend_adds_no_process_and_no_memory(option, processes, serve, ports):
     found = []
     for command in (PLAIN_UVICORN + option, BACKEND + " src.main:app" + option):
-        run = serve(Server("uvicorn", command, {"src/main.py": ASGI}, processes), ports())
+        run = serve(Server("uvicorn", command, MAIN, processes), ports())
         status = Path(f"/proc/{run.pid}/status").read_text()
         memory = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
         assert b"\0uvicorn\0" in Path(f"/proc/{run.pid}/cmdline").read_bytes(), run

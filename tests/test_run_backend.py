@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,20 +18,13 @@ import pytest
 import port_manager
 import run_backend
 
+from . import apps
+from .apps import DJANGO, FACTORY, FASTAPI, FLASK
 from .conftest import LINUX, PORT_MANAGER, ROOT_USER, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
-FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n"
-FLASK = "from flask import Flask\napp = Flask(__name__)\n"
-FACTORY = "from flask import Flask\ndef create_app(config=None):\n    app = Flask(__name__)\n    return app\n"
-DJANGO = "import sys\nfrom django.core.management import execute_from_command_line\nexecute_from_command_line(sys.argv)\n"
-WSGI = """
-import os
-def application(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [f"Process {os.getpid()} says hello on {environ['SERVER_PORT']}".encode()]
-"""
+WSGI = apps.WSGI.replace("app(", "application(")
 SERVERS = ("uvicorn", "hypercorn", "granian", "daphne", "gunicorn", "waitress", "flask", "litestar", "sanic", "django")
 HELP = "print('--host --port --reload --workers --log-config --preload --debug --bind')\n"
 
@@ -103,123 +96,137 @@ def served_by(process, port):
     return f"Process {process.pid} " in asked(port)
 
 
-# What a folder has, and the command that follows: the last line of --dry-run. § stands for the port.
+# The command that follows from what a folder has and from words: the last line of --dry-run. § stands for the port, and
+# uvicorn APP and gunicorn APP for all that these two are started with.
 
-UVICORN = "-m uvicorn {} --host 0.0.0.0 --port §"
-GUNICORN = "-m gunicorn {} --bind 0.0.0.0:§"
+START = {"uvicorn": "-m uvicorn {} --host 0.0.0.0 --port §", "gunicorn": "-m gunicorn {} --bind 0.0.0.0:§"}
+IMPORTED = "from shop import create_app\n"
+MADE = IMPORTED + "app = create_app()\n"
+GET_WSGI = "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()"
 FOLDERS = [
     # by the conventions of fastapi and flask, and by ours
-    ({"main.py": FASTAPI}, "", UVICORN.format("main:app")),
-    ({"src/main.py": FASTAPI, "main.py": FLASK}, "", UVICORN.format("src.main:app")),
-    ({"src/main.py": "from src.db import x\n" + FASTAPI, "src/db.py": "x = 1"}, "", UVICORN.format("src.main:app")),
-    ({"app.py": FLASK, "other.py": FLASK}, "", GUNICORN.format("app:app")),
-    ({"wsgi.py": "from app import app as application\n", "app.py": FLASK}, "", GUNICORN.format("wsgi:application")),
+    ("uvicorn main:app", {"main.py": FASTAPI}),
+    ("uvicorn src.main:app", {"src/main.py": FASTAPI, "main.py": FLASK}),
+    ("uvicorn src.main:app", {"src/main.py": "from src.db import x\n" + FASTAPI, "src/db.py": "x = 1"}),
+    ("gunicorn app:app", {"app.py": FLASK, "other.py": FLASK}),
+    ("gunicorn wsgi:application", {"wsgi.py": "from app import app as application\n", "app.py": FLASK}),
     # a module of any name, and any name in it
-    ({"server.py": FASTAPI.replace("app =", "api =")}, "", UVICORN.format("server:api")),
-    ({"hello.py": FLASK}, "", GUNICORN.format("hello:app")),
-    ({"api/index.py": FLASK, "vercel.json": "{}"}, "", GUNICORN.format("api.index:app")),
-    ({"web.py": "from starlette.applications import Starlette\nservice = Starlette()"}, "", UVICORN.format("web:service")),
+    ("uvicorn server:api", {"server.py": FASTAPI.replace("app =", "api =")}),
+    ("gunicorn hello:app", {"hello.py": FLASK}),
+    ("gunicorn api.index:app", {"api/index.py": FLASK, "vercel.json": "{}"}),
+    ("uvicorn web:service", {"web.py": "from starlette.applications import Starlette\nservice = Starlette()"}),
     # in a package: an object, or a factory
-    ({"shop/__init__.py": "", "shop/asgi.py": FASTAPI}, "", UVICORN.format("shop.asgi:app")),
-    ({"shop/__init__.py": FACTORY}, "", GUNICORN.format("shop:create_app()")),
-    ({"shop/__init__.py": "from .core import *\n", "shop/core.py": FLASK}, "", GUNICORN.format("shop.core:app")),
-    ({"main.py": "from fastapi import FastAPI\ndef create_app() -> FastAPI:\n    return FastAPI()\n"}, "",
-     "-m uvicorn --factory main:create_app --host 0.0.0.0 --port §"),
+    ("uvicorn shop.asgi:app", {"shop/__init__.py": "", "shop/asgi.py": FASTAPI}),
+    ("gunicorn shop:create_app()", {"shop/__init__.py": FACTORY}),
+    ("gunicorn shop.core:app", {"shop/__init__.py": "from .core import *\n", "shop/core.py": FLASK}),
+    ("uvicorn --factory main:create_app", {
+      "main.py": "from fastapi import FastAPI\ndef create_app() -> FastAPI:\n    return FastAPI()\n"}),
     # where imports begin
-    ({"src/shop/__init__.py": "", "src/shop/main.py": "from shop.db import x\n" + FASTAPI, "src/shop/db.py": "x = 1"}, "",
-     "PYTHONPATH=src python " + UVICORN.format("shop.main:app")),
-    ({"app/main.py": "from database import x\n" + FASTAPI, "app/database.py": "x = 1"}, "",
-     "PYTHONPATH=app python " + UVICORN.format("main:app")),
+    ("PYTHONPATH=src python uvicorn shop.main:app", {"src/shop/__init__.py": "",
+      "src/shop/main.py": "from shop.db import x\n" + FASTAPI, "src/shop/db.py": "x = 1"}),
+    ("PYTHONPATH=app python uvicorn main:app", {"app/main.py": "from database import x\n" + FASTAPI,
+      "app/database.py": "x = 1"}),
     # who builds it, through the imports of this repository
-    ({"run.py": "from shop import create_app\napp = create_app()\n", "shop/__init__.py": FACTORY}, "", GUNICORN.format("run:app")),
-    ({"run.py": "from shop import create_app\nif __name__ == '__main__':\n    app = create_app()\n    app.run()\n",
-      "shop/__init__.py": FACTORY}, "", GUNICORN.format("shop:create_app()")),
-    ({"run.py": "from shop import create_app\nif __name__ == '__main__':\n    create_app('x').run()\nelse:\n    app = create_app()\n",
-      "shop/__init__.py": FACTORY}, "", GUNICORN.format("run:app")),
-    ({"seed.py": "from shop import create_app\napp = create_app()\nwith app.app_context():\n    fill()\n",
-      "ask.py": "from shop import create_app\nclient = create_app().test_client()\n", "shop/__init__.py": FACTORY}, "",
-     GUNICORN.format("shop:create_app()")),
-    ({"microblog.py": "from shop import app, db\n", "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n",
-      "shop/routes.py": "from shop import app\n"}, "", GUNICORN.format("shop:app")),
-    ({"manage.py": "from flask_script import Manager\nfrom shop import create_app\napp = create_app('dev')\nManager(app).run()\n",
-      "shop/__init__.py": FACTORY.replace("config=None", "config")}, "", GUNICORN.format("manage:app")),
-    ({"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}, "", UVICORN.format("web:shop")),
-    ({"one.py": "from two import app as two\n" + FASTAPI, "two.py": FASTAPI}, "", UVICORN.format("one:app")),
-    ({"app.py": FLASK + "from werkzeug.middleware.proxy_fix import ProxyFix\napp = ProxyFix(app)\n"}, "", GUNICORN.format("app:app")),
-    ({"app.py": FLASK + "from asgiref.wsgi import WsgiToAsgi\napp = WsgiToAsgi(app)\n"}, "", UVICORN.format("app:app")),
-    ({"wsgi.py": "from pyramid.config import Configurator\nwith Configurator() as c:\n    app = c.make_wsgi_app()\n"}, "",
-     GUNICORN.format("wsgi:app")),
-    ({"web.py": WSGI}, "", GUNICORN.format("web:application")),
-    ({"app.py": "try:\n    import fastapi\nexcept ImportError:\n    raise\nelse:\n    app = fastapi.FastAPI()\n"}, "",
-     UVICORN.format("app:app")),
-    ({"main.py": "import uvicorn\nif __name__ == '__main__':\n    uvicorn.run('shop.web:app', port=int(PORT))\n",
-      "shop/__init__.py": "", "shop/web.py": FASTAPI}, "", UVICORN.format("shop.web:app")),
-    ({"tests/test_web.py": FASTAPI, "examples/one.py": FASTAPI, "node_modules/x/a.py": FASTAPI, "web.py": FLASK}, "",
-     GUNICORN.format("web:app")),
-    ({"app.py": "from app import create_app\napp = create_app()\n", "app/__init__.py": FACTORY}, "",
-     GUNICORN.format("app:create_app()")),  # the package hides the module of its name
-    ({"web.py": FLASK, "old/web.py": FLASK}, "", GUNICORN.format("web:app")),
-    ({"web.py": FLASK, "broken.py": "= 1"}, "", GUNICORN.format("web:app")),
+    ("gunicorn run:app", {"run.py": MADE, "shop/__init__.py": FACTORY}),
+    ("gunicorn shop:create_app()", {
+      "run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app()\n    app.run()\n",
+      "shop/__init__.py": FACTORY}),
+    ("gunicorn run:app", {
+      "run.py": IMPORTED + "if __name__ == '__main__':\n    create_app('x').run()\nelse:\n    app = create_app()\n",
+      "shop/__init__.py": FACTORY}),
+    ("gunicorn shop:create_app()", {
+      "seed.py": MADE + "with app.app_context():\n    fill()\n", "shop/__init__.py": FACTORY,
+      "ask.py": IMPORTED + "client = create_app().test_client()\n"}),
+    ("gunicorn shop:app", {"microblog.py": "from shop import app, db\n",
+      "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n", "shop/routes.py": "from shop import app\n"}),
+    ("gunicorn manage:app", {
+      "manage.py": f"from flask_script import Manager\n{IMPORTED}app = create_app('dev')\nManager(app).run()\n",
+      "shop/__init__.py": FACTORY.replace("=None", "")}),
+    ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
+    ("uvicorn one:app", {"one.py": "from two import app as two\n" + FASTAPI, "two.py": FASTAPI}),
+    ("gunicorn app:app", {
+      "app.py": FLASK + "from werkzeug.middleware.proxy_fix import ProxyFix\napp = ProxyFix(app)\n"}),
+    ("uvicorn app:app", {"app.py": FLASK + "from asgiref.wsgi import WsgiToAsgi\napp = WsgiToAsgi(app)\n"}),
+    ("gunicorn wsgi:app", {
+      "wsgi.py": "from pyramid.config import Configurator\nwith Configurator() as c:\n    app = c.make_wsgi_app()\n"}),
+    ("gunicorn web:application", {"web.py": WSGI}),
+    ("uvicorn app:app", {
+      "app.py": "try:\n    import fastapi\nexcept ImportError:\n    raise\nelse:\n    app = fastapi.FastAPI()\n"}),
+    ("uvicorn shop.web:app", {
+      "main.py": "import uvicorn\nif __name__ == '__main__':\n    uvicorn.run('shop.web:app', port=int(PORT))\n",
+      "shop/__init__.py": "", "shop/web.py": FASTAPI}),
+    ("gunicorn web:app", {"tests/test_web.py": FASTAPI, "examples/one.py": FASTAPI, "node_modules/x/a.py": FASTAPI,
+      "web.py": FLASK}),
+    # the package hides the module of its name
+    ("gunicorn app:create_app()", {"app.py": MADE.replace("shop", "app"), "app/__init__.py": FACTORY}),
+    ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK}),
+    ("gunicorn web:app", {"web.py": FLASK, "broken.py": "= 1"}),
     # frameworks with servers of their own
-    ({"manage.py": DJANGO, "shop/wsgi.py": "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()"},
-     "", "manage.py runserver 0.0.0.0:§"),
-    ({"shop/manage.py": DJANGO}, "", "shop/manage.py runserver 0.0.0.0:§"),
-    ({"app.py": "from litestar import Litestar\napp = Litestar([])"}, "", "-m litestar --app app:app run --host 0.0.0.0 --port §"),
-    ({"app.py": "from quart import Quart\napp = Quart('x')"}, "", "-m hypercorn app:app --bind 0.0.0.0:§"),
-    ({"app.py": "from sanic import Sanic\napp = Sanic('x')"}, "", "-m sanic app:app --host 0.0.0.0 --port §"),
-    ({"app.py": "from dash import Dash\napp = Dash('x')\nserver = app.server\n"}, "", GUNICORN.format("app:server")),
-    ({"app.py": "from dash import Dash\napp = Dash('x')\n"}, "", "-m waitress --listen 0.0.0.0:§ app:app.server"),
-    ({"app.py": FLASK}, "--debug", "-m flask --app app:app run --host 0.0.0.0 --port § --debug"),
+    ("manage.py runserver 0.0.0.0:§", {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
+    ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO}),
+    ("-m litestar --app app:app run --host 0.0.0.0 --port §", {
+      "app.py": "from litestar import Litestar\napp = Litestar([])"}),
+    ("-m hypercorn app:app --bind 0.0.0.0:§", {"app.py": "from quart import Quart\napp = Quart('x')"}),
+    ("-m sanic app:app --host 0.0.0.0 --port §", {"app.py": "from sanic import Sanic\napp = Sanic('x')"}),
+    ("gunicorn app:server", {"app.py": "from dash import Dash\napp = Dash('x')\nserver = app.server\n"}),
+    ("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": "from dash import Dash\napp = Dash('x')\n"}),
+    ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", {"app.py": FLASK}, "--debug"),
     # declared
-    ({"Procfile": "worker: x\nweb: gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT\n", "manage.py": DJANGO,
-      "shop/wsgi.py": "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()"}, "",
-     GUNICORN.format("shop.wsgi:application") + " --workers 2"),
-    ({"Procfile": "web: python manage.py migrate && exec gunicorn -k uvicorn.workers.UvicornWorker main:app", "main.py": FASTAPI}, "",
-     GUNICORN.format("main:app") + " -k uvicorn.workers.UvicornWorker"),
-    ({"Procfile": "web: hypercorn main:app --bind=0.0.0.0:$PORT", "main.py": FASTAPI}, "", "-m hypercorn main:app --bind 0.0.0.0:§"),
-    ({"Procfile": "web: waitress-serve --port=$PORT --threads=2 app:app", "app.py": FLASK}, "",
-     "-m waitress --listen 0.0.0.0:§ app:app --threads=2"),
-    ({"Procfile": "web: flask --app shop run -p $PORT", "shop.py": FLASK, "app.py": FLASK}, "", GUNICORN.format("shop:app")),
-    ({"Procfile": "web: flask run", ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK, "run.py": FLASK}, "", GUNICORN.format("shop:app")),
-    ({"Procfile": "web: gunicorn shop:app", "shop.py": FLASK, "gunicorn.py": ""}, "", GUNICORN.format("shop:app")),
-    ({"Procfile": "web: no-such-yarn server", "server.py": FLASK}, "", GUNICORN.format("server:app")),
-    ({"Procfile": "web: python server.py", "server.py": "import http.server"}, "", "server.py"),
-    ({"Procfile": "web: uvicorn shop.main:app --app-dir backend --port $PORT", "backend/shop/main.py": FASTAPI}, "",
-     UVICORN.format("shop.main:app") + " --app-dir backend"),
-    ({"Procfile": "web: cd backend && gunicorn app:app", "backend/app.py": FLASK}, "",
-     "cd backend && python " + GUNICORN.format("app:app")),
-    ({"Procfile": "web: python run_backend.py shop:app", "shop.py": FLASK, "app.py": FLASK}, "", GUNICORN.format("shop:app")),
-    ({"Procfile": "web: python run_backend.py", "app.py": FLASK}, "", GUNICORN.format("app:app")),
-    ({"Procfile": "web: python run_backend.py -- gunicorn app:app -w 2", "app.py": FLASK}, "",
-     GUNICORN.format("app:app") + " -w 2"),
-    ({"Procfile": "web: no-such-server shop.ini", "manage.py": DJANGO}, "", "manage.py runserver 0.0.0.0:§"),
-    ({".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK, "app.py": FLASK}, "", GUNICORN.format("shop:app")),
-    ({".env": "export FLASK_APP='shop.py:make(\"dev\")'", "shop.py": FLASK + "def make(name):\n    return app\n"}, "",
-     GUNICORN.format('shop:make("dev")')),
-    ({".flaskenv": "FLASK_APP=shop\nFLASK_DEBUG=1", "shop.py": FLASK}, "",
-     "-m flask --app shop:app run --host 0.0.0.0 --port § --debug"),
-    ({"pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n", "main.py": FASTAPI,
-      "shop/web.py": FASTAPI.replace("app =", "api =")}, "", UVICORN.format("shop.web:api")),
+    ("gunicorn shop.wsgi:application --workers 2", {
+      "Procfile": "worker: x\nweb: gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT\n", "manage.py": DJANGO,
+      "shop/wsgi.py": GET_WSGI}),
+    ("gunicorn main:app -k uvicorn.workers.UvicornWorker", {
+      "Procfile": "web: python manage.py migrate && exec gunicorn -k uvicorn.workers.UvicornWorker main:app",
+      "main.py": FASTAPI}),
+    ("-m hypercorn main:app --bind 0.0.0.0:§", {"Procfile": "web: hypercorn main:app --bind=0.0.0.0:$PORT",
+      "main.py": FASTAPI}),
+    ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", {
+      "Procfile": "web: waitress-serve --port=$PORT --threads=2 app:app", "app.py": FLASK}),
+    ("gunicorn shop:app", {"Procfile": "web: flask --app shop run -p $PORT", "shop.py": FLASK, "app.py": FLASK}),
+    ("gunicorn shop:app", {"Procfile": "web: flask run", ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK,
+      "run.py": FLASK}),
+    ("gunicorn shop:app", {"Procfile": "web: gunicorn shop:app", "shop.py": FLASK, "gunicorn.py": ""}),
+    ("gunicorn server:app", {"Procfile": "web: no-such-yarn server", "server.py": FLASK}),
+    ("server.py", {"Procfile": "web: python server.py", "server.py": "import http.server"}),
+    ("uvicorn shop.main:app --app-dir backend", {
+      "Procfile": "web: uvicorn shop.main:app --app-dir backend --port $PORT", "backend/shop/main.py": FASTAPI}),
+    ("cd backend && python gunicorn app:app", {"Procfile": "web: cd backend && gunicorn app:app",
+      "backend/app.py": FLASK}),
+    ("gunicorn shop:app", {"Procfile": "web: python run_backend.py shop:app", "shop.py": FLASK, "app.py": FLASK}),
+    ("gunicorn app:app", {"Procfile": "web: python run_backend.py", "app.py": FLASK}),
+    ("gunicorn app:app -w 2", {"Procfile": "web: python run_backend.py -- gunicorn app:app -w 2", "app.py": FLASK}),
+    ("manage.py runserver 0.0.0.0:§", {"Procfile": "web: no-such-server shop.ini", "manage.py": DJANGO}),
+    ("gunicorn shop:app", {".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK, "app.py": FLASK}),
+    ('gunicorn shop:make("dev")', {".env": "export FLASK_APP='shop.py:make(\"dev\")'",
+      "shop.py": FLASK + "def make(name):\n    return app\n"}),
+    ("-m flask --app shop:app run --host 0.0.0.0 --port § --debug", {".flaskenv": "FLASK_APP=shop\nFLASK_DEBUG=1",
+      "shop.py": FLASK}),
+    ("uvicorn shop.web:api", {
+      "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n",
+      "main.py": FASTAPI, "shop/web.py": FASTAPI.replace("app =", "api =")}),
     # named on the command line
-    ({"shop/web.py": FLASK}, "shop/web.py", GUNICORN.format("shop.web:app")),
-    ({"shop/wsgi.py": WSGI}, "shop.wsgi", GUNICORN.format("shop.wsgi:application")),
-    ({"shop.py": FACTORY}, "shop:create_app('dev')", GUNICORN.format("shop:create_app('dev')")),
-    ({"shop.py": FACTORY}, "shop:create_app", GUNICORN.format("shop:create_app()")),
-    ({"main.py": FASTAPI, "log.py": ""}, "--log-config log.py", UVICORN.format("main:app") + " --log-config log.py"),
-    ({"main.py": FASTAPI, "debug.py": ""}, "--log-config debug", UVICORN.format("main:app") + " --log-config debug"),
-    ({"main.py": FASTAPI}, "--reload main:app --workers 2", UVICORN.format("main:app") + " --reload --workers 2"),
-    ({"manage.py": DJANGO}, "manage.py --noreload", "manage.py runserver 0.0.0.0:§ --noreload"),
-    ({}, "json.tool:app", UVICORN.format("json.tool:app")),  # of an installed package
-    ({}, "", "--page --host 0.0.0.0 --port §"),
-    ({"README.md": "", "tests/test_x.py": ""}, "", "--page --host 0.0.0.0 --port §"),
+    ("gunicorn shop.web:app", {"shop/web.py": FLASK}, "shop/web.py"),
+    ("gunicorn shop.wsgi:application", {"shop/wsgi.py": WSGI}, "shop.wsgi"),
+    ("gunicorn shop:create_app('dev')", {"shop.py": FACTORY}, "shop:create_app('dev')"),
+    ("gunicorn shop:create_app()", {"shop.py": FACTORY}, "shop:create_app"),
+    ("uvicorn main:app --log-config log.py", {"main.py": FASTAPI, "log.py": ""}, "--log-config log.py"),
+    ("uvicorn main:app --log-config debug", {"main.py": FASTAPI, "debug.py": ""}, "--log-config debug"),
+    ("uvicorn main:app --reload --workers 2", {"main.py": FASTAPI}, "--reload main:app --workers 2"),
+    ("manage.py runserver 0.0.0.0:§ --noreload", {"manage.py": DJANGO}, "manage.py --noreload"),
+    ("uvicorn json.tool:app", {}, "json.tool:app"),  # of an installed package
+    ("--page --host 0.0.0.0 --port §", {}),
+    ("--page --host 0.0.0.0 --port §", {"README.md": "", "tests/test_x.py": ""}),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("files", "words", "command"), FOLDERS, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
-def test_the_command_for_a_folder(project, port, all_servers, files, words, command):
+@pytest.mark.parametrize("row", FOLDERS, ids=lambda row: "-".join(row[1]))
+def test_the_command_for_a_folder(project, port, all_servers, row):
+    command, files, words = (*row, "")[:3]
     project(files)
     done = call("--port", str(port), *words.split(), "--dry-run", PYTHONPATH=all_servers)
-    expected = command.replace("§", str(port)).replace("python ", os.path.basename(sys.executable) + " ")
+    started = re.compile(r"\b(uvicorn|gunicorn) ((?:--factory )?\S+)")
+    expected = started.sub(lambda found: START[found[1]].format(found[2]), command, count=1)
+    expected = expected.replace("§", str(port)).replace("python ", os.path.basename(sys.executable) + " ")
     assert done.returncode == 0, done.stderr
     shown = command_of(done).split(" ")
     interpreter = shown[:1] == [os.path.basename(sys.executable)]
@@ -227,35 +234,57 @@ def test_the_command_for_a_folder(project, port, all_servers, files, words, comm
     assert can_bind(port)
 
 
-@pytest.mark.parametrize(
-    ("files", "words", "said"),
-    [
-        ({"one.py": FLASK, "two.py": FASTAPI}, "", "Several apps were found; name one:\n  python run_backend.py one:app"),
-        ({"main.py": "print('a tool')"}, "", "No app was found"),
-        ({"app.py": "from aiohttp import web\napp = web.Application()\n"}, "", "No app was found"),
-        ({"jobs.py": "from celery import Celery\napp = Celery()\n"}, "", "No app was found"),
-        ({"app.py": "from aiohttp import web\napp = web.Application()\n"}, "app:app", "app.py has no app at its top that a server can serve"),
-        ({"shop.py": FACTORY.replace("config=None", "config")}, "", "shop:create_app(config) needs arguments: name it with them"),
-        ({"backend/main.py": FASTAPI, "frontend/package.json": "{}"}, "", "cd backend && python "),
-        ({"server/app.py": FLASK, "server/requirements.txt": "flask"}, "", "cd server && python "),
-        ({"package.json": "{}"}, "", "python run_backend.py -- npm run dev"),
-        ({"main.go": "package main"}, "", "No app was found"),
-        ({"src/main.py": "import os\n\napp = = 1\n"}, "", "src/main.py cannot be read: line 3: invalid syntax"),
-        ({"src/main.py": "app = = 1\n"}, "src.main:app", "src/main.py cannot be read: line 1"),
-        ({"main.py": FASTAPI}, "main:nope", "main.py has no nope at its top"),
-        ({"main.py": FASTAPI}, "mian:app", "There is no mian in this folder"),
-        ({"main.py": FASTAPI}, "nosuch.py", "There is no nosuch.py in this folder"),
-        ({"main.py": FASTAPI}, "../main.py", "There is no ../main.py in this folder"),
-        ({"main.py": FASTAPI}, "--no-such-option", "uvicorn has no option --no-such-option"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:30],
-)  # fmt: skip
-def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, all_servers, files, words, said):
+# The exit status, and what is said, where nobody is stopped; § stands for the port, and PID for who holds it.
+
+AIOHTTP = {"app.py": "from aiohttp import web\napp = web.Application()\n"}
+MAIN = {"main.py": FASTAPI}
+HELD = "process PID ("
+STOPS_NOBODY = [
+    # there is nothing to start
+    (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
+    (1, "No app was found", {"main.py": "print('a tool')"}),
+    (1, "No app was found", {"main.go": "package main"}),
+    (1, "No app was found", {"jobs.py": "from celery import Celery\napp = Celery()\n"}),
+    (1, "No app was found", AIOHTTP),
+    (1, "app.py has no app at its top that a server can serve", AIOHTTP, "app:app"),
+    (1, "shop:create_app(config) needs arguments: name it with them", {"shop.py": FACTORY.replace("=None", "")}),
+    (1, "cd backend && python ", {"backend/main.py": FASTAPI, "frontend/package.json": "{}"}),
+    (1, "cd server && python ", {"server/app.py": FLASK, "server/requirements.txt": "flask"}),
+    (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
+    (1, "src/main.py cannot be read: line 3: invalid syntax", {"src/main.py": "import os\n\napp = = 1\n"}),
+    (1, "src/main.py cannot be read: line 1", {"src/main.py": "app = = 1\n"}, "src.main:app"),
+    (1, "main.py has no nope at its top", MAIN, "main:nope"),
+    (1, "There is no mian in this folder", MAIN, "mian:app"),
+    (1, "There is no nosuch.py in this folder", MAIN, "nosuch.py"),
+    (1, "There is no ../main.py in this folder", MAIN, "../main.py"),
+    (2, "uvicorn has no option --no-such-option", MAIN, "--no-such-option"),
+    (2, "'My Shop' is not an app", MAIN, "", {"APP": "My Shop"}),
+    # it cannot be started
+    (127, "no-such-program is not installed, or not on PATH", {}, "-- no-such-program x"),
+    (126, "./tool.py is not executable", {"tool.py": ""}, "-- ./tool.py"),
+    (1, "Host name 'no-such-host.invalid' is unknown", MAIN, "--host no-such-host.invalid"),
+    (1, "192.0.2.1 is not an address of this machine", MAIN, "--host 192.0.2.1"),
+    (1, "PRODUCTION", MAIN, "main.py", {"ENVIRONMENT": "production"}),
+    (1, "PRODUCTION", {}, "-- true", {"ENVIRONMENT": "production"}),
+    (1, f"nobody is stopped for a small page: port § is held by {HELD}", {}),
+    # it is only shown, or started elsewhere
+    (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", MAIN, "--dry-run"),
+    (1, "outside development", MAIN, "--dry-run", {"ENVIRONMENT": "production"}),
+    (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
+    (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run -- true"),
+    (2, "leave out --next", {}, "--next -- python -m http.server §"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", STOPS_NOBODY, ids=lambda row: f"{'-'.join(row[2])} {' '.join(row[3:4])}".strip())
+def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, all_servers, row):
+    status, said, files, words, environ = (*row, *("", {})[len(row) - 3 :])
     project(files)
     held = hold(("127.0.0.1", port))
-    done = call("--port", str(port), *words.split(), PYTHONPATH=all_servers)
-    assert done.returncode in (1, 2) and said in done.stderr and "Traceback" not in done.stderr
-    assert held.alive() == [held.pid]
+    done = call("--port", str(port), *words.replace("§", str(port)).split(), PYTHONPATH=all_servers, **environ)
+    said = said.replace("§", str(port)).replace("PID", str(held.pid))
+    assert done.returncode == status and said in done.stdout + done.stderr and "Traceback" not in done.stderr, done
+    assert "Starting" not in done.stdout and held.alive() == [held.pid]
 
 
 @pytest.mark.parametrize(
@@ -265,13 +294,15 @@ def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, 
         ("hypercorn granian", {"main.py": FASTAPI}, "", "-m hypercorn main:app --bind 0.0.0.0:§"),
         ("granian", {"main.py": FASTAPI}, "", "-m granian --interface asgi main:app --host 0.0.0.0 --port §"),
         ("daphne", {"main.py": FASTAPI}, "", "-m daphne -b 0.0.0.0 -p § main:app"),
-        ("", {"main.py": FASTAPI}, "", "main:app needs uvicorn, which is not installed: {python} -m pip install uvicorn"),
+        ("", {"main.py": FASTAPI}, "",
+         "main:app needs uvicorn, which is not installed: {python} -m pip install uvicorn"),
         ("waitress", {"app.py": FLASK}, "", "-m waitress --listen 0.0.0.0:§ app:app"),
         ("waitress", {"app.py": FACTORY}, "", "-m waitress --listen 0.0.0.0:§ --call app:create_app"),
         ("", {"app.py": FLASK}, "", "--wsgiref app:app --host 0.0.0.0 --port §"),
         ("", {"app.py": FLASK}, "--workers 2", "app:app needs gunicorn, which is not installed"),
         ("", {"manage.py": DJANGO}, "", "manage.py needs django, which is not installed"),
-        ("waitress", {"Procfile": "web: gunicorn app:app --preload", "app.py": FLASK}, "", "-m waitress --listen 0.0.0.0:§ app:app"),
+        ("waitress", {"Procfile": "web: gunicorn app:app --preload", "app.py": FLASK}, "",
+         "-m waitress --listen 0.0.0.0:§ app:app"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:20],
 )  # fmt: skip
@@ -320,8 +351,6 @@ def test_app_in_the_environment(project, port, all_servers):
     project({"main.py": FASTAPI, "web.py": FLASK})
     done = call("--port", str(port), "--dry-run", PYTHONPATH=all_servers, APP="web:app")
     assert command_of(done).endswith(f"gunicorn web:app --bind 0.0.0.0:{port}")
-    done = call("--port", str(port), "--dry-run", PYTHONPATH=all_servers, APP="My Shop")
-    assert done.returncode == 2 and "'My Shop' is not an app" in done.stderr
 
 
 def test_a_module_is_read_and_never_imported(project, port, all_servers):
@@ -330,34 +359,7 @@ def test_a_module_is_read_and_never_imported(project, port, all_servers):
     assert not os.path.exists("imported")
 
 
-# --dry-run, --next, and what a given command names
-
-
-def test_a_dry_run_says_who_would_be_stopped(project, port, hold, all_servers):
-    project({"main.py": FASTAPI})
-    held = hold(("127.0.0.1", port))
-    done = call("--port", str(port), "--dry-run", PYTHONPATH=all_servers)
-    assert done.returncode == 0 and "Found main:app: FastAPI object in main.py" in done.stdout
-    assert f"Port {port}: process {held.pid} (" in done.stdout and "SIGTERM" in done.stdout
-    done = call("--port", str(port), "--dry-run", PYTHONPATH=all_servers, ENVIRONMENT="production")
-    assert done.returncode == 1 and "outside development" in done.stdout
-    assert held.alive() == [held.pid]
-
-
-@pytest.mark.parametrize("how", ["page", "command"])
-def test_next_takes_another_port_and_says_who_has_the_wanted_one(project, port, hold, how):
-    held = hold(("127.0.0.1", port))
-    words = ["--", "true"] if how == "command" else []
-    done = call("--host", "127.0.0.1", "--next", "--port", str(port), "--dry-run", *words)
-    assert done.returncode == 0 and f"Port {port} is held by process {held.pid} (" in done.stdout
-    assert held.alive() == [held.pid]
-
-
-def test_next_stops_nobody_for_a_command_with_a_port_of_its_own(project, port, hold):
-    held = hold(("127.0.0.1", port))
-    command = [sys.executable, "-m", "http.server", str(port)]
-    done = call("--next", "--port", str(port), "--", *command)
-    assert done.returncode == 2 and "leave out --next" in done.stderr and held.alive() == [held.pid]
+# What a given command names
 
 
 @pytest.mark.parametrize(
@@ -386,28 +388,32 @@ def test_the_port_that_is_freed_for_a_command(project, port, words, environ, nam
 # The call
 
 
+NO_APP = "is not an app; name it as in src.main:app, a port by --port, or put a command after --"
+NO_COMMAND = "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run"
+
+
 @pytest.mark.parametrize(
-    ("words", "environ", "said"),
+    ("words", "said"),
     [
-        *((["--port", wrong], {}, f"a port is a number from 1 to 65535, not {wrong!r}")
+        *((["--port", wrong], f"a port is a number from 1 to 65535, not {wrong!r}")
           for wrong in ("0", "-1", "65536", "http", "80.5", "²", " 80", "8" * 5000)),
-        ([], {"PORT": "http"}, "a port is a number from 1 to 65535, not 'http'"),
-        (["--port"], {}, "--port needs a value"),
-        (["--port", ""], {}, "--port needs a value"),
-        (["--host", "--", "true"], {}, "--host needs a value"),
-        (["9000"], {}, "'9000' is not an app; name it as in src.main:app, a port by --port, or put a command after --"),
-        (["npm", "run", "dev"], {}, "'npm' is not an app; name it as in src.main:app, a port by --port, or put a command after --"),
-        (["-p", "0"], {}, "a port is a number from 1 to 65535, not '0'"),
-        (["--"], {}, "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run"),
-        (["src.main:app", "--", "true"], {}, "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run"),
-        (["manage.py", "runserver", "9000"], {}, "'runserver' is not an app; name it as in src.main:app, a port by --port, or put a command after --"),
+        (["PORT=http"], "a port is a number from 1 to 65535, not 'http'"),
+        (["-p", "0"], "a port is a number from 1 to 65535, not '0'"),
+        (["--port"], "--port needs a value"),
+        (["--port", ""], "--port needs a value"),
+        (["--host", "--", "true"], "--host needs a value"),
+        (["9000"], f"'9000' {NO_APP}"),
+        (["npm", "run", "dev"], f"'npm' {NO_APP}"),
+        (["manage.py", "runserver", "9000"], f"'runserver' {NO_APP}"),
+        (["--"], NO_COMMAND),
+        (["src.main:app", "--", "true"], NO_COMMAND),
     ],
-    ids=lambda value: (" ".join(value)[:20] or "none") if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
 )  # fmt: skip
-def test_a_wrong_call(project, monkeypatch, capsys, words, environ, said):
+def test_a_wrong_call(project, monkeypatch, capsys, words, said):
     project({"manage.py": DJANGO} if "manage.py" in words else {})
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
+    if words == ["PORT=http"]:
+        monkeypatch.setenv(*words.pop().split("="))
     assert run_backend.main(words) == 2
     assert capsys.readouterr() == ("", f"run_backend: {said}\n")
 
@@ -416,7 +422,8 @@ def test_the_help_fits_and_tells_what_matters(capsys):
     assert run_backend.main(["src.main:app", "-h"]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
-    assert all(word in out for word in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "Exit status", "--dry-run", "Procfile", "FLASK_APP"))
+    for word in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "Exit status", "--dry-run", "Procfile", "FLASK_APP"):
+        assert word in out
     assert run_backend.main(["--version"]) == 0
     assert capsys.readouterr().out == f"run_backend {port_manager.__version__}\n"
 
@@ -433,35 +440,15 @@ def test_a_working_directory_that_has_been_removed(project):
         ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", sys.executable, RUN_BACKEND],
         capture_output=True, encoding="utf-8", check=False, cwd=project.folder,
     )  # fmt: skip
-    assert done.returncode == 1 and "The working directory has been removed" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "The working directory has been removed" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "status", "said"),
-    [
-        (["--", "no-such-program", "x"], 127, "no-such-program is not installed, or not on PATH"),
-        (["--", "./tool.py"], 126, "./tool.py is not executable"),
-        (["--", "./server"], 126, "./server cannot be started: "),
-        (["--host", "no-such-host.invalid"], 1, "is unknown"),
-        (["--host", "192.0.2.1"], 1, "192.0.2.1 is not an address of this machine"),
-    ],
-)
-def test_what_cannot_be_started(project, port, words, status, said):
-    project({"tool.py": "", "server": "#!/no/such/interpreter\n"})
+def test_a_program_whose_interpreter_is_missing(project, port):
+    project({"server": "#!/no/such/interpreter\n"})
     os.chmod("server", 0o755)
-    if "--" not in words:
-        os.remove("tool.py")
-    done = call("--port", str(port), *words)
-    assert done.returncode == status and said in done.stderr.replace("Host", "host") and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("words", [["main.py"], ["--", "true"]], ids=["app", "command"])
-def test_production(project, port, hold, all_servers, words):
-    project({"main.py": FASTAPI})
-    held = hold(("127.0.0.1", port))
-    done = call("--port", str(port), *words, ENVIRONMENT="production", PYTHONPATH=all_servers)
-    assert done.returncode == 1 and "Starting" not in done.stdout and "PRODUCTION" in done.stderr
-    assert held.alive() == [held.pid]
+    done = call("--port", str(port), "--", "./server")
+    assert done.returncode == 126 and "./server cannot be started: " in done.stderr and "Traceback" not in done.stderr
 
 
 # The page and the server of the standard library
@@ -473,7 +460,8 @@ def test_the_next_run_takes_the_port_over(project, port, start, kind):
     command = [sys.executable, "-S", RUN_BACKEND, "--port", str(port)]
     first = start(*command)
     assert served_by(first, port)
-    assert f"--{kind if kind == 'page' else 'wsgiref wsgi:application'}" in Path(f"/proc/{first.pid}/cmdline").read_text().replace("\0", " ")
+    option = "--page" if kind == "page" else "--wsgiref\0wsgi:application"
+    assert option in Path(f"/proc/{first.pid}/cmdline").read_text()
     second = start(*command)
     assert served_by(second, port) and first.wait(10) == -signal.SIGTERM
     os.kill(second.pid, signal.SIGINT)
@@ -481,13 +469,6 @@ def test_the_next_run_takes_the_port_over(project, port, start, kind):
     said = second.stdout.read()
     what = "a small page" if kind == "page" else "wsgiref, no reload"
     assert f"✅ Starting server on 0.0.0.0:{port}: http://127.0.0.1:{port} ({what})" in said and "Traceback" not in said
-
-
-def test_nobody_but_another_page_is_stopped_for_the_page(project, port, hold):
-    held = hold(("127.0.0.1", port))
-    done = call("--port", str(port))
-    assert done.returncode == 1 and f"nobody is stopped for a small page: port {port} is held by process {held.pid} (" in done.stderr
-    assert held.alive() == [held.pid]
 
 
 def test_an_app_that_crashes_stops_nobody(project, port, hold):
@@ -603,52 +584,5 @@ def test_windows_waits_for_the_command_and_names_it_in_full(project, port, monke
 def test_a_console_of_ascii(project, port, start, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = call("--port", str(port), "--", "true")
-    assert done.stdout == f"Starting server on 0.0.0.0:{port}: http://127.0.0.1:{port} (true)\n" and done.returncode == 0
-
-
-# Real servers, where they are installed
-
-PAGE = {
-    "fastapi": "from fastapi import FastAPI\nimport os\napp = FastAPI()\n@app.get('/')\ndef page(): return f'Process {os.getpid()} '\n",
-    "flask": "from flask import Flask\nimport os\napp = Flask('x')\n@app.get('/')\ndef page(): return f'Process {os.getpid()} '\n",
-    "litestar": "from litestar import Litestar, get\n@get('/')\nasync def page() -> str: return 'hello'\napp = Litestar([page])\n",
-    "quart": "from quart import Quart\napp = Quart('x')\n@app.get('/')\nasync def page(): return 'hello'\n",
-    "sanic": "from sanic import Sanic, text\napp = Sanic('x')\n@app.get('/')\nasync def page(request): return text('hello')\n",
-    "dash": "from dash import Dash, html\napp = Dash('x')\napp.layout = html.P('hello')\nserver = app.server\n",
-    "django": "import os, sys\nfrom django.conf import settings\nfrom django.http import HttpResponse\nfrom django.urls import path\n"
-    "settings.configure(DEBUG=True, ROOT_URLCONF=__name__, ALLOWED_HOSTS=['*'], SECRET_KEY='x')\n"
-    "urlpatterns = [path('', lambda request: HttpResponse('hello'))]\n"
-    "from django.core.management import execute_from_command_line\nexecute_from_command_line(sys.argv)\n",
-}
-
-
-@pytest.mark.parametrize(
-    ("framework", "server", "files", "words"),
-    [
-        ("fastapi", "uvicorn", {"main.py": PAGE["fastapi"]}, []),
-        ("fastapi", "uvicorn", {"src/shop/web.py": "from shop import x\n" + PAGE["fastapi"], "src/shop/__init__.py": "x = 1"}, ["--reload"]),
-        ("fastapi", "hypercorn", {"main.py": PAGE["fastapi"], "Procfile": "web: hypercorn main:app -b :$PORT"}, []),
-        ("fastapi", "granian", {"main.py": PAGE["fastapi"], "Procfile": "web: granian --interface asgi main:app"}, []),
-        ("flask", "gunicorn", {"shop/__init__.py": "def make():\n" + "".join(f"    {x}\n" for x in PAGE["flask"].splitlines())
-                               + "    return app\n", ".flaskenv": "FLASK_APP=shop:make()"}, []),
-        ("flask", "waitress", {"app.py": PAGE["flask"], "Procfile": "web: waitress-serve --listen=*:$PORT app:app"}, []),
-        ("flask", "flask", {"app.py": PAGE["flask"]}, ["--debug"]),
-        ("django", "django", {"manage.py": PAGE["django"]}, ["--noreload"]),
-        ("litestar", "uvicorn", {"app.py": PAGE["litestar"]}, []),
-        ("quart", "hypercorn", {"app.py": PAGE["quart"]}, []),
-        ("sanic", "sanic", {"app.py": PAGE["sanic"]}, []),
-        ("dash", "gunicorn", {"app.py": PAGE["dash"]}, []),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
-def test_a_real_start_and_a_take_over(project, port, start, framework, server, files, words):
-    for package in (framework, server):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    project(files)
-    command = [sys.executable, RUN_BACKEND, "--port", str(port), "--host", "127.0.0.1", *words]
-    first = start(*command)
-    assert eventually(lambda: asked(port) or first.poll() is not None, 20) and asked(port)
-    second = start(*command)
-    assert eventually(lambda: first.poll() is not None, 20)
-    assert eventually(lambda: asked(port) or second.poll() is not None, 20) and asked(port), second.stdout.read()
+    said = f"Starting server on 0.0.0.0:{port}: http://127.0.0.1:{port} (true)\n"
+    assert (done.stdout, done.returncode) == (said, 0)

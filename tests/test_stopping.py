@@ -1,30 +1,24 @@
-"""Stop it: politely, then firmly, the release verified, and never in steps of sleep."""
+"""Stop it: the whole family, politely, then firmly, the release verified; and whoever starts it anew is named."""
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001
 
+import json
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
-import threading
 import time
 
 import pytest
 
-import port_manager
-from port_manager import PortManager, ensure_port_available
+from port_manager import Holder, PortManager, ensure_port_available, find_listeners
 
 from . import seam
-from .conftest import (
-    LINUX,
-    PATIENCE,
-    PORT_MANAGER,
-    RUN_BACKEND,
-    can_bind,
-    command_line,
-    eventually,
-    shown_until_closed,
-)
+from .conftest import ENSURE, LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, bound_is_told, can_bind
+from .conftest import command_line, eventually, holding, on_a_terminal
+from .scenes import SERVE, wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -34,74 +28,131 @@ def timed(call):
     return call(), time.monotonic() - begun
 
 
-def test_a_polite_request_is_enough(port, start, pinning, said):
-    code = (
-        "import os, signal, socket, sys; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
-        "signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b'saved\\n'), os._exit(0)));"
-        "print('ready', flush=True); signal.pause()"
-    )
-    holder = start(sys.executable, "-c", code, str(port))
-    holder.stdout.readline()
+@pytest.mark.parametrize(
+    ("spec", "more"),
+    [
+        pytest.param({}, "", id="single"),
+        pytest.param({"children": 1}, " and its child", id="reloader"),
+        pytest.param({"children": 8}, " and its 8 children", id="prefork"),
+        pytest.param({"children": 4, "orphans": True}, None, id="orphans"),
+        pytest.param({"children": 3, "double_fork": True}, None, id="strangers"),
+        pytest.param({"children": 3, "own_sockets": True, "reuseport": True}, None, id="reuseport"),
+        pytest.param({"children": 2, "silent_parent": True}, None, id="silent-parent"),
+        pytest.param({"children": 2, "ignore_term": True}, " and its 2 children", id="stubborn"),
+        pytest.param({"children": 3, "respawns": True}, " and its 3 children", id="respawning"),
+        pytest.param({"starts": ["sleep", "60"], "leaks": True, "orphans": True}, "", id="heir"),
+        pytest.param({"listen": False, "reuse": False}, "", id="bound", marks=bound_is_told),
+    ],
+)
+def test_all_holders_go(port, hold, spec, more, pinning, said, monkeypatch):
+    """Who has only inherited the listener, too; and a master that forks a new worker for each that ends."""
+    seam.limits(monkeypatch, restart_watch=0.2)  # some leave a living parent
+    held = hold(port, **spec)
+    assert not spec.get("orphans") or eventually(lambda: held.pid not in held.alive())
+    assert ensure_port_available(port, grace=0.3) is True
+    idle = [held.pid] if spec.get("own_sockets") or spec.get("silent_parent") else []
+    assert held.alive() in ([], idle)
+    assert can_bind(port) and can_bind(port, "0.0.0.0")
+    assert said().endswith(f"✅ Port {port} is now available")
+    if more is not None:  # a family is told in one line
+        root = held.children[0] if "starts" in spec else held.pid
+        assert said().count("Process using port:") == said().count("Successfully killed") == 1
+        assert f"✅ Successfully killed process {root}{more or ' ('}" in said()
+        assert all(str(pid) in said() for pid in held.children[:2])
+
+
+def test_the_words_of_a_take_over(port, hold, said):
+    held = hold(port)
+    assert ensure_port_available(port)
+    lines = said().splitlines()
+    command, killed = lines.pop(3), lines.pop(3)
+    assert lines == [
+        f"⚠️  Port {port} is already in use",
+        "💡 Development environment detected",
+        "Attempting to free up port...",
+        f"✅ Port {port} is now available",
+    ]
+    assert command.startswith(f"Process using port: {held.pid} ({os.path.basename(sys.executable)} -S -E holder.py ")
+    assert command.endswith(f", in {seam.short_folder(os.getcwd())})")
+    assert re.fullmatch(rf"✅ Successfully killed process {held.pid} \(\d+\.\d s\)", killed)
+
+
+def test_a_long_line_of_parents_is_ordered():
+    holders = [Holder(pid, pid - 1, "", "", "", "", None, ()) for pid in range(3000, 1, -1)]
+    assert [holder.pid for holder in seam.roots_first(holders)] == list(range(2, 3001))
+
+
+def test_orphans_far_from_each_other_all_go(port, hold):
+    """The usual walk ends before it comes to the next of them; the look after the first has gone leaves nobody out."""
+    held = hold(port, children=10, strangers=8, orphans=True)
+    assert eventually(lambda: held.alive() == held.children)
+    assert len(find_listeners(port)) < 10 == len(find_listeners(port, thorough=True))
+    assert ensure_port_available(port) and held.alive() == []
+    assert len(held.living()) == 80
+
+
+def test_a_reloader_s_variable_that_was_left_in_a_shell(port, start, home):
+    """Whoever else was started from there is no part of our server."""
+    script = '"$1" -c "$2" "$4" & read; WERKZEUG_RUN_MAIN=true "$1" -c "$3" "$4"; echo status $?'
+    words = ["bash", "-c", script, "bash", sys.executable, SERVE, ENSURE, str(port)]
+    shell = start(*words, cwd=home, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    wait_for(port)
+    said, _ = shell.communicate("\n", timeout=PATIENCE)
+    assert "Successfully killed" in said and "status 0" in said, said
+
+
+# Politely, then firmly
+
+
+def test_a_polite_request_is_enough(port, hold, pinning, said):
+    held = hold(port, says="saved\n")
     done, took = timed(lambda: ensure_port_available(port, grace=PATIENCE))
     assert done and took < PATIENCE
-    assert holder.stdout.readline() == "saved\n"
+    assert held.process.stdout.readline() == "saved\n"
     assert "forced" not in said()
 
 
-def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pinning, said):
-    held = hold(("127.0.0.1", port), ignore_term=True)
-    done, took = timed(lambda: ensure_port_available(port, grace=0.5))
-    assert done and 0.5 <= took < PATIENCE
+@pytest.mark.parametrize("kind", ["ignore_term", "drain"])
+def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pinning, said, kind):
+    """The one that gives the port up and drains for ever, too."""
+    held = hold(port, **{kind: True})
+    done, took = timed(lambda: ensure_port_available(port, grace=0.3))
+    assert done and 0.3 <= took < PATIENCE
     assert held.alive() == []
-    assert f"Process {held.pid} did not stop within 0.5 s: forced" in said()
-
-
-def test_one_that_gives_the_port_up_and_drains_for_ever_is_forced_too(port, hold, said):
-    held = hold(("127.0.0.1", port), drain=True)
-    done, took = timed(lambda: ensure_port_available(port, grace=0.5))
-    assert done and 0.5 <= took < PATIENCE
-    assert held.alive() == []
+    assert f"Process {held.pid} did not stop within 0.3 s: forced" in said()
 
 
 def test_a_server_stopped_by_ctrl_z_obeys(port, hold, said):
-    held = hold(("127.0.0.1", port))
+    held = hold(port)
     os.kill(held.pid, signal.SIGSTOP)
     done, took = timed(lambda: ensure_port_available(port, grace=PATIENCE))
     assert done and took < PATIENCE
     assert "forced" not in said()
 
 
-def test_a_zombie_is_not_taken_for_alive(port, start, pinning):
+def test_a_zombie_is_not_taken_for_alive(port, hold, pinning):
     """Its parent does not wait for it: kill(pid, 0) would succeed for ever."""
-    code = (
-        "import os, socket, sys, time\n"
-        "r, w = os.pipe()\n"
-        "if os.fork() == 0:\n"
-        "    s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); os.write(w, b'x'); time.sleep(60)\n"
-        "os.read(r, 1); print('ready', flush=True); time.sleep(60)"
-    )
-    assert start(sys.executable, "-c", code, str(port)).stdout.readline() == "ready\n"
-    (holder,) = port_manager.find_listeners(port)
-    done, took = timed(lambda: PortManager(port, grace=PATIENCE).kill_process(holder.pid))
+    (child,) = hold(port, children=1, silent_parent=True).children
+    done, took = timed(lambda: PortManager(port, grace=PATIENCE).kill_process(child))
     assert done and took < PATIENCE
-    os.kill(holder.pid, 0)  # it is there still, as a zombie
+    os.kill(child, 0)  # it is there still, as a zombie
     assert can_bind(port)
 
 
-def test_no_handle_is_left_open(port, hold):
-    before = sorted(os.listdir("/proc/self/fd"))
-    for spec in ({}, {"children": 3}, {"ignore_term": True}):
-        hold(("127.0.0.1", port), **spec).process.stdout.close()
-        assert ensure_port_available(port, grace=0.2)
-    assert sorted(os.listdir("/proc/self/fd")) == before
-
-
-def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatch, said):
-    held = hold(("127.0.0.1", port), ignore_term=True)
+@pytest.mark.parametrize("kind", ["ignore_term", "drain"])
+def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatch, said, kind):
+    """Where the port is free nevertheless, the process that cannot be ended is not kept quiet about."""
+    held = hold(port, **{kind: True})
     seam.limits(monkeypatch, forced_wait=0.1)
-    seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
-    assert ensure_port_available(port, grace=0.1) is False
-    assert f"❌ Process {held.pid} does not end even when forced" in said()
+    seam.one_look(monkeypatch)
+    freed = kind == "drain"
+
+    def only_asked(pid, firmly, send):
+        assert firmly or (send(), not freed or eventually(lambda: can_bind(port)))[1]
+
+    seam.on_signal(monkeypatch, only_asked)
+    assert ensure_port_available(port, grace=0.1) is freed
+    assert f"{'⚠️ ' if freed else '❌'} Process {held.pid} does not end even when forced" in said()
 
 
 @pytest.mark.parametrize("when", ["at once", "when forced"])
@@ -112,7 +163,7 @@ def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, sai
         if firmly or when == "at once":
             raise PermissionError(1, "Operation not permitted")
 
-    held = hold(("127.0.0.1", port))
+    held = hold(port)
     seam.on_signal(monkeypatch, refused)
     assert ensure_port_available(port, grace=0.1) is False
     assert PortManager(port, grace=0.1).kill_process(held.pid) is False
@@ -122,40 +173,36 @@ def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, sai
     assert held.alive() == [held.pid]
 
 
-def test_one_that_exits_just_before_the_signal(port, hold, monkeypatch, pinning):
-    held = hold(("127.0.0.1", port))
-    seam.at_the_last_check(monkeypatch, after=lambda: (held.process.kill(), held.process.wait()))
-    assert ensure_port_available(port) is True
+# Who goes by himself
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_nobody_was_killed_who_ended_by_himself(port, hold, monkeypatch, pinning, said, when):
+    """Just before the signal."""
+    held = hold(port)
+    seam.at_the_last_check(monkeypatch, **{when: lambda: (held.process.kill(), held.process.wait())})
+    assert ensure_port_available(port) is True and held.alive() == []
+    assert "killed" not in said() and f"Port {port} is now available" in said()
 
 
 def test_one_that_obeys_at_once_counts_as_stopped(port, hold, monkeypatch, said):
     """Its parent has reaped it before the call that signals returns."""
-    held, kill = hold(("127.0.0.1", port)), os.kill
+    held, kill = hold(port), os.kill
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     monkeypatch.setattr(os, "kill", lambda pid, number: kill(pid, number) or number == 15 and held.process.wait())
     assert ensure_port_available(port) is True
     assert f"Successfully killed process {held.pid}" in said()
 
 
-def test_one_that_let_go_of_the_port_in_time_lives(port, hold, monkeypatch):
-    """It closed the listener between the look and the signal: it is a bystander now."""
-    held = hold(("127.0.0.1", port), drain=True)
-
-    def let_go():
-        os.kill(held.pid, signal.SIGTERM)
-        assert eventually(lambda: can_bind(port))
-
-    seam.at_the_last_check(monkeypatch, before=let_go)
-    assert ensure_port_available(port) is True
-    assert held.alive() == [held.pid]
+# By PID
 
 
 def test_kill_process(port, hold, said):
-    held = hold(("127.0.0.1", port), children=1)
+    held = hold(port, children=1)
     manager = PortManager(port, grace=0.3)
     assert manager.kill_process(held.children[0]) is True
-    assert manager.kill_process(held.children[0]) is True  # gone already
-    assert manager.kill_process(2**22 + 1) is True  # no such process
+    for nobody in (held.children[0], 2**22 + 1, 2**22 + 5, 10**12):  # gone already; no such process
+        assert manager.kill_process(nobody) is True
     assert held.alive() == [held.pid]
     assert manager.kill_process(os.getpid()) is False
     assert manager.kill_process(os.getppid()) is False
@@ -168,21 +215,25 @@ def test_kill_process(port, hold, said):
 
 @pytest.mark.parametrize("policy", ["refuse", "ask", "own"])
 def test_kill_process_minds_the_policy(port, hold, policy, tmp_path):
-    held = hold(("127.0.0.1", port), cwd=str(tmp_path))
+    held = hold(port, cwd=tmp_path)
     assert PortManager(port, policy=policy).kill_process(held.pid) is False
     assert held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize("how", ["free", "run_backend"])
-def test_ctrl_c_while_waiting(port, hold, start, how):
-    held = hold(("127.0.0.1", port), drain=True)
-    free, run = [PORT_MANAGER, "free", str(port), "--grace", "30"], [RUN_BACKEND, "--port", str(port), "--", "true"]
-    caller = start(sys.executable, *(free if how == "free" else run))
-    lines = []
-    for line in caller.stdout:
-        lines.append(line)
-        if line.startswith("Process using port"):
-            break
+# What a person sees
+
+
+@pytest.mark.parametrize("how", ["free", "run_backend", "guard"])
+def test_ctrl_c_while_waiting(port, hold, start, how, tmp_path):
+    held = hold(port, drain=True, cwd=tmp_path)
+    (tmp_path / "app.py").write_text("import port_manager; port_manager.guard()")
+    words = {
+        "free": [PORT_MANAGER, "free", str(port), "--grace", "30"],
+        "run_backend": [RUN_BACKEND, "--port", str(port), "--", "true"],
+        "guard": ["app.py", "--port", str(port)],
+    }
+    caller = start(sys.executable, *words[how], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert any(line.startswith("Process using port") for line in iter(caller.stdout.readline, ""))
     assert eventually(lambda: can_bind(port))  # it has been asked
     os.kill(caller.pid, signal.SIGINT)
     rest, _ = caller.communicate(timeout=PATIENCE)
@@ -193,7 +244,7 @@ def test_ctrl_c_while_waiting(port, hold, start, how):
 
 def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
     """Whoever may have been signalled is named, the one at whom it happened included; the others are not."""
-    held = hold(("127.0.0.1", port), children=2)
+    held = hold(port, children=2)
     asked = []
 
     def interrupted(pid, firmly, send):
@@ -210,71 +261,196 @@ def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
 
 def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
     """Every round finds the same holder, who never goes: the number of rounds has an end."""
-    hold(("127.0.0.1", port))
+    hold(port)
     seam.stand_in(monkeypatch, "stop", lambda *_: ({}, None))
     assert ensure_port_available(port) is False
     assert f"port {port} is still held after {seam.ROUNDS} attempts" in said().lower()
 
 
-def test_a_line_on_a_terminal_shows_the_wait_and_goes(port, hold):
-    pty = pytest.importorskip("pty")
-    held = hold(("127.0.0.1", port), ignore_term=True)
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--grace", "2"])
-    text = shown_until_closed(terminal)
-    assert os.waitpid(pid, 0)[1] == 0
-    line = f"Waiting for process {held.pid} to stop, 2 s at most: 1 s"
-    assert line in text
+def test_a_line_on_a_terminal_shows_the_wait_and_goes(ports, hold, start):
+    """And none in a pipe."""
+    port, other = ports(), ports()
+    held, _ = hold(port, ignore_term=True), hold(other, ignore_term=True)
+    piped = start(sys.executable, PORT_MANAGER, "free", str(other), "--grace", "1.3")
+    _, text, status = on_a_terminal(PORT_MANAGER, "free", str(port), "--grace", "1.3")
+    line = f"Waiting for process {held.pid} to stop, 1.3 s at most: 1 s"
+    assert status == 0 and line in text
     after = text[text.rindex(line) :]
     assert re.search(r"\r {20,}\r", after)  # wiped before the next line
     assert f"Port {port} is now available" in after
-
-
-def test_no_such_line_in_a_pipe(port, hold):
-    hold(("127.0.0.1", port), ignore_term=True)
-    done = command_line("free", str(port), "--grace", "0.7")
-    assert done.returncode == 0 and "Waiting" not in done.stderr and "\r" not in done.stderr
-
-
-def test_a_thread_is_not_a_process_of_its_own(said):
-    """A signal to a thread's number ends its whole process: this one, or an ancestor."""
-    over = threading.Event()
-    thread = threading.Thread(target=over.wait)
-    thread.start()
-    try:
-        assert PortManager().kill_process(thread.native_id) is False
-        assert "it is a thread of another process, or may not be seen" in said()
-    finally:
-        over.set()
-        thread.join()
-
-
-@pytest.mark.parametrize("pid", [2**22 + 5, 10**12])
-def test_a_pid_that_nobody_has(pid):
-    assert PortManager().kill_process(pid) is True
-
-
-def test_one_that_lets_go_and_lives_is_told(port, hold, monkeypatch, said):
-    """The port is free, and the process that cannot be ended is not kept quiet about."""
-    held = hold(("127.0.0.1", port), drain=True)
-    seam.limits(monkeypatch, forced_wait=0.0)
-    seam.on_signal(monkeypatch, lambda pid, firmly, send: firmly or send())
-    assert ensure_port_available(port, grace=0.3) is True
-    assert f"⚠️  Process {held.pid} does not end even when forced" in said()
-
-
-def test_nobody_was_killed_who_ended_by_himself(port, hold, monkeypatch, said):
-    held = hold(("127.0.0.1", port), exit_after=0.3)
-    seam.at_the_last_check(monkeypatch, after=lambda: eventually(lambda: not held.alive()))
-    assert ensure_port_available(port) is True
-    assert "killed" not in said() and f"Port {port} is now available" in said()
+    told, _ = piped.communicate(timeout=PATIENCE)
+    assert piped.returncode == 0 and "Waiting" not in told and "\r" not in told
 
 
 @pytest.mark.parametrize("environment", ["", "staging"])
 def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
-    held = hold(("127.0.0.1", port))
+    held = hold(port)
     done = command_line("free", str(port), "--policy", "refuse", ENVIRONMENT=environment)
     assert done.returncode == 1 and held.alive() == [held.pid]
     assert "annot start" not in done.stderr and "PRODUCTION" not in done.stderr
     assert "🚨 Port conflict: ENVIRONMENT is 'staging'" in done.stderr or not environment
+
+
+# Who starts it again
+
+
+LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nodemon starts another
+    "a loop": ["bash", "-c", "while true; do {}; sleep 0; done"],
+    "a slow loop": ["bash", "-c", "while true; do {}; sleep 0.4; done"],
+    "above a shell": [
+        *(sys.executable, "-c", "import subprocess, sys\nwhile True: subprocess.run(['sh', '-c', sys.argv[1]])"),
+        "{}; exit 3",
+    ],
+}
+
+
+@pytest.mark.parametrize(("loop", "by"), [*((loop, "a call") for loop in LOOPS), ("a loop", "the command line")])
+def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, by, said, monkeypatch):
+    seam.limits(monkeypatch, restart_watch=PATIENCE)
+    server = shlex.join(holding(port))
+    supervisor = start(*(word.replace("{}", server) for word in LOOPS[loop]))
+    assert '"pid"' in supervisor.stdout.readline()
+    if by == "a call":  # started by this process, the loop is no ancestor of it
+        assert ensure_port_available(port) is False
+        told = said()
+    else:
+        done = command_line("free", str(port))
+        assert done.returncode == 1
+        told = done.stderr
+    assert f"port {port} was taken again by process " in told.lower()
+    assert f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} " in told
+    assert f"stop process {supervisor.pid} first" in told and supervisor.poll() is None
+
+
+# It forks a server that binds for itself; when that ends, the next one.
+FORKS = """
+import os, signal, socket, sys
+while True:
+    pid = os.fork()
+    if not pid:
+        server = socket.create_server(("127.0.0.1", int(sys.argv[-1])))
+        signal.pause()
+    os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.parametrize(("program", "goes"), [("gunicorn", True), ("pytest", False), ("launch.py", False)])
+def test_only_a_server_s_own_command_is_a_master(port, start, home, program, goes):
+    """A test runner, or a launcher of several servers, forks the next one, too: it is told, and not stopped."""
+    (home / program).write_text(FORKS)
+    master = start(sys.executable, program, "main:app", str(port), cwd=home)
+    wait_for(port)
+    foretold = json.loads(command_line("check", str(port), "--json", cwd=home).stdout)["ports"][0]["would_stop"]
+    assert (master.pid in foretold) == goes
+    done = command_line("free", str(port), cwd=home)
+    assert (done.returncode == 0) == goes == (master.poll() is not None), done.stderr
+    assert goes or f"stop process {master.pid} first" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "ends"),
+    [
+        pytest.param("exec {}", "with the server", id="an ordinary restart"),
+        pytest.param("{}; exit 1", "with the server", id="npm waits for sh, which waits for the server"),
+        pytest.param("{}; sleep 90", "later", id="a living parent"),
+    ],
+)
+def test_only_a_living_parent_is_watched_for_a_while(port, start, script, ends, monkeypatch):
+    watch = PATIENCE if ends == "with the server" else 0.3
+    launcher = start("sh", "-c", script.format(shlex.join(holding(port))))
+    launcher.stdout.readline()
+    seam.limits(monkeypatch, restart_watch=watch)
+    done, took = timed(lambda: ensure_port_available(port))
+    assert done and (took < watch) == (ends == "with the server")
+    assert ends == "later" or launcher.wait(PATIENCE) in (-signal.SIGTERM, 1)
+
+
+def test_an_interactive_shell_is_no_supervisor(port, monkeypatch):
+    """Job control gives the job a process group of its own; a script's loop does not do so."""
+    pty = pytest.importorskip("pty")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
+    os.write(terminal, f"{shlex.join(holding(port))} &\n".encode())
+    try:
+        assert eventually(lambda: not can_bind(port))
+        seam.limits(monkeypatch, restart_watch=PATIENCE)
+        done, took = timed(lambda: ensure_port_available(port))
+        assert done and took < PATIENCE
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.close(terminal)
+        os.waitpid(pid, 0)
+
+
+def test_a_parent_that_did_not_start_the_taker_is_not_accused(port, hold, start):
+    taker, bystander = hold(port), start("sleep", "60")
+    why = seam.taken_again(port, "127.0.0.1", bystander.pid)
+    assert f"by process {taker.pid}" in why and "supervisor" not in why
+
+
+# Several ports; again and again, and many at once: what goes wrong once in a hundred times shows here. The large
+# rounds are asked for: python3 -m tests -m load
+
+
+def test_several_ports_go_on_after_one_fails(ports, hold):
+    first, second, third = sorted(ports() for _ in range(3))
+    holders = [hold(first), hold(third)]
+    tunnel = hold(second, name="ssh")
+    done = command_line("free", str(first), str(second), str(third))
+    assert done.returncode == 1
+    assert [held.alive() for held in holders] == [[], []] and tunnel.alive() == [tunnel.pid]
+    assert f"Port {first} is now available" in done.stderr and f"Port {third} is now available" in done.stderr
+
+
+@pytest.fixture
+def large_ones_are_asked_for(request):
+    if request.node.get_closest_marker("load") and "load" not in (request.config.getoption("-m") or ""):
+        pytest.skip("takes long; ask for it with -m load")
+
+
+def large(*values):
+    return pytest.param(*values, marks=pytest.mark.load)
+
+
+def traces():
+    """Our descriptors, and our own children that live or have not been buried."""
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/children") as file:
+            found.update(file.read().split())
+    return sorted(os.listdir("/proc/self/fd")), found
+
+
+@pytest.mark.usefixtures("large_ones_are_asked_for")
+@pytest.mark.parametrize(("times", "workers"), [(10, 0), (3, 8), large(200, 0), large(50, 8)])
+def test_take_overs_in_a_row(port, ports, hold, times, workers):
+    """One server after the other takes the port: nobody is left behind, and no descriptor."""
+    bystander = hold(ports())
+    before = traces()
+    for _ in range(times):
+        held = hold(("0.0.0.0", port), children=workers)
+        assert len(held.alive()) == 1 + workers
+        assert ensure_port_available(port) is True
+        assert held.alive() == []
+        assert can_bind(port, "0.0.0.0")
+        held.end()
+    assert traces() == before
+    assert bystander.alive() == [bystander.pid]
+
+
+@pytest.mark.usefixtures("large_ones_are_asked_for")
+@pytest.mark.parametrize(("callers", "rounds", "workers"), [(10, 1, 3), large(20, 10, 0), large(20, 3, 8)])
+def test_many_callers_at_once(port, ports, hold, start, callers, rounds, workers):
+    """Each finds the holder, asks it to stop, and sees it go, whoever was first; none takes another for a holder."""
+    bystander = hold(ports())
+    calls = ([PORT_MANAGER, "free", str(port)], ["-c", ENSURE, str(port)])
+    for _ in range(rounds):
+        held = hold(("0.0.0.0", port), children=workers)
+        running = [start(sys.executable, *calls[number % 2], cwd=str(ROOT)) for number in range(callers)]
+        ends = [(call.communicate(timeout=PATIENCE)[0], call.returncode) for call in running]
+        assert [end for end in ends if end[1] != 0] == []
+        assert can_bind(port, "0.0.0.0")
+        assert held.alive() == []
+        held.end()
+    assert bystander.alive() == [bystander.pid]

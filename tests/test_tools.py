@@ -12,24 +12,30 @@ import pytest
 from port_manager import CannotTell, ensure_port_available, find_listeners
 
 from . import seam
-from .conftest import LINUX, REFUSE_NETLINK, boxes, eventually, in_a_box
+from .apart import NETLINK, apart, refuse_call
+from .conftest import LINUX, PATIENCE, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the tools of Linux")
 SBIN = os.pathsep.join(["/usr/sbin", "/sbin", "/usr/local/sbin"])
 
 
+def alone(patch, name):
+    """Let neither sock_diag nor /proc/net be asked, but this tool."""
+    if not shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}{SBIN}"):
+        pytest.skip(f"{name} is not installed")
+    seam.only(patch, name)
+    return name
+
+
 @pytest.fixture(params=["ss", "lsof", "netstat"])
 def tool(request, monkeypatch):
-    """Each tool alone: neither sock_diag nor /proc/net is asked."""
-    if not shutil.which(request.param, path=f"{os.environ['PATH']}{os.pathsep}{SBIN}"):
-        pytest.skip(f"{request.param} is not installed")
-    seam.only(monkeypatch, request.param)
-    return request.param
+    return alone(monkeypatch, request.param)
 
 
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
-    """A maker of tools that come first on PATH."""
+    """A maker of tools that come first on PATH; nobody waits for whoever they leave unseen."""
+    seam.one_look(monkeypatch)
 
     def plant(name, script):
         tool = tmp_path / name
@@ -90,9 +96,7 @@ def test_a_dual_stack_wildcard_goes(port, hold, tool, said):
 @pytest.mark.parametrize("way", ["ss", "netstat"])
 def test_a_name_that_lists_the_pid_of_another(port, hold, way, monkeypatch, ports):
     """The quoted name in ss is chosen by the process; netstat prints it behind the PID."""
-    if not shutil.which(way, path=f"{os.environ['PATH']}{os.pathsep}{SBIN}"):
-        pytest.skip(f"{way} is not installed")
-    seam.only(monkeypatch, way)
+    alone(monkeypatch, way)
     bystander = hold(("127.0.0.1", ports()))
     spoof = f'",pid={bystander.pid},fd=1)'[:15] if way == "ss" else f"{bystander.pid}/x"
     liar = hold(("127.0.0.1", port), name=spoof)
@@ -122,10 +126,10 @@ def test_busybox_netstat(port, hold, planted, monkeypatch):
 
 def test_an_alpine_lsof_lists_everything_and_harms_nobody(port, hold, planted, monkeypatch, said):
     """busybox lsof ignores every option and lists every open file: xargs kill then kills the container."""
-    row = "printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f)"
-    planted("lsof", f"for p in /proc/[0-9]*; do for f in $p/fd/*; do {row}; done; done")
-    seam.only(monkeypatch, "lsof")
     held = hold(("127.0.0.1", port))
+    row = "printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f)"
+    planted("lsof", f"for p in /proc/1 /proc/{held.pid}; do for f in $p/fd/*; do {row}; done; done")
+    seam.only(monkeypatch, "lsof")
     assert seam.ask("lsof", port) is None
     with pytest.raises(CannotTell):
         find_listeners(port)
@@ -133,26 +137,25 @@ def test_an_alpine_lsof_lists_everything_and_harms_nobody(port, hold, planted, m
     assert "Nothing on this system could tell who holds" in said() and held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize(
-    ("name", "script"),
-    [
-        ("ss", "exec sleep 9"),
-        ("ss", "exit 3"),
-        ("ss", "kill -9 $$"),
-        ("lsof", "echo garbage"),
-        ("ss", "head -c 300000 /dev/urandom"),
-        ("netstat", "printf '\\0\\377\\376'"),
-        ("lsof", "echo 'p1\nf3\ntIPv4\nPTCP\nn*:{port}\nTST=LISTEN'"),
-        ("lsof", "echo 'p{bystander}\nf3\ntIPv4\nd99\nPTCP\nn127.0.0.1:{port}\nTST=LISTEN'"),
-        ("ss", "echo 'LISTEN 0 9 127.0.0.1:{port} 0.0.0.0:* users:((\"x\",pid={bystander},fd=3)) ino:99'"),
-        ("netstat", "echo 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN 0 99 {bystander}/x'"),
-        ("netstat", "echo 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN {bystander}/x'"),
-    ],
-    ids=["hang", "fail", "crash", "garbage", "noise", "binary", "pid1", "lsof", "ss", "netstat", "busybox"],
-)
-def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkeypatch, name, script):
-    seam.limits(monkeypatch, tool_timeout=0.3)
-    port = ports()
+PLANTED = {
+    "hang": ("ss", "exec sleep 9"),
+    "fail": ("ss", "exit 3"),
+    "crash": ("ss", "kill -9 $$"),
+    "garbage": ("lsof", "echo garbage"),
+    "noise": ("ss", "head -c 300000 /dev/urandom"),
+    "binary": ("netstat", r"printf '\0\377\376'"),
+    "pid1": ("lsof", "printf '%s\\n' p1 f3 tIPv4 PTCP 'n*:{port}' TST=LISTEN"),
+    "lsof": ("lsof", "printf '%s\\n' p{bystander} f3 tIPv4 d99 PTCP n127.0.0.1:{port} TST=LISTEN"),
+    "ss": ("ss", "echo 'LISTEN 0 9 127.0.0.1:{port} 0.0.0.0:* users:((\"x\",pid={bystander},fd=3)) ino:99'"),
+    "netstat": ("netstat", r"printf 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN 0 99 {bystander}/x\n'"),
+    "busybox": ("netstat", r"printf 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN {bystander}/x\n'"),
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkeypatch, what):
+    seam.limits(monkeypatch, tool_timeout=0.3 if what == "hang" else PATIENCE)
+    port, (name, script) = ports(), PLANTED[what]
     held, bystander = hold(("127.0.0.1", port)), hold(("127.0.0.1", ports()))
     planted(name, script.replace("{port}", str(port)).replace("{bystander}", str(bystander.pid)))
     seam.only(monkeypatch, name)
@@ -170,10 +173,8 @@ def test_a_lie_about_a_socket_that_the_bystander_holds_is_found_out_at_the_end(p
     assert (bystander.alive(), held.alive()) == ([bystander.pid], [])
 
 
-def test_tools_are_found_in_sbin_and_not_in_relative_folders(tmp_path, monkeypatch):
-    liar = tmp_path / "ss"
-    liar.write_text("#!/bin/sh\necho planted\n")
-    liar.chmod(0o755)
+def test_tools_are_found_in_sbin_and_not_in_relative_folders(tmp_path, monkeypatch, planted):
+    planted("ss", "echo planted")
     monkeypatch.chdir(tmp_path)
     for path in ("", ".", f".{os.pathsep}", "relative"):
         monkeypatch.setenv("PATH", path)
@@ -219,17 +220,13 @@ def test_when_none_can_tell_the_port_is_held(port, hold, monkeypatch, said):
     assert held.alive() == [held.pid]
 
 
-@boxes
-def test_tools_are_asked_where_the_kernel_is_not_allowed_to_answer(tmp_path):
+@apart
+def test_tools_are_asked_where_the_kernel_is_not_allowed_to_answer(tmp_path, planted, monkeypatch):
     """Netlink refused by seccomp and /proc/net hidden: ss and netstat fail as well, and that is said."""
     log = tmp_path / "asked"
-    tool = tmp_path / "ss"
-    tool.write_text(f"#!/bin/sh\necho asked >> {log}\nexit 1\n")
-    tool.chmod(0o755)
-    question = (
-        f"os.environ['PATH'] = '{tmp_path}:' + os.environ['PATH']\n" + REFUSE_NETLINK +
-        "seam.only(pytest.MonkeyPatch(), 'sock_diag', lambda port: None, 'ss')\n"
-        "try: p.find_listeners(8000)\nexcept p.CannotTell as error: print(error.reason)"
-    )
-    assert in_a_box("true", "\n" + question).endswith("could tell who holds port 8000: it is treated as held")
+    planted("ss", f"echo asked >> {log}\nexit 1")
+    refuse_call(1, *NETLINK)
+    seam.only(monkeypatch, "sock_diag", lambda port: None, "ss")
+    with pytest.raises(CannotTell, match="could tell who holds port 8000: it is treated as held"):
+        find_listeners(8000)
     assert log.read_text() == "asked\n"

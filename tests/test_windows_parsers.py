@@ -10,30 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from . import seam
+from .samples import HEADS
+from .samples import netstat_ano as told
 
-HEADS = {  # (title, headings, what LISTENING is called)
-    "english": ("Active Connections", "Proto  Local Address          Foreign Address        State", "LISTENING"),
-    "german": ("Aktive Verbindungen", "Proto  Lokale Adresse         Remoteadresse          Status", "ABHÖREN"),
-    "french": ("Connexions actives", "Proto  Adresse locale         Adresse distante       État", "À L'ÉCOUTE"),
-    "chinese": ("活动连接", "协议  本地地址          外部地址        状态           PID", "LISTENING"),
-}
-ROWS = """
-  TCP    127.0.0.1:8000         0.0.0.0:0              {state}       38144
-  TCP    0.0.0.0:80             0.0.0.0:0              {state}       4
-  TCP    127.0.0.1:52011        127.0.0.1:8000         ESTABLISHED     9120
-  TCP    127.0.0.1:52012        127.0.0.1:8000         TIME_WAIT       0
-  TCP    0.0.0.0:8100           0.0.0.0:0              {state}       0
-  TCP    [::]:8000              [::]:0                 {state}       38144
-  TCP    [fe80::1%12]:8001      [::]:0                 {state}       38148
-  TCP    [::1]:52013            [::1]:8000             CLOSE_WAIT      9120
-  UDP    0.0.0.0:8000           *:*                                    7788
-"""
 PLACE = 0x1_0000_0000  # where the buffer of a table was
-
-
-def told(language="english"):
-    title, heads, state = HEADS[language]
-    return f"\r\n{title}\r\n\r\n  {heads}\r\n" + ROWS.format(state=state).replace("\n", "\r\n")
 
 
 def row(pid, port=8000, host="127.0.0.1", v6=False):
@@ -201,7 +181,7 @@ def test_taskkill(monkeypatch, answers, firmly, asked, error):
 
 @pytest.mark.parametrize(
     ("rows", "error"),
-    [([(38144, 0, 6, "python.exe")], ProcessLookupError), ([(700, 0, 6, "python.exe")], ProcessLookupError), ([], OSError)],
+    [([(38144, 0, 6, "a.exe")], ProcessLookupError), ([(700, 0, 6, "a.exe")], ProcessLookupError), ([], OSError)],
     ids=["another process", "it has ended", "cannot tell"],
 )
 @pytest.mark.parametrize("asked", [False, True])
@@ -243,30 +223,30 @@ def test_whose_process_it_is(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "command", "ends"),
+    ("ends", "name", "command"),
     [
-        ("cmd.exe", "C:\\Windows\\System32\\cmd.exe", True),
-        ("cmd.exe", "cmd /K npm start", True),
-        ("CMD.EXE", "C:\\Windows\\System32\\CMD.EXE /D /S /C npm start", False),
-        ("cmd.exe", "", True),
-        ("powershell.exe", "powershell.exe -noexit -command try { . \"C:\\VS Code\\shellIntegration.ps1\" } catch {}", True),
-        ("pwsh.exe", "pwsh -NoProfile -Command Start-Sleep 9", False),
-        ("bash.exe", "C:\\Git\\bin\\bash.exe --login -i", True),
-        ("WindowsTerminal.exe", "wt", True),
-        ("conhost.exe", "\\??\\C:\\Windows\\system32\\conhost.exe 0x4", False),
-        ("conhost.exe", "C:\\Windows\\system32\\conhost.exe --headless --width 80 --height 30 --signal 0x9", True),
-        ("OpenConsole.exe", "OpenConsole.exe --headless --width 80", True),
-        ("chrome.exe", "chrome.exe --headless", False),
-        ("python.exe", "python app.py", False),
+        (True, "cmd.exe", r"C:\Windows\System32\cmd.exe"),
+        (True, "cmd.exe", "cmd /K npm start"),
+        (True, "cmd.exe", ""),
+        (False, "CMD.EXE", r"C:\Windows\System32\CMD.EXE /D /S /C npm start"),
+        (True, "powershell.exe", r'powershell.exe -noexit -command try { . "C:\VS Code\shellIntegration.ps1" } catch'),
+        (False, "pwsh.exe", "pwsh -NoProfile -Command Start-Sleep 9"),
+        (True, "bash.exe", r"C:\Git\bin\bash.exe --login -i"),
+        (True, "WindowsTerminal.exe", "wt"),
+        (False, "conhost.exe", r"\??\C:\Windows\system32\conhost.exe 0x4"),
+        (True, "conhost.exe", r"C:\Windows\system32\conhost.exe --headless --width 80 --height 30 --signal 0x9"),
+        (True, "OpenConsole.exe", "OpenConsole.exe --headless --width 80"),
+        (False, "chrome.exe", "chrome.exe --headless"),
+        (False, "python.exe", "python app.py"),
     ],
 )
-def test_somebodys_terminal(monkeypatch, name, command, ends):
+def test_somebodys_terminal(monkeypatch, ends, name, command):
     assert seam.ends_a_terminal(monkeypatch, name, command) is ends
 
 
-@pytest.mark.parametrize(("pid", "name", "sentence"), [(0, "", "PID 0 is the system itself"), (4, "System", "http.sys")])
-def test_the_system_is_protected(pid, name, sentence):
-    assert sentence in seam.protected(name, system="windows", pid=pid)
+def test_the_system_is_protected():
+    assert "PID 0 is the system itself" in seam.protected("", system="windows", pid=0)
+    assert "http.sys" in seam.protected("System", system="windows", pid=4)
 
 
 def test_a_process_that_may_not_be_opened_is_told_by_its_start_alone(monkeypatch):

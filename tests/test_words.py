@@ -28,40 +28,29 @@ def program(code, port, **environ):
     return done.stdout, done.stderr
 
 
-def test_without_logging_it_is_said_once_on_standard_error(port):
-    out, err = program(ASK, port)
-    assert (out, err.decode()) == (b"", f"✅ Port {port} is available\n")
+SAID = "✅ Port {port} is available\n"
+LOGGER = "log = logging.getLogger('port_manager'); "
+TO_STDOUT = LOGGER + "log.setLevel('INFO'); log.addHandler(logging.StreamHandler(sys.stdout)); "
+CONFIGURED = {  # what a program does before: (its standard output, its standard error)
+    "pass": ("", SAID),
+    "import logging": ("", SAID),  # and not configured
+    "logging.basicConfig(level='INFO', format='%(name)s|%(message)s')": ("", f"port_manager|{SAID}"),
+    "logging.basicConfig(level='INFO', stream=sys.stdout, format='%(levelname)s %(message)s')": (f"INFO {SAID}", ""),
+    "logging.basicConfig()": ("", ""),  # its level is WARNING
+    LOGGER + "log.addHandler(logging.NullHandler())": ("", ""),
+    LOGGER + "log.setLevel('ERROR')": ("", ""),
+    "logging.disable(logging.CRITICAL)": ("", ""),
+    LOGGER + "log.disabled = True": ("", ""),
+    TO_STDOUT + "logging.basicConfig(stream=sys.stdout, format='root %(message)s')": (f"{SAID}root {SAID}", ""),
+    TO_STDOUT + "log.propagate = False; logging.basicConfig(stream=sys.stdout)": (SAID, ""),
+}
 
 
-def test_with_logging_imported_but_not_configured(port):
-    out, err = program("import logging; " + ASK, port)
-    assert (out, err.decode()) == (b"", f"✅ Port {port} is available\n")
-
-
-@pytest.mark.parametrize(
-    ("configure", "out", "err"),
-    [
-        ("logging.basicConfig(level='INFO', format='%(name)s|%(message)s')", "",
-         "port_manager|✅ Port {port} is available\n"),
-        ("logging.basicConfig(level='INFO', stream=sys.stdout, format='%(levelname)s %(message)s')",
-         "INFO ✅ Port {port} is available\n", ""),
-        ("logging.basicConfig()", "", ""),  # its level is WARNING
-        ("logging.getLogger('port_manager').addHandler(logging.NullHandler())", "", ""),
-        ("logging.getLogger('port_manager').setLevel('ERROR')", "", ""),
-        ("logging.disable(logging.CRITICAL)", "", ""),
-        ("logging.getLogger('port_manager').disabled = True", "", ""),
-        ("log = logging.getLogger('port_manager'); log.setLevel('INFO');" +
-         "log.addHandler(logging.StreamHandler(sys.stdout)); logging.basicConfig(stream=sys.stdout, format='root %(message)s')",
-         "✅ Port {port} is available\nroot ✅ Port {port} is available\n", ""),
-        ("log = logging.getLogger('port_manager'); log.propagate = False; log.setLevel('INFO');" +
-         "log.addHandler(logging.StreamHandler(sys.stdout)); logging.basicConfig(stream=sys.stdout)",
-         "✅ Port {port} is available\n", ""),
-    ],
-    ids=["basic", "stdout", "warnings-only", "null", "level", "disable", "disabled", "two-handlers", "own-handler"],
-)  # fmt: skip
-def test_who_configured_logging_gets_it_his_way(port, configure, out, err):
-    got = program(f"import logging, sys; {configure}; {ASK}", port)
-    assert tuple(part.decode() for part in got) == (out.replace("{port}", str(port)), err.replace("{port}", str(port)))
+@pytest.mark.parametrize("configure", CONFIGURED)
+def test_who_configured_logging_gets_it_his_way(port, configure):
+    imports = "" if "logging." not in configure else "import logging, sys; "
+    got = program(f"{imports}{configure}; {ASK}", port)
+    assert [part.decode() for part in got] == [part.replace("{port}", str(port)) for part in CONFIGURED[configure]]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp936", "cp1252", "latin-1", "no-such-codec"])

@@ -1,0 +1,94 @@
+"""The apps that the tests serve: each answers "Process PID " to whoever asks for a page."""
+
+from __future__ import annotations
+
+ASGI = """\
+import asyncio, os
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            event = (await receive())["type"]
+            await send({"type": event + ".complete"})
+            if event == "lifespan.shutdown":
+                return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while scope["path"] == "/endless":
+        await send({"type": "http.response.body", "body": b"more ", "more_body": True})
+        await asyncio.sleep(0.05)
+    await send({"type": "http.response.body", "body": b"Process %d " % os.getpid()})
+"""
+WSGI = """\
+import os
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"Process %d " % os.getpid()]
+"""
+FASTAPI = """\
+from fastapi import FastAPI
+app = FastAPI()
+
+@app.get("/")
+def page():
+    import os
+    return f"Process {os.getpid()} "
+"""
+FLASK = """\
+from flask import Flask
+app = Flask(__name__)
+
+@app.route("/")
+def page():
+    import os
+    return f"Process {os.getpid()} "
+"""
+FACTORY = "from flask import Flask\ndef create_app(config=None):\n    app = Flask(__name__)\n    return app\n"
+DJANGO = """\
+import os, sys
+from django.conf import settings
+from django.core.management import execute_from_command_line
+from django.http import HttpResponse
+from django.urls import path
+
+settings.configure(DEBUG=True, SECRET_KEY="none", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"])
+urlpatterns = [path("", lambda request: HttpResponse(f"Process {os.getpid()} "))]
+if __name__ == "__main__":
+    execute_from_command_line(sys.argv)
+"""
+LITESTAR = """\
+import os
+from litestar import Litestar, get
+
+@get("/")
+async def page() -> str: return f"Process {os.getpid()} "
+app = Litestar([page])
+"""
+QUART = FLASK.replace("flask", "quart").replace("Flask", "Quart").replace("def ", "async def ")
+SANIC = """\
+import os
+from sanic import Sanic, text
+app = Sanic("x")
+
+@app.get("/")
+async def page(request): return text(f"Process {os.getpid()} ")
+"""
+DASH = "from dash import Dash, html\napp = Dash('x')\napp.layout = html.P('hello')\nserver = app.server\n"
+NODE = """\
+require('http').createServer((question, answer) => answer.end(`Process ${process.pid} `))
+  .listen(process.argv[2] || process.env.PORT);
+"""
+CLUSTER = f"""\
+const cluster = require('cluster');
+if (cluster.isPrimary || cluster.isMaster) for (let i = 0; i < 3; i++) cluster.fork();
+else {NODE}
+"""
+NGINX = """\
+daemon off; pid nginx.pid; worker_processes 2; %s
+events {}
+http {
+    access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+    uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+    server { listen 127.0.0.1:{port}; location / { return 200 "Process nginx"; } }
+}
+"""

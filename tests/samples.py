@@ -1,0 +1,101 @@
+"""What the tools of other systems print, written after their own output, with rows that must not match."""
+
+from __future__ import annotations
+
+# macOS: lsof -F pftdPnT prints one field a line, the fields of each process and descriptor one after the other.
+
+LSOF_HELD = """\
+p38146 f5 d0x2f1c tIPv4 PTCP n*:8000 TST=LISTEN TQR=0 TQS=0
+f9 tIPv4 PTCP n127.0.0.1:8000->127.0.0.1:52011 TST=ESTABLISHED
+p501 f31 tIPv4 PTCP n127.0.0.1:52011->127.0.0.1:8000 TST=ESTABLISHED
+p777 f4 tIPv4 PUDP n*:8000
+p778 f4 tIPv6 PTCP n[::1]:18000 TST=LISTEN
+""".replace(" ", "\n")
+LSOF_BOUND = "p38146 f7 tIPv4 PTCP n*:8000 TST=CLOSED TQR=0 TQS=0 ".replace(" ", "\n")
+PS = """\
+    1     0     1 Ss   ??       root  Mon Nov 23 08:00:00 2026 /sbin/launchd
+  700     1   700 S    ??       alice Mon Nov 23 09:00:00 2026 /Applications/Terminal.app/Contents/MacOS/Terminal
+  701   700   701 Ss   ttys001  alice Mon Nov 23 09:00:01 2026 -zsh
+{me}   701 {me} S+   ttys001  alice Mon Nov 23 10:00:00 2026 python port_manager.py free 8000
+38146   701 38146 S    ttys001  alice Mon Nov 23 09:30:00 2026 /opt/homebrew/bin/python3 -m uvicorn src.main:app
+  501     1   501 S    ??       alice Mon Nov 23 08:10:00 2026 /Applications/Firefox.app/Contents/MacOS/firefox
+  333     1   333 Ss   ??       alice Mon Nov 23 08:11:00 2026 /System/Library/CoreServices/\
+ControlCenter.app/Contents/MacOS/ControlCenter
+  444     1   444 S    ??       root  Mon Nov 23 08:11:00 2026 /usr/sbin/other
+  555     1   555 S    ??       alice Mon Nov 23 08:12:00 2026 /Applications/OrbStack.app/Contents/Frameworks/\
+OrbStack Helper.app/Contents/MacOS/OrbStack Helper vmgr
+  666   701 38146 Z    ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
+garbage
+"""
+COMM = """\
+  333 /System/Library/CoreServices/ControlCenter.app/Contents/MacOS/ControlCenter
+  555 /Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper
+38146 /opt/homebrew/bin/python3
+garbage
+"""
+LAUNCHCTL = """\
+PID\tStatus\tLabel
+-\t0\tcom.apple.SafariHistoryServiceAgent
+812\t0\thomebrew.mxcl.postgresql@14
+501\t0\tapplication.org.mozilla.firefox.123.456
+"""
+NETSTAT_BSD = """\
+Active Internet connections (including servers)
+Proto Recv-Q Send-Q  Local Address          Foreign Address        (state)
+tcp46      0      0  *.8000                 *.*                    LISTEN
+tcp6       0      0  *.8001                 *.*                    LISTEN
+tcp4       0      0  *.8002                 *.*                    LISTEN
+tcp46      0      0  *.8003                 *.*                    LISTEN
+tcp6       0      0  *.8003                 *.*                    LISTEN
+tcp46      0      0  *.8004                 10.0.0.1.5             ESTABLISHED
+udp46      0      0  *.8005                 *.*
+"""
+
+# FreeBSD
+
+SOCKSTAT = """\
+USER     COMMAND    PID   FD  PROTO  LOCAL ADDRESS         FOREIGN ADDRESS
+alice    python3.11 38146 3   tcp4   127.0.0.1:8000        *:*
+alice    python3.11 38146 4   tcp6   ::1:8000              *:*
+alice    my tcp4 x  38147 3   tcp46  *:8000                *:*
+alice    curl       501   5   tcp4   127.0.0.1:52011       127.0.0.1:8000
+alice    curl       501   6   tcp6   ::1:52012             ::1:8000
+alice    curl       501   7   tcp6   fe80::1%lo0:52013     fe80::1%lo0:8000
+root     nginx      812   6   tcp6   *:8000                *:*
+root     syslogd    400   6   udp4   *:8000                *:*
+?        ?          ?     ?   tcp4   127.0.0.1:8000        *:*
+alice    python3.11 900   3   tcp4   127.0.0.1:18000       *:*
+"""
+PS_OF_FREEBSD = """\
+    0     0     0 DLs  -      root             Mon Nov 23 08:00:00 2026     [kernel]
+    1     0     1 ILs  -      root             Mon Nov 23 08:00:00 2026     /sbin/init
+  701     1   701 Is   pts/0  alice            Mon Nov 23 09:00:01 2026     -sh (sh)
+ {me}   701 {me} S+   pts/0  alice            Mon Nov 23 10:00:00 2026     python port_manager.py free 8000
+38146   701 38146 S    pts/0  alice            Mon Nov 23 09:30:00 2026     python3.11 -m uvicorn main:app
+38147     1 38147 Ss   -      alice            Mon Nov 23 09:30:00 2026     daemon: my tcp4 x[38147] (daemon)
+"""
+
+# Windows: netstat -ano
+
+HEADS = {  # (title, headings, what LISTENING is called)
+    "english": ("Active Connections", "Proto  Local Address          Foreign Address        State", "LISTENING"),
+    "german": ("Aktive Verbindungen", "Proto  Lokale Adresse         Remoteadresse          Status", "ABHÖREN"),
+    "french": ("Connexions actives", "Proto  Adresse locale         Adresse distante       État", "À L'ÉCOUTE"),
+    "chinese": ("活动连接", "协议  本地地址          外部地址        状态           PID", "LISTENING"),
+}
+ROWS = """
+  TCP    127.0.0.1:8000         0.0.0.0:0              {state}       38144
+  TCP    0.0.0.0:80             0.0.0.0:0              {state}       4
+  TCP    127.0.0.1:52011        127.0.0.1:8000         ESTABLISHED     9120
+  TCP    127.0.0.1:52012        127.0.0.1:8000         TIME_WAIT       0
+  TCP    0.0.0.0:8100           0.0.0.0:0              {state}       0
+  TCP    [::]:8000              [::]:0                 {state}       38144
+  TCP    [fe80::1%12]:8001      [::]:0                 {state}       38148
+  TCP    [::1]:52013            [::1]:8000             CLOSE_WAIT      9120
+  UDP    0.0.0.0:8000           *:*                                    7788
+"""
+
+
+def netstat_ano(language="english"):
+    title, heads, state = HEADS[language]
+    return f"\r\n{title}\r\n\r\n  {heads}\r\n" + ROWS.format(state=state).replace("\n", "\r\n")
