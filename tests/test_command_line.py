@@ -60,8 +60,8 @@ def in_shell(script, **environ):
 PORT_WORDS = [
     "{0}", "check {0}", "{0} check", ":{0}", "localhost:{0}", "127.0.0.1:{0}", "http://localhost:{0}/", "{0},{0}",
     "{0},", "http://127.0.0.1:{0}/docs?x=1", "--port {0}", "check --port={0}", "-p {0}", "-p{0}", "{0}-{0}",
-    "check {0} -v", "--host localhost {0}", "--host=127.0.0.1 check {0}", "free -n {0} --policy refuse", "stop {0} -n --policy=refuse",
-    "kill -n {0} --policy refuse", "--policy refuse -n kill {0}",
+    "check {0} -v", "--host localhost {0}", "--host=127.0.0.1 check {0}", "free -n {0} --policy refuse",
+    "stop {0} -n --policy=refuse", "kill -n {0} --policy refuse", "--policy refuse -n kill {0}",
 ]  # fmt: skip
 
 

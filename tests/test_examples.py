@@ -181,9 +181,9 @@ STARTS = [
 ]
 
 
-@pytest.mark.parametrize("start", STARTS, ids=lambda start: start[0])
-def test_what_starts_a_backend(project, start):
-    command, needed, files = start
+@pytest.mark.parametrize("row", STARTS, ids=lambda row: row[0])
+def test_what_starts_a_backend(project, row):
+    command, needed, files = row
     for name in (needed or "").split():
         if not (shutil.which(name) if name == "npm" else find_spec(name)):
             pytest.skip(f"{name} is not installed")
