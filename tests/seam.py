@@ -185,7 +185,7 @@ def read(pid: int) -> Any:
 def ancestry(system: str | None = None) -> list[int] | None:
     """This process and those above it; None where that cannot be told."""
     found = _system(system).ancestry()
-    return found.pids if found.complete else None
+    return found.pids if found.hidden < 0 else None
 
 
 def parents(pid: int, known: dict[int, Any]) -> list[int]:
@@ -235,7 +235,7 @@ def precious(patch: Any, pid: int) -> None:
 
 def ancestry_is_hidden(patch: Any, oldest: float) -> None:
     """Let this process alone be seen of its line, and the oldest seen one have started then."""
-    patch.setattr(pm._Linux, "ancestry", lambda self: pm._Ancestry([os.getpid()], False, oldest))
+    patch.setattr(pm._Linux, "ancestry", lambda self: pm._Ancestry([os.getpid()], oldest))
 
 
 def users_are_hidden(patch: Any) -> None:
@@ -300,7 +300,9 @@ def other_user(system: str, user: str) -> str | None:
 
 def hold(system: str, pid: int) -> Any:
     """The handle of a process that was pinned, or None."""
-    return _system(system).hold([pid])[pid].handle
+    asked = _system(system)
+    asked.hold([pid])
+    return asked.pins[pid].handle
 
 
 def describe(system: str, process: Any) -> tuple[str, str, str]:
@@ -321,5 +323,6 @@ def sleep(system: str, pids: Iterable[int], seconds: float) -> None:
 def taken_again(port: int, host: str, suspect: int) -> str:
     """What is said where the port has been taken again while this process lives."""
     freeing = pm._Freeing(port, host, _options())
-    freeing.supervisors[suspect] = _pin(suspect, None)
-    return str(freeing.taken_again(pm._look(port, host)))
+    freeing.supervisors.add(_pin(suspect, None))
+    with pm._ThisSystem() as system:
+        return str(freeing.taken_again(pm._look(system, port, host)))
