@@ -877,10 +877,10 @@ class _System:
     recognised before it is signalled. What a tool says of PIDs is checked where the system allows it.
     """
 
-    sources: tuple[Callable[[int | None], _Told], ...] = (_ask_lsof,)  # the quickest first
+    sources: Sequence[Callable[..., _Told]] = (_ask_lsof,)  # the quickest first
     shadows: Mapping[str, str] = {}  # addresses that hide each other, where only equal ones exclude each other
     forwarders: Mapping[str, str] = _FORWARDERS  # names of protected programs, and what to do about each
-    first_pids: tuple[int, ...] = (0, 1)  # those of the system itself
+    first_pids = (0, 1)  # those of the system itself
     colours = True  # a terminal shows them
     elevated = "sudo python"  # the beginning of a command with all rights
     redirects = False  # the python of a virtual environment starts the real one, with the same command line
@@ -897,8 +897,9 @@ class _System:
         self.release()
 
     def sockets(self, port: int | None) -> _Told:
-        """The listeners on a port (None: on every port), or more; None: cannot tell."""
-        return next((rows for rows in (ask(port) for ask in self.sources) if rows is not None), None)
+        """The listeners on a port (None: on every port); None: cannot tell."""
+        told = (ask(port) for ask in self.sources)
+        return next(([row for row in rows if port in (None, row.port)] for rows in told if rows is not None), None)
 
     def every_socket(self, port: int) -> _Sockets:
         """The sockets on a port in whatever state, as far as they are told."""
@@ -980,8 +981,9 @@ class _System:
 
     def hold(self, pids: Iterable[int]) -> None:
         """Pin these processes, too, then read them: what is read is true of them. Who cannot be read gets no pin."""
-        handles = {pid: self.open(pid) for pid in pids}
-        self.known.clear()
+        handles = {pid: self.open(pid) for pid in pids if pid not in self.pins}
+        if handles:
+            self.known.clear()
         for pid, handle in handles.items():
             process = self.process(pid)
             if process:
@@ -1069,10 +1071,16 @@ class _System:
 
     def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
         """The user whose process this is, when that is another one; empty when it is ours, None: cannot tell."""
-        return (holder.user if holder.user != _user_name(os.geteuid()) else "") if holder.user else None
+        return (holder.user if holder.user != self.me() else "") if holder.user else None
+
+    def me(self) -> str:
+        return _user_name(os.geteuid())
 
     def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        """What runs a process and is to stop it (``pids``: all who hold the port); here, PM2 and supervisord."""
+        """What runs a process and is to stop it (``pids``: all who hold the port): the engine of a container,
+        of which a process of its own holds the published ports; PM2; supervisord."""
+        if holder.pid is None or holder.name.replace(".exe", "")[:15] in {name[:15] for name in _PROXIES}:
+            return _published(holder, port)
         for above in filter(None, map(self.process, [holder.pid, *self.parents(holder.pid)])):
             words = [above.name, *map(os.path.basename, above.command.split()[:2])]
             for mark, name, tool in _MANAGERS:
@@ -1152,13 +1160,12 @@ def _ask_sock_diag(port: int | None, every: bool = False) -> _Told:
     import struct
 
     # nlmsghdr: length, TCPDIAG_GETSOCK, REQUEST|DUMP; inet_diag_req: nothing of interest but the port and the states
-    states = 0xFFFF if every else 1 << _LISTEN
-    request = struct.pack("=IHHII4x", 76, _GETSOCK, 0x301, 0, 0) + struct.pack("!H46x", port or 0)
+    wanted = socket.htons(port or 0), 0xFFFF if every else 1 << _LISTEN
     rows: _Sockets = []
     finished = False
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as kernel:  # 4: NETLINK_SOCK_DIAG
-            kernel.send(request + struct.pack("=I4x", states))
+            kernel.send(struct.pack("=IHHII4xH46xI4x", 76, _GETSOCK, 0x301, 0, 0, *wanted))
             while not finished:
                 part, finished = _parse_sock_diag(kernel.recv(65536, socket.MSG_DONTWAIT))  # it is there already
                 rows += part
@@ -1296,7 +1303,7 @@ class _Linux(_System):
     def every_socket(self, port: int) -> _Sockets:
         rows = _ask_sock_diag(port, True)
         rows = _ask_proc_net(port, True) if rows is None else rows
-        return _blocking(rows or [], port, None)
+        return [row for row in rows or () if row.port == port]
 
     def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
         """Looked for among the known processes first, then from the youngest down.
@@ -1422,16 +1429,14 @@ class _Linux(_System):
         return " and ".join(f"{_user_name(uid or 0)}, who opened its socket" for uid in openers)
 
     def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        if holder.pid is None or holder.name in {name[:15] for name in _PROXIES}:
-            return _published(holder, port)
-        container = _container_of(holder.pid)
+        container = _container_of(holder.pid or "")
         if container and container != _container_of("self"):
             return _container_by_identity(*container)
         if len(_numbers(holder.pid, "NSpid")) > len(_numbers("self", "NSpid")):
             return Manager("a container or sandbox of its own (a PID namespace)", "")
         if holder.name == "systemd":
             return _socket_unit(port, "" if holder.pid == 1 else "--user ")
-        return super().managed_by(holder, port, pids) or _unit_of(holder.pid, self.process(holder.pid))
+        return super().managed_by(holder, port, pids) or _unit_of(self.process(holder.pid))
 
     def protects(self, holder: Holder) -> str | None:
         if holder.pid == 1 and _has_own_pids():
@@ -1445,15 +1450,14 @@ class _Linux(_System):
 
     def beside(self, port: int) -> list[str]:
         """Listeners at other addresses, where a server that binds localhost or :: would meet them; and UDP."""
-        holders = _holders(self, self.owners(_blocking(self.sockets(port) or [], port, None), False))
+        holders = _holders(self, self.owners(self.sockets(port) or [], False))
         found = [f"{', '.join(map(str, holder.addresses))} is held by process {holder}" for holder in holders]
-        if _blocking(_ask_proc_net(port, True, "udp") or [], port, None):
+        if any(row.port == port for row in _ask_proc_net(port, True, "udp") or ()):
             found.append("a UDP program has the same number, and is not in the way")
         return found
 
     def hint(self, port: int, host: str) -> str:
-        clients = [row for row in self.every_socket(port) if row.peer]
-        rows = _blocking(clients, port, _addresses(host, port))
+        rows = _blocking([row for row in self.every_socket(port) if row.peer], _addresses(host, port))
         for row in self.owners([row for row in rows if row.inode], True):
             holder = next(iter(_holders(self, [row])), None)
             whom = f"process {holder}" if holder and holder.pid else "a process that you may not see"
@@ -1609,10 +1613,10 @@ def _published(holder: Holder, port: int) -> Manager | None:
 _LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # what they start is not theirs
 
 
-def _unit_of(pid: int, process: _Process | None) -> Manager | None:
+def _unit_of(process: _Process | None) -> Manager | None:
     """The systemd service that a process is of, unless this process is of the same."""
     ours = {part for path in _cgroups("self") for part in path.split("/")}
-    for path in _cgroups(pid):
+    for path in _cgroups(process.pid) if process else ():
         services = [part for part in path.split("/") if part.endswith(".service") and not part.startswith("user@")]
         unit, user = services[-1] if services else "", "--user " if "/user@" in path else ""
         if not unit or unit in ours or unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
@@ -1698,10 +1702,8 @@ class _MacOS(_BSD):
     }
 
     def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        if holder.name in _PROXIES:
-            return _published(holder, port)
-        jobs = map(str.split, _output("launchctl", "list").splitlines())
-        label = next((_clean(" ".join(job[2:])) for job in jobs if job[:1] == [str(holder.pid)]), "")
+        jobs = (line.split(None, 2) for line in _output("launchctl", "list").splitlines())
+        label = next((_clean(job[2]) for job in jobs if job[:1] == [str(holder.pid)] and job[2:]), "")
         if label.startswith("application."):
             return Manager("the desktop, as an application,", "")
         if label:
@@ -1832,7 +1834,7 @@ class _Windows(_System):
         # ProcessCommandLineInformation: it is told since Windows 8.1.
         told = _told("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle)
         _winapi().CloseHandle(handle)
-        return os.getlogin() if user == ours != "" else user, _clean(_parse_text(*told)), ""
+        return self.me() if user == ours != "" else user, _clean(_parse_text(*told)), ""
 
     def open(self, pid: int) -> int | None:
         """A handle, which keeps the PID from being used again."""
@@ -1865,11 +1867,8 @@ class _Windows(_System):
     def is_superuser(self) -> bool:
         return False
 
-    def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
-        return (holder.user if holder.user != os.getlogin() else "") if holder.user else None
-
-    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        return _published(holder, port) if holder.name.replace(".exe", "") in _PROXIES else None
+    def me(self) -> str:
+        return os.getlogin()
 
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether it is a shell that a person types in, or a pseudo console (CreatePseudoConsole starts a conhost)."""
@@ -1955,11 +1954,9 @@ class _Look(NamedTuple):
 def _look(system: _System, port: int, host: str, pid: int | None = None) -> _Look:
     """A look at a port that leaves no holder out, or at one process; CannotTell where the system does not tell."""
     sockets = _search(system, port, host, True) if pid is None else []
-    system.hold([pid] if pid else {row.pid: row for row in sockets if row.pid and row.pid > 1})
-    masters = [master for master in _masters(system, sockets) if master > 1 and master not in system.pins]
-    if masters:
-        system.hold(masters)
-    holders = _holders(system, sockets, [pid] if pid else _masters(system, sockets))
+    system.hold({row.pid for row in sockets if row.pid} if pid is None else {pid})
+    system.hold(_masters(system, sockets))
+    holders = _holders(system, sockets, _masters(system, sockets) if pid is None else [pid])
     pids = [holder.pid for holder in holders if holder.pid]
     found = {holder.pid: system.managed_by(holder, port, pids) for holder in holders}
     managers = {pid: manager for pid, manager in found.items() if manager}
@@ -1973,17 +1970,16 @@ def _search(system: _System, port: int | None, host: str | None, thorough: bool)
     if rows is None:
         which = f"port {port}: it is treated as held" if port else "which port"
         raise CannotTell(f"nothing on this system could tell who holds {which}", port or 0, host or "")
-    rows = _blocking(rows, port, wanted)
+    rows = _blocking(rows, wanted)
     if port is not None and (thorough or not rows):
         bound = [row for row in system.every_socket(port) if not row.listening and row.peer is None]
-        rows = rows + _blocking(bound, port, wanted)
+        rows = rows + _blocking(bound, wanted)
     rows = system.owners(rows, thorough)
     return rows if host is None else _without_idle(system, rows)
 
 
-def _blocking(rows: _Sockets, port: int | None, wanted: list[_Address] | None) -> _Sockets:
-    """Those on the port that keep a server from binding one of the addresses; those that may, where no other does."""
-    rows = [row for row in rows if port in (None, row.port)]  # not every source leaves out the others
+def _blocking(rows: _Sockets, wanted: list[_Address] | None) -> _Sockets:
+    """Those that keep a server from binding one of the addresses; those that may, where no other does."""
     if wanted is None:
         return rows
     verdicts = [(row, _verdict(row, wanted)) for row in rows]
@@ -2058,30 +2054,24 @@ def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> lis
 
 
 def _roots_first(holders: list[Holder]) -> list[Holder]:
-    parents = {holder.pid: holder.parent for holder in holders}
-
-    def depth(holder: Holder) -> int:
-        steps, pid = 0, holder.parent
-        while pid in parents and steps < len(parents):
-            steps, pid = steps + 1, parents[pid]
-        return steps
-
-    return sorted(holders, key=depth)
+    """Parents before their children; who may not be seen comes last."""
+    families = _families(sorted(holders, key=lambda holder: holder.pid is None))
+    ordered = [member for root, children in families for member in (root, *children)]
+    return ordered if len(ordered) == len(holders) else holders  # PIDs that were used again may form a circle
 
 
-def _families(holders: Iterable[Holder]) -> list[tuple[Holder, list[Holder]]]:
-    """Each root with its descendants; a root is a holder whose parent is none. Parents come first."""
-    roots: dict[int, tuple[Holder, list[Holder]]] = {}  # of each holder that may be seen
-    found = []
+def _families(holders: Sequence[Holder]) -> list[tuple[Holder, list[Holder]]]:
+    """Each root with its descendants, parents first; a root is a holder whose parent is none."""
+    pids, found = {holder.pid for holder in holders} - {None}, []
+    below: dict[int | None, list[Holder]] = {}
     for holder in holders:
-        family = roots.get(holder.parent or 0)
-        if family:
-            family[1].append(holder)
-        else:
-            family = (holder, [])
-            found.append(family)
-        if holder.pid:
-            roots[holder.pid] = family
+        below.setdefault(holder.parent, []).append(holder)
+    for root in holders:
+        if root.parent not in pids:
+            family = [root]
+            for member in family:  # grows while it is read
+                family += below.pop(member.pid, ()) if member.pid else ()
+            found.append((root, family[1:]))
     return found
 
 
@@ -2224,8 +2214,7 @@ _SHELLS = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu
 
 def _is_shell(program: str) -> bool:
     """Whether it is a shell by its name (a login shell's begins with a dash)."""
-    name = program.lstrip("-").lower()
-    return (name[: -len(".exe")] if name.endswith(".exe") else name) in _SHELLS
+    return program.lstrip("-").lower().partition(".exe")[0] in _SHELLS
 
 
 def _would_end_too(look: _Look, options: _Options) -> str | None:
@@ -2470,7 +2459,7 @@ class _Freeing:
         held |= {h.parent for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
         pins = [system.pins[pid] for pid in look.pids if pid in system.pins and pid in held]
         gone, why = _stop(system, pins, self.options)
-        for root, children in _families(holder for holder in look.holders if gone.get(holder.pid or 0)):
+        for root, children in _families([holder for holder in look.holders if gone.get(holder.pid or 0)]):
             seconds = f"{time.monotonic() - began:.1f} s"
             _say(INFO, f"✅ Successfully killed process {root.pid}{_and_children(children)} ({seconds})")
         self.stopped += filter(gone.get, gone)
@@ -2805,7 +2794,7 @@ def _listens(port: int, host: str | None, wanted: list[_Address] | None, pid: in
     rows = system.sockets(port) if system.native or host is None or _probe(port, host) else []
     if rows is None:
         return pid is None and _probe(port, host or "0.0.0.0") is not None
-    rows = _blocking([row for row in rows if row.listening], port, wanted)
+    rows = _blocking([row for row in rows if row.listening], wanted)
     if pid is None or not rows:
         return bool(rows)
     rows = system.owners(rows, True)

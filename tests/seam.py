@@ -90,7 +90,7 @@ def conflict(address: str, wanted: str, v6only: bool | None = None) -> bool | No
 
 def on(port: int | None, rows: list[Any]) -> list[Any]:
     """Those on the port."""
-    return pm._blocking(rows, port, None)
+    return [row for row in rows if port in (None, row.port)]
 
 
 def ask(source: str, port: int | None) -> list[Any] | None:
