@@ -931,9 +931,11 @@ class _System:
 
     def process(self, pid: int | None) -> _Process | None:
         """What was told of a process, asked once; where that costs the start of a tool, once for all."""
-        if pid is not None and pid not in self.known and (self.native or not self.known):
+        if pid is None:
+            return None
+        if pid not in self.known and (self.native or not self.known):
             self.known.update(self.read(pid))
-        return self.known.get(pid) if pid is not None else None
+        return self.known.get(pid)
 
     def describe(self, process: _Process) -> tuple[str, str, str]:
         """(user, command line, working directory); a text is empty where it is not told."""
@@ -1179,33 +1181,37 @@ def _parse_sock_diag(data: bytes) -> tuple[_Sockets, bool]:
     import struct
 
     rows: _Sockets = []
-    at = 0
-    while at + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
+    for kind, body in _parts(data, "=IH10x"):  # nlmsghdr
         if kind == 3:  # NLMSG_DONE, with an error number where the table could not be read
-            if int.from_bytes(data[at + 16 : at + 20], sys.byteorder, signed=True) < 0:
+            if int.from_bytes(body[:4], sys.byteorder, signed=True) < 0:
                 raise ValueError("sock_diag failed")
             return rows, True
-        if kind != _GETSOCK or not 88 <= length <= len(data) - at:
+        if kind != _GETSOCK or len(body) < 72:
             raise ValueError("not an answer of sock_diag")
         # inet_diag_msg: family, state, the ports and addresses of both ends; last the user and the inode
-        family, state, *ports, here, there, uid, inode = struct.unpack_from("=BBxxHH16s16s24xII", data, at + 16)
+        family, state, *ports, here, there, uid, inode = struct.unpack_from("=BBxxHH16s16s24xII", body)
         if family in (2, 10):
             size, (port, peer_port) = 4 if family == 2 else 16, map(socket.ntohs, ports)
             peer = Endpoint(_address(there[:size]), peer_port) if peer_port else None
-            v6only = _v6only_attribute(data[at + 88 : at + length]) if family == 10 else None
+            v6only = _v6only_attribute(body[72:]) if family == 10 else None
             rows.append(_Socket(_address(here[:size]), port, state == _LISTEN, peer, None, uid, inode, v6only))
-        at += (length + 3) & ~3
     return rows, False
 
 
 def _v6only_attribute(attributes: bytes) -> bool | None:
-    while len(attributes) >= 5:
-        size = int.from_bytes(attributes[:2], sys.byteorder)
-        if int.from_bytes(attributes[2:4], sys.byteorder) == 11:  # INET_DIAG_SKV6ONLY
-            return bool(attributes[4])
-        attributes = attributes[max(4, (size + 3) & ~3) :]
-    return None
+    told = dict(_parts(attributes, "=HH")).get(11)  # INET_DIAG_SKV6ONLY
+    return bool(told[0]) if told else None
+
+
+def _parts(data: bytes, head: str) -> Iterator[tuple[int, bytes]]:
+    """What netlink says, part by part: each begins with a head, of which the first two numbers are length and kind."""
+    import struct
+
+    size = struct.calcsize(head)
+    while len(data) >= size:
+        length, kind = struct.unpack_from(head, data)
+        yield kind, data[size:length]
+        data = data[max(size, (length + 3) & ~3) :]
 
 
 def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") -> _Told:
@@ -1338,8 +1344,8 @@ class _Linux(_System):
         if process is None or process.parent is None:  # gone
             return set()
         siblings = sorted([pid, *self.children(process.parent)])
-        at = siblings.index(pid)
-        return {process.parent, *siblings[max(0, at - _SIBLINGS) : at + _SIBLINGS + 2], *self.children(pid)}
+        first = max(0, siblings.index(pid) - _SIBLINGS)
+        return {process.parent, *siblings[first : first + 2 * (_SIBLINGS + 1)], *self.children(pid)}
 
     def children(self, pid: int) -> list[int]:
         if not os.path.exists("/proc/thread-self/children"):  # this kernel was built without it
@@ -1444,7 +1450,7 @@ class _Linux(_System):
         return super().protects(holder)
 
     def state(self, pid: int) -> str:
-        if _file_of(pid, "stat").rpartition(b")")[2].split()[:1] == [b"T"]:
+        if _file_of(pid, "stat").rpartition(b")")[2].startswith(b" T"):
             return "suspended"
         return "deleted" if _link(f"/proc/{pid}/exe").endswith(" (deleted)") else ""
 
@@ -1578,7 +1584,7 @@ def _container_in(path: str) -> tuple[str, str] | None:
     return None
 
 
-def _container(condition: str, endpoints: Sequence[Endpoint] = ()) -> Manager | None:
+def _container(condition: str, otherwise: Manager | None, endpoints: Sequence[Endpoint] = ()) -> Manager | None:
     """The one container of which this is true, as docker or podman tells it, and never guessed."""
     for engine in ("docker", "podman"):
         lines = _output(engine, "ps", "--filter", condition, "--format", "{{.Names}}\t{{.Ports}}").splitlines()
@@ -1587,27 +1593,27 @@ def _container(condition: str, endpoints: Sequence[Endpoint] = ()) -> Manager | 
         if len(lines) == 1:
             name = _clean(lines[0].partition("\t")[0])
             return Manager(f"the {engine} container {name}", f"{engine} stop {name}")
-    return None
+    return otherwise
 
 
-def _container_by_identity(engine: str, identity: str) -> Manager:
+def _container_by_identity(engine: str, identity: str) -> Manager | None:
     """The container as its engine tells it; where that does not answer, its control group is named after the engine."""
     if len(identity) != 64:
         return Manager(f"the container {identity}", "")
     stop = f"{engine} stop {identity[:12]}" if engine else ""
-    return _container(f"id={identity}") or Manager(f"the container {identity[:12]}", stop)
+    return _container(f"id={identity}", Manager(f"the container {identity[:12]}", stop))
 
 
 def _published(holder: Holder, port: int) -> Manager | None:
     """The container whose published port a process holds for it; of a hidden process nothing is guessed."""
     _, podman, words = holder.command.partition(" -c ")
     if holder.name == "conmon" and podman:
-        return _container(f"id={words.partition(' ')[0]}")
+        return _container(f"id={words.partition(' ')[0]}", None)
     if holder.pid is None and (_container_of("self") or _has_own_pids()):
         return None  # what an engine publishes is the host's, and not in our network
     ways = f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)"
-    found = _container(f"publish={port}/tcp", holder.addresses)
-    return found or (Manager("a container's engine", ways) if holder.pid else None)
+    engine = Manager("a container's engine", ways) if holder.pid else None
+    return _container(f"publish={port}/tcp", engine, holder.addresses)
 
 
 _LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # what they start is not theirs
@@ -1652,8 +1658,7 @@ class _BSD(_System):
 
     def describe(self, process: _Process) -> tuple[str, str, str]:
         answer = _run("lsof", "-a", "-p", str(process.pid), "-d", "cwd", "-F", "n")
-        lines = answer.output.splitlines() if answer else []
-        cwd = next((line[1:] for line in lines if line[:1] == "n"), "")
+        cwd = answer.output.partition("\nn")[2].partition("\n")[0] if answer else ""
         return process.user, process.command, _clean(_unescaped(cwd))
 
     def sleep(self, pins: Iterable[_Pin], seconds: float) -> None:
@@ -2036,11 +2041,12 @@ def _masters(system: _System, rows: _Sockets) -> list[int]:
 
 def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> list[Holder]:
     """The sockets gathered by process, and the others, described; parents before their children."""
-    grouped: dict[tuple[int | None, int | None], _Sockets] = {(pid, None): [] for pid in others}
+    grouped: dict[tuple[int | None, int | None], list[Endpoint]] = {(pid, None): [] for pid in others}
     for row in rows:
-        grouped.setdefault((row.pid, row.uid if row.pid is None else None), []).append(row)
+        who = row.pid, row.uid if row.pid is None else None
+        grouped.setdefault(who, []).append(Endpoint(row.address, row.port))
     holders = []
-    for (pid, uid), own in grouped.items():
+    for (pid, uid), addresses in grouped.items():
         process = system.process(pid)
         if process:
             name, (user, command, cwd) = process.name, system.describe(process)
@@ -2049,7 +2055,7 @@ def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> lis
             facts = (None, _user_name(uid) if uid is not None else "", "", "", "", None)
         else:  # who has just exited holds nothing any more
             continue
-        holders.append(Holder(pid, *facts, tuple(dict.fromkeys(Endpoint(row.address, row.port) for row in own))))
+        holders.append(Holder(pid, *facts, tuple(dict.fromkeys(addresses))))
     return _roots_first(holders)
 
 
@@ -2405,6 +2411,7 @@ class _Freeing:
         self.port, self.host, self.options, self.began = port, host, options, time.time()
         self.holders: list[Holder] = []  # of the last look
         self.managers: dict[int | None, Manager] = {}
+        self.agreed: list[int | None] | None = None  # whom a person has just agreed to stop
         self.gone = False  # somebody was asked to stop, or ended in time
         self.stopped: list[int] = []  # the PIDs of those that were asked
         self.sockets: set[int] = set()  # the inodes of those that were on the port before anybody was stopped
@@ -2412,27 +2419,24 @@ class _Freeing:
 
     def run(self) -> PortResult:
         for _ in range(ROUNDS):
+            free = False
             try:
-                why = self.round()
+                with _ThisSystem() as system:
+                    look = _settled(system, self.port, self.host)
+                    self.holders, self.managers = look.holders, look.managers
+                    why = self.taken_again(look) if self.is_new(look) else self.stop(look)
+                free = _probe(self.port, self.host) is None
+                if free:
+                    if why:  # the port was given up by somebody who lives on
+                        _say(WARNING, f"⚠️  {_sentence(why)}")
+                    why = self.watch()
             except PortError as error:  # nobody can tell who holds it, or the name of the host is not known any more
                 why = error.reason
-            if why != "":
+            if why or free:
                 break
         else:
             why = f"port {self.port} is still held after {ROUNDS} attempts to free it"
         return PortResult(self.port, self.host, why is None, self.holders, self.stopped, [], why, None, self.managers)
-
-    def round(self) -> str | None:
-        """One look, and what follows from it: why this cannot go on, empty where it can; None: the port is free."""
-        with _ThisSystem() as system:
-            look = _settled(system, self.port, self.host)
-            self.holders, self.managers = look.holders, look.managers
-            why = self.taken_again(look) if self.is_new(look) else self.stop(look)
-        if _probe(self.port, self.host) is not None:
-            return why or ""
-        if why:  # the port was given up by somebody who lives on
-            _say(WARNING, f"⚠️  {_sentence(why)}")
-        return self.watch()
 
     def is_new(self, look: _Look) -> bool:
         """Whether the port was taken after somebody had been stopped, and not merely held by another all the time."""
@@ -2448,12 +2452,19 @@ class _Freeing:
         """Stop all of the holders of a look, or none: why somebody lives on."""
         if not look.holders and _probe(self.port, self.host) is None:
             return None
-        for root, children in _families(look.holders):
-            if root.pid:
+        families = _families(look.holders)
+        roots, agreed, self.agreed = [root.pid for root, _ in families], self.agreed, None
+        if agreed and agreed != roots:
+            return "somebody else holds the port now: nobody was stopped; try again"
+        for root, children in families:
+            if root.pid and not agreed:
                 _say(INFO, f"Process using port: {_title(root, children)}")
-        why = self.permitted(look)
-        if why:
-            return why
+        why, question = _decide(look, self.options._replace(policy="kill") if agreed else self.options)
+        if question and _agreed(question):  # meanwhile, another may have taken the port: look again
+            self.agreed = roots
+            return None
+        if why or question:
+            return why or "the answer was no: nobody was stopped"
         system, began, above = look.system, time.monotonic(), self.supervisors_of(look)
         held = system.still_hold(look.pids, look.sockets, self.port)
         held |= {h.parent for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
@@ -2467,19 +2478,6 @@ class _Freeing:
             self.gone = True
             self.supervisors |= above
         return why
-
-    def permitted(self, look: _Look) -> str | None:
-        """Why nobody is stopped: who held the port when a person was asked may have become another."""
-        why, question = _decide(look, self.options)
-        if not question:
-            return why
-        if not _agreed(question):
-            return "the answer was no: nobody was stopped"
-        with _ThisSystem() as system:
-            again = _look(system, self.port, self.host)
-            if [root.pid for root, _ in _families(again.holders)] != [root.pid for root, _ in _families(look.holders)]:
-                return "somebody else holds the port now: nobody was stopped; try again"
-            return _decide(again, self.options._replace(policy="kill"))[0]
 
     def supervisors_of(self, look: _Look) -> set[_Pin]:
         """Living processes above the holders that hold nothing, and might start the server again.
