@@ -277,6 +277,9 @@ if TYPE_CHECKING:
     _Address = tuple[int, tuple[Any, ...]]  # (family, address), as bind() takes them
     _Sockets = list[_Socket]
     _Told = list[_Socket] | None  # None: cannot tell, which is not "nobody"
+    _Pids = Collection[int]
+    _Processes = dict[int, _Process]
+    _Managers = dict[int | None, Manager]  # None: of a process that may not be seen
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -849,25 +852,33 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
 # ----------------------------------------------------------------------------------------------------
 
 # Programs that hold ports for others, which nothing but their name tells, and what a person can do about each.
-# Names are compared whole; Linux cuts them to 15 characters.
+# Names are compared whole, in lower case; Linux cuts them to 15 characters.
 _TUNNEL = "it is a tunnel, which ends at another machine or device; end it where it runs"
 _MACHINE = "it forwards the port to a virtual machine; change that machine's settings, or shut it down"
 _FORWARDERS = {
     **dict.fromkeys(
         ("ssh", "autossh", "sshd", "sshd-session", "dropbear", "kubectl", "ngrok", "cloudflared", "adb"), _TUNNEL
     ),
-    **dict.fromkeys(("VirtualBoxVM", "VBoxHeadless", "VBoxNetNAT", "vmware-vmx", "vmnet-natd"), _MACHINE),
+    **dict.fromkeys(("virtualboxvm", "vboxheadless", "vboxnetnat", "vmware-vmx", "vmnet-natd"), _MACHINE),
 }
 
 # Programs on the host that hold the published ports of containers.
 _PROXIES = (
     "docker-proxy", "dockerd", "rootlesskit", "rootlessport", "pasta", "pasta.avx2", "passt", "slirp4netns", "conmon",
-    "com.docker.backend", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
+    "com.docker.backend", "com.docker.back", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
 )  # fmt: skip
 
 # Managers of processes that are programs like others: how the name of theirs begins, the command that stops what they
 # run, and the one that lists it.
 _MANAGERS = (("PM2 v", "PM2", "pm2"), ("supervisord", "supervisord", "supervisorctl"))
+
+
+class _Facts(NamedTuple):
+    """What is told of a process beyond what a _Process has; empty where it is not told."""
+
+    user: str
+    command: str
+    cwd: str
 
 
 class _System:
@@ -887,7 +898,7 @@ class _System:
     native = False  # who holds a port is told without starting a tool, so that a wait may ask again and again
 
     def __init__(self) -> None:
-        self.known: dict[int, _Process] = {}
+        self.known: _Processes = {}
         self.pins: dict[int, _Pin] = {}  # released at the end of a with block
 
     def __enter__(self) -> _System:  # noqa: PYI034 (typing.Self is of Python 3.11)
@@ -905,7 +916,7 @@ class _System:
         """The sockets on a port in whatever state, as far as they are told."""
         return []
 
-    def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
+    def owners(self, sockets: _Sockets, thorough: bool, among: _Pids | None = None) -> _Sockets:
         """The sockets again, one for each process that holds one; ``pid`` is None where none may be seen.
 
         Unless it is ``thorough``, the search may end when each socket has an owner, and the relatives of that have
@@ -913,14 +924,14 @@ class _System:
         """
         return sockets
 
-    def listeners_of(self, pids: Collection[int]) -> _Told:
+    def listeners_of(self, pids: _Pids) -> _Told:
         """The listening sockets of these processes, on every port."""
         rows = self.sockets(None)
         if rows is None:
             return None
         return [row for row in self.owners(rows, True, pids) if row.listening and row.pid in pids]
 
-    def read(self, pid: int) -> dict[int, _Process]:
+    def read(self, pid: int) -> _Processes:
         """Ask anew: about this process, or about every one where that costs the same; empty: cannot tell."""
         raise NotImplementedError
 
@@ -937,8 +948,7 @@ class _System:
             self.known.update(self.read(pid))
         return self.known.get(pid)
 
-    def describe(self, process: _Process) -> tuple[str, str, str]:
-        """(user, command line, working directory); a text is empty where it is not told."""
+    def describe(self, process: _Process) -> _Facts:
         raise NotImplementedError
 
     def environ(self, pid: int) -> dict[str, str]:
@@ -963,7 +973,7 @@ class _System:
 
     def descendants(self, pids: Iterable[int]) -> list[int]:
         """These processes and all below them."""
-        found = list(dict.fromkeys(pids))
+        found = [*pids]
         for pid in found:  # grows while it is read
             found += [child for child in self.children(pid) if child not in found]
         return found
@@ -1064,7 +1074,7 @@ class _System:
     def send(self, pin: _Pin, number: int) -> None:
         os.kill(pin.pid, number)
 
-    def still_hold(self, pids: Collection[int], sockets: _Sockets, port: int) -> set[int | None]:
+    def still_hold(self, pids: _Pids, sockets: _Sockets, port: int) -> set[int | None]:
         """Who holds, now, one of the sockets for which these processes were looked at."""
         return {row.pid for row in self.owners(sockets if self.native else self.sockets(port) or [], True, pids)}
 
@@ -1078,10 +1088,10 @@ class _System:
     def me(self) -> str:
         return _user_name(os.geteuid())
 
-    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
+    def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
         """What runs a process and is to stop it (``pids``: all who hold the port): the engine of a container,
         of which a process of its own holds the published ports; PM2; supervisord."""
-        if holder.pid is None or holder.name.replace(".exe", "")[:15] in {name[:15] for name in _PROXIES}:
+        if holder.pid is None or holder.name.replace(".exe", "") in _PROXIES:
             return _published(holder, port)
         for above in filter(None, map(self.process, [holder.pid, *self.parents(holder.pid)])):
             words = [above.name, *map(os.path.basename, above.command.split()[:2])]
@@ -1113,9 +1123,10 @@ class _System:
 
     def protects(self, holder: Holder) -> str | None:
         """Why a program is protected because of its name or PID, in words; None: it is not."""
-        names = {name[:15].lower(): sentence for name, sentence in self.forwarders.items()}
-        named = _MACHINE if holder.name.startswith(("qemu-system", "qemu-kvm")) else names.get(holder.name[:15].lower())
-        return named or (f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None)
+        if holder.name.startswith(("qemu-system", "qemu-kvm")):
+            return _MACHINE
+        system = f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None
+        return self.forwarders.get(holder.name.lower(), system)
 
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether somebody's terminal ends with a process."""
@@ -1223,11 +1234,9 @@ def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") 
                 if "local_address" not in table.readline():  # WSL 1 has an empty one
                     return None
                 rows += _parse_proc_net(table, every)
-        except FileNotFoundError:
-            if name == protocol:  # without tcp6, IPv6 is switched off; without tcp, nothing is known
+        except OSError as error:  # without tcp6, IPv6 is switched off; without tcp, nothing is known
+            if name == protocol or not isinstance(error, FileNotFoundError):
                 return None
-        except OSError:
-            return None
     return rows
 
 
@@ -1311,7 +1320,7 @@ class _Linux(_System):
         rows = _ask_proc_net(port, True) if rows is None else rows
         return [row for row in rows or () if row.port == port]
 
-    def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
+    def owners(self, sockets: _Sockets, thorough: bool, among: _Pids | None = None) -> _Sockets:
         """Looked for among the known processes first, then from the youngest down.
 
         A development server is young, and its family hangs together: the relatives of an owner come next. A
@@ -1348,14 +1357,14 @@ class _Linux(_System):
         return {process.parent, *siblings[first : first + 2 * (_SIBLINGS + 1)], *self.children(pid)}
 
     def children(self, pid: int) -> list[int]:
-        if not os.path.exists("/proc/thread-self/children"):  # this kernel was built without it
+        told = [_file_of(pid, f"task/{thread}/children").split() for thread in _threads_of(pid)]
+        if not any(told) and not os.path.exists("/proc/thread-self/children"):  # this kernel was built without it
             for each in _pids_from_the_youngest():
                 self.process(each)
             return super().children(pid)
-        threads = _threads_of(pid)
-        return [int(child) for thread in threads for child in _file_of(pid, f"task/{thread}/children").split()]
+        return [int(child) for children in told for child in children]
 
-    def read(self, pid: int) -> dict[int, _Process]:
+    def read(self, pid: int) -> _Processes:
         """From /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
         try:
             head, _, tail = _contents(f"/proc/{pid}/stat").rpartition(b")")
@@ -1378,11 +1387,11 @@ class _Linux(_System):
             return False
         return None
 
-    def describe(self, process: _Process) -> tuple[str, str, str]:
+    def describe(self, process: _Process) -> _Facts:
         uids = _numbers(process.pid, "Uid")  # not the owner of /proc/PID, which is root after a change of user
         command = os.fsdecode(_file_of(process.pid, "cmdline").rstrip(b"\0")).replace("\0", " ")
         cwd = _link(f"/proc/{process.pid}/cwd")
-        return _user_name(uids[1]) if uids else "", _clean(command), _clean(cwd)
+        return _Facts(_user_name(uids[1]) if uids else "", _clean(command), _clean(cwd))
 
     def environ(self, pid: int) -> dict[str, str]:
         variables = os.fsdecode(_file_of(pid, "environ")).split("\0")
@@ -1434,7 +1443,7 @@ class _Linux(_System):
         openers = {row.uid for row in sockets if row.pid == holder.pid} - {None, mine} if mine else ()
         return " and ".join(f"{_user_name(uid or 0)}, who opened its socket" for uid in openers)
 
-    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
+    def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
         container = _container_of(holder.pid or "")
         if container and container != _container_of("self"):
             return _container_by_identity(*container)
@@ -1555,7 +1564,7 @@ def _threads_of(pid: int) -> list[str]:
 def _cgroups(pid: int | str) -> list[str]:
     """The control groups of a process, as paths."""
     lines = _file_of(pid, "cgroup").decode("utf-8", "replace").splitlines()
-    return [_clean(line.split(":", 2)[2]) for line in lines if line.count(":") >= 2]
+    return [_clean(line.split(":", 2)[-1]) for line in lines]
 
 
 def _has_own_pids() -> bool:
@@ -1650,16 +1659,16 @@ class _BSD(_System):
     # With SO_REUSEADDR, two sockets exclude each other only when their addresses are equal.
     shadows: Mapping[str, str] = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
 
-    def read(self, pid: int) -> dict[int, _Process]:
+    def read(self, pid: int) -> _Processes:
         keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
         options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD takes all after a = for a heading
         # Asked once more for the programs, whose names may contain blanks.
         return _parse_ps(_output("ps", "-axww", *options), _output("ps", "-axww", "-o", "pid=", "-o", "comm="))
 
-    def describe(self, process: _Process) -> tuple[str, str, str]:
+    def describe(self, process: _Process) -> _Facts:
         answer = _run("lsof", "-a", "-p", str(process.pid), "-d", "cwd", "-F", "n")
         cwd = answer.output.partition("\nn")[2].partition("\n")[0] if answer else ""
-        return process.user, process.command, _clean(_unescaped(cwd))
+        return _Facts(process.user, process.command, _clean(_unescaped(cwd)))
 
     def sleep(self, pins: Iterable[_Pin], seconds: float) -> None:
         """By the kernel's queue of events."""
@@ -1701,20 +1710,21 @@ class _MacOS(_BSD):
     sources = (_ask_macos,)
     forwarders: Mapping[str, str] = {
         **_FORWARDERS,
-        "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it "
+        "controlcenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it "
         "off in System Settings, General, AirDrop & Handoff",
         "launchd": "it keeps the port for a service; launchctl list names it, launchctl bootout ends it",
     }
 
-    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
+    def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
+        found = super().managed_by(holder, port, pids)
         jobs = (line.split(None, 2) for line in _output("launchctl", "list").splitlines())
         label = next((_clean(job[2]) for job in jobs if job[:1] == [str(holder.pid)] and job[2:]), "")
+        if found or not label:
+            return found
         if label.startswith("application."):
             return Manager("the desktop, as an application,", "")
-        if label:
-            domain = "system" if self.is_superuser() else f"gui/{os.getuid()}"
-            return Manager("launchd", f"launchctl bootout {domain}/{label}")
-        return super().managed_by(holder, port, pids)
+        domain = "system" if self.is_superuser() else f"gui/{os.getuid()}"
+        return Manager("launchd", f"launchctl bootout {domain}/{label}")
 
 
 # Windows: its own tables, by the layouts in its headers. What a table points to lies in the same buffer, so that a
@@ -1778,7 +1788,7 @@ _WINDOWS_SERVICES = {
         ("svchost.exe", "services.exe", "lsass.exe", "wininit.exe", "spoolsv.exe"),
         "it is a service of Windows, perhaps a port proxy; netsh interface portproxy show all lists those",
     ),
-    "System": "it is the Windows kernel (http.sys); netsh http show servicestate names the service",
+    "system": "it is the Windows kernel (http.sys); netsh http show servicestate names the service",
     **dict.fromkeys(("wslrelay.exe", "wslhost.exe"), "it relays the port to a program in WSL; stop that one there"),
     **{f"{name}.exe": why for name, why in _FORWARDERS.items()},
 }
@@ -1820,7 +1830,7 @@ class _Windows(_System):
         programs = {*heirs.values()} - {"conhost.exe"}
         return [pid for pid in heirs if heirs[pid] in programs] if len(programs) == 1 else [None]
 
-    def read(self, pid: int) -> dict[int, _Process]:
+    def read(self, pid: int) -> _Processes:
         """Every process of the machine, whichever is asked for: one table has them all."""
         told = _parse_processes(*_told("ntdll", lambda ntdll, _, *to: ntdll.NtQuerySystemInformation(5, *to)))
         self.born_of = {each: parent for each, (parent, _, _) in told.items()}
@@ -1831,15 +1841,15 @@ class _Windows(_System):
             found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False)
         return found
 
-    def describe(self, process: _Process) -> tuple[str, str, str]:
+    def describe(self, process: _Process) -> _Facts:
         handle = self.open(process.pid)
         if handle is None:
-            return "", "", ""
+            return _Facts("", "", "")
         user, ours = _user_of(handle), _user_of(-1)  # the second stands for this process
         # ProcessCommandLineInformation: it is told since Windows 8.1.
         told = _told("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle)
         _winapi().CloseHandle(handle)
-        return self.me() if user == ours != "" else user, _clean(_parse_text(*told)), ""
+        return _Facts(self.me() if user == ours != "" else user, _clean(_parse_text(*told)), "")
 
     def open(self, pid: int) -> int | None:
         """A handle, which keeps the PID from being used again."""
@@ -1877,7 +1887,7 @@ class _Windows(_System):
 
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether it is a shell that a person types in, or a pseudo console (CreatePseudoConsole starts a conhost)."""
-        words = {*self.describe(process)[1].lower().split()}
+        words = {*self.describe(process).command.lower().split()}
         if process.name.lower() in ("conhost.exe", "openconsole.exe"):
             return "--headless" in words
         return _is_shell(process.name) and ("-noexit" in words or not words & {"/c", "-c", "-command"})
@@ -1947,7 +1957,7 @@ class _Look(NamedTuple):
     system: _System
     sockets: _Sockets
     holders: list[Holder]
-    managers: dict[int | None, Manager]
+    managers: _Managers
     ancestry: _Ancestry
 
     @property
@@ -2004,7 +2014,7 @@ def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
     counts, who would start them again; if another's is in the way, the next look finds it, without the listeners.
     """
     listening = [row for row in rows if row.listening]
-    masters = {_master(system, row.pid, spawned=True) for row in listening if len(listening) < len(rows)}
+    masters = {_master(system, row.pid, spawned=True)[0] for row in listening if len(listening) < len(rows)}
 
     def counts(row: _Socket) -> bool:
         if row.listening or row.pid in masters:
@@ -2019,15 +2029,16 @@ def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
     return list(filter(counts, rows))
 
 
-def _master(system: _System, pid: int | None, spawned: bool = False) -> int | None:
-    """The parent of a worker that was forked, and so runs the same command; or ``spawned`` by multiprocessing."""
+def _master(system: _System, pid: int | None, spawned: bool = False) -> tuple[int | None, str]:
+    """The parent of a worker that was forked, and so runs the same command, which comes with it; or ``spawned`` by
+    multiprocessing."""
     worker = system.process(pid)
     parent = system.process(worker.parent) if worker else None
     if worker is None or parent is None:
-        return None
-    command, above = (process.command or system.describe(process)[1] for process in (worker, parent))
+        return None, ""
+    command, above = (process.command or system.describe(process).command for process in (worker, parent))
     same = (spawned and "multiprocessing" in command) or command == above
-    return parent.pid if command and same else None
+    return (parent.pid, above) if command and same else (None, "")
 
 
 def _masters(system: _System, rows: _Sockets) -> list[int]:
@@ -2035,8 +2046,8 @@ def _masters(system: _System, rows: _Sockets) -> list[int]:
 
     A test runner that forks its servers is none; nor is what starts the python of a virtual environment.
     """
-    parents = filter(None, {system.process(_master(system, row.pid)) for row in rows if not system.redirects})
-    return [parent.pid for parent in parents if find_server((parent.command or system.describe(parent)[1]).split())]
+    masters = {_master(system, row.pid) for row in rows if not system.redirects}
+    return [pid for pid, command in masters if pid and find_server(command.split())]
 
 
 def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> list[Holder]:
@@ -2250,12 +2261,14 @@ _MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", "package.json", "ma
 
 
 def _whose(system: _System, pid: int) -> _Whose:
-    folder = _folder_of(system, pid)
+    folder, ours = _folder_of(system, pid), _our_project()
     if folder is None:
         return _Whose("another project, perhaps, whose folder is out of reach from here", True)
-    if _in_project(folder, _our_project()):
+    # A repository in a repository is a project of its own, such as a worktree.
+    below = ours and (folder + os.sep).startswith(ours + os.sep)
+    if below and len(_root_of(folder, (".git",))) <= len(ours):
         return _Whose("", False)
-    theirs = _marked(folder)
+    theirs = _root_of(folder, _MARKS)
     if theirs:
         return _Whose(f"another project, {_short_folder(_clean(theirs))}", True)
     return _Whose(f"the folder {_short_folder(_clean(folder))}" if folder else "a folder that is not told", False)
@@ -2267,44 +2280,36 @@ def _our_project() -> str:
         folder = os.path.realpath(os.getcwd())
     except OSError:  # it has been removed
         return ""
-    return _marked(folder) or ("" if folder in (_home(), os.path.dirname(folder)) else folder)
+    return _root_of(folder, _MARKS) or ("" if folder in (_home(), os.path.dirname(folder)) else folder)
 
 
 def _folder_of(system: _System, pid: int) -> str | None:
     """The working directory of a process; empty: not told; None: told, and out of reach from here."""
     process = system.process(pid)
-    cwd = system.describe(process)[2] if process else ""
+    cwd = system.describe(process).cwd if process else ""
     return _in_time(lambda: system.folder(pid, cwd), None) if cwd else ""
 
 
 @lru_cache(maxsize=None)
-def _marked(folder: str) -> str:
-    """The project of a folder: the nearest one above with a mark, and below the home folder; empty where none has."""
-    home = _home()
-    while folder not in (home, os.path.dirname(folder)):
-        if _has(folder, _MARKS):
-            return folder
-        folder = os.path.dirname(folder)
-    return ""
+def _root_of(folder: str, marks: tuple[str, ...]) -> str:
+    """The nearest folder above that has one of these; empty where none below the home folder has.
+
+    Of a file system that does not answer in time, the folder itself may have one.
+    """
+
+    def search() -> str:
+        at, home = folder, _home()
+        while at not in (home, os.path.dirname(at)):
+            if any(os.path.lexists(os.path.join(at, mark)) for mark in marks):
+                return at
+            at = os.path.dirname(at)
+        return ""
+
+    return str(_in_time(search, folder))
 
 
 def _home() -> str:
     return os.path.realpath(os.path.expanduser("~"))
-
-
-def _in_project(folder: str, project: str) -> bool:
-    """Whether a folder is the project's, or below it with no other repository between (a worktree is another one)."""
-    while project and len(folder) > len(project):
-        if _has(folder, (".git",)):
-            return False
-        folder = os.path.dirname(folder)
-    return project != "" and folder == project
-
-
-@lru_cache(maxsize=None)
-def _has(folder: str, names: tuple[str, ...]) -> bool:
-    """Whether one of these is in a folder, whatever it is, or may be."""
-    return bool(_in_time(lambda: any(os.path.lexists(os.path.join(folder, name)) for name in names), True))
 
 
 def _in_time(question: Callable[[], Any], otherwise: Any) -> Any:
@@ -2351,11 +2356,13 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[in
             if firmly and left:
                 _say(WARNING, f"Process {_listed(left)} did not stop within {options.grace:g} s: forced")
             for pin in left:
-                asked += [pin] * (not firmly)
+                if not firmly:
+                    asked.append(pin)
                 try:
                     system.stop(pin, options, firmly)
                 except OSError as error:
-                    asked = asked if firmly else asked[:-1]
+                    if not firmly:
+                        asked.pop()
                     if not isinstance(error, ProcessLookupError):  # which has ended by itself, or when it was asked
                         why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
                         why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
@@ -2410,12 +2417,12 @@ class _Freeing:
     def __init__(self, port: int, host: str, options: _Options) -> None:
         self.port, self.host, self.options, self.began = port, host, options, time.time()
         self.holders: list[Holder] = []  # of the last look
-        self.managers: dict[int | None, Manager] = {}
+        self.managers: _Managers = {}
         self.agreed: list[int | None] | None = None  # whom a person has just agreed to stop
         self.gone = False  # somebody was asked to stop, or ended in time
         self.stopped: list[int] = []  # the PIDs of those that were asked
         self.sockets: set[int] = set()  # the inodes of those that were on the port before anybody was stopped
-        self.supervisors: set[_Pin] = set()  # who lives above those that have gone, and may start them again
+        self.supervisors: list[_Pin] = []  # who lives above those that have gone, and may start them again
 
     def run(self) -> PortResult:
         for _ in range(ROUNDS):
@@ -2427,7 +2434,7 @@ class _Freeing:
                     why = self.taken_again(look) if self.is_new(look) else self.stop(look)
                 free = _probe(self.port, self.host) is None
                 if free:
-                    if why:  # the port was given up by somebody who lives on
+                    if why and look.holders:  # the port was given up by somebody who lives on
                         _say(WARNING, f"⚠️  {_sentence(why)}")
                     why = self.watch()
             except PortError as error:  # nobody can tell who holds it, or the name of the host is not known any more
@@ -2450,8 +2457,6 @@ class _Freeing:
 
     def stop(self, look: _Look) -> str | None:
         """Stop all of the holders of a look, or none: why somebody lives on."""
-        if not look.holders and _probe(self.port, self.host) is None:
-            return None
         families = _families(look.holders)
         roots, agreed, self.agreed = [root.pid for root, _ in families], self.agreed, None
         if agreed and agreed != roots:
@@ -2476,25 +2481,25 @@ class _Freeing:
         self.stopped += filter(gone.get, gone)
         if gone:
             self.gone = True
-            self.supervisors |= above
+            self.supervisors += above
         return why
 
-    def supervisors_of(self, look: _Look) -> set[_Pin]:
+    def supervisors_of(self, look: _Look) -> list[_Pin]:
         """Living processes above the holders that hold nothing, and might start the server again.
 
         No interactive shell is among them: it gives each job a process group of its own, which a script's
         loop does not do. Nor is init, a user's systemd, or anybody who started us too.
         """
-        found = set()
+        found = []
         for root, _ in _families(look.holders):
             line = [look.system.process(pid) for pid in (root.pid, *look.system.parents(root.pid))]
             for child, parent in zip(line, line[1:]):
-                if child is None or parent is None or parent.zombie or parent.pid in (0, 1, *look.ancestry.pids):
+                if child is None or parent is None or parent.zombie or parent.pid in (1, *look.ancestry.pids):
                     break
                 shell = _is_shell(parent.name) and (parent.group is None or parent.group != child.group)
                 if shell or parent.kernel or parent.name in ("systemd", "launchd", "init"):
                     break
-                found.add(_Pin(parent.pid, parent.start, None))
+                found.append(_Pin(parent.pid, parent.start, None))
         return found
 
     def watch(self) -> str | None:
@@ -2517,7 +2522,7 @@ class _Freeing:
         for pin in self.supervisors:
             boss = system.process(pin.pid)
             if boss and pin.pid in above and not system.has_exited(pin):
-                command = _short_command(system.describe(boss)[1] or boss.name)
+                command = _short_command(system.describe(boss).command or boss.name)
                 return f"{again}: its supervisor {boss.pid} ({command}) starts it anew; stop process {boss.pid} first"
         return f"{again} while it was being freed"
 
@@ -2627,9 +2632,6 @@ def ensure_port_available(
     project's), ask or refuse; by default it is PORT_MANAGER_POLICY, and without that kill, except that
     another project's server is asked about. Trouble at run time is logged and answered with False;
     TypeError and ValueError are for a port that is none. In a reloader's child the port may be its parent's.
-
-    >>> ensure_port_available(find_free_port(20000), "127.0.0.1")
-    True
     """
     _checked(port, host)
     return _ensure(port, host, _options([port], grace, policy)).available
@@ -2638,11 +2640,7 @@ def ensure_port_available(
 def preview_port(
     port: int = 8000, host: str = "0.0.0.0", *, grace: float = GRACE, policy: str | None = None
 ) -> PortResult:
-    """What ensure_port_available would do: nobody is stopped, and nothing is said.
-
-    >>> preview_port(find_free_port(20000), "127.0.0.1").available
-    True
-    """
+    """What ensure_port_available would do: nobody is stopped, and nothing is said."""
     _checked(port, host)
     return _preview(port, host, _options([port], grace, policy))
 
@@ -2653,9 +2651,6 @@ def find_listeners(port: int | None = None, host: str | None = None, *, thorough
     With a ``host``, only those that keep a server from binding there. An empty list means nobody; where
     nobody could tell, CannotTell is raised. Usually the search ends when each socket has an owner whose
     family is known; ``thorough`` looks at every process of the machine.
-
-    >>> find_listeners(find_free_port(20000))
-    []
     """
     if port is not None:
         _checked(port, host or "")
@@ -2667,9 +2662,6 @@ def find_free_port(start: int = 8000, host: str = "0.0.0.0") -> int:
     """The first port at or after ``start`` that a server may bind; PortError when there is none.
 
     For every IPv4 address (the default host), one whose ::1 is held does not count: a browser would meet that.
-
-    >>> 20000 <= find_free_port(20000, "127.0.0.1") <= 65535
-    True
     """
     _checked(start, host)
     _addresses(host, start)
@@ -2720,9 +2712,6 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
     """Wait until a server may bind the port, and return True; PortTimeout after ``timeout`` seconds.
 
     Nobody is stopped. The wait ends the moment the holder exits, where the system can tell.
-
-    >>> wait_until_free(find_free_port(20000), timeout=1)
-    True
     """
     _checked(port, host)
     reason = ""
@@ -3190,8 +3179,8 @@ def _is_a_child(key: str, host: str, port: int) -> bool:
         return False
     ancestors = system.ancestry().pids
     parent = system.process(ancestors[1]) if len(ancestors) > 1 else None
-    words = system.describe(parent)[1].split() if parent and key and not system.redirects else []
-    if words and (_is_command_of(key, words) or _master(system, os.getpid())):
+    words = system.describe(parent).command.split() if parent and key and not system.redirects else []
+    if words and (_is_command_of(key, words) or _master(system, os.getpid())[0]):
         return True
     try:  # a master may bind, and leave it to its workers to listen
         return any(row.pid in ancestors for row in _search(system, port, None, True))
@@ -3531,7 +3520,7 @@ def _place(system: _System, holder: Holder) -> str:
 
 def _marked_project(folder: str) -> str:
     """The project of a folder, where it has a mark."""
-    return _clean(_marked(folder))
+    return _clean(_root_of(folder, _MARKS))
 
 
 def _check_or_free(request: _Request) -> bool:

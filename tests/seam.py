@@ -243,6 +243,12 @@ def users_are_hidden(patch: Any) -> None:
     patch.setattr(pm._Linux, "other_user", lambda self, holder, sockets: None)
 
 
+def on_the_way_to_its_folder(patch: Any, pid: int, then: Callable[[], Any]) -> None:
+    """Call this when the folder of a process is asked for."""
+    real = pm._Linux.folder
+    patch.setattr(pm._Linux, "folder", lambda self, at, cwd: (at == pid and then(), real(self, at, cwd))[1])
+
+
 # Stop and verify
 
 
@@ -283,7 +289,7 @@ def ask_to_stop(system: str, pid: int, firmly: bool, start: object = "unknown") 
 
 def ends_a_terminal(patch: Any, name: str, command: str) -> bool:
     """Whether Windows takes a process below a holder for somebody's terminal."""
-    patch.setattr(pm._Windows, "describe", lambda self, process: ("", command, ""))
+    patch.setattr(pm._Windows, "describe", lambda self, process: pm._Facts("", command, ""))
     return bool(pm._Windows().ends_a_terminal(process(38148, 38144, name)))
 
 
@@ -323,6 +329,6 @@ def sleep(system: str, pids: Iterable[int], seconds: float) -> None:
 def taken_again(port: int, host: str, suspect: int) -> str:
     """What is said where the port has been taken again while this process lives."""
     freeing = pm._Freeing(port, host, _options())
-    freeing.supervisors.add(_pin(suspect, None))
+    freeing.supervisors.append(_pin(suspect, None))
     with pm._ThisSystem() as system:
         return str(freeing.taken_again(pm._look(system, port, host)))

@@ -278,3 +278,18 @@ def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
     assert done.returncode == 1 and held.alive() == [held.pid]
     assert "annot start" not in done.stderr and "PRODUCTION" not in done.stderr
     assert "🚨 Port conflict: ENVIRONMENT is 'staging'" in done.stderr or not environment
+
+
+def test_nobody_is_asked_about_a_child_that_has_just_exited(port, hold, monkeypatch):
+    """Its folder is out of reach since it has gone, and not since it is another project's."""
+    held = hold(("127.0.0.1", port), children=1)
+    (child,) = held.children
+
+    def end():
+        os.kill(child, signal.SIGKILL)
+        assert eventually(lambda: child not in held.alive())
+
+    seam.on_the_way_to_its_folder(monkeypatch, child, end)
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", lambda question: pytest.fail(question))
+    assert ensure_port_available(port) is True and held.alive() == []
