@@ -1516,38 +1516,33 @@ def _pids_from_the_youngest() -> list[int]:
     return [pid for pid in pids if pid <= last] + [pid for pid in pids if pid > last]
 
 
-def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
-    """Those of the sockets that this process holds: none where it has gone or may not be read."""
-    held = _sockets_in(f"/proc/{pid}/fd", links)
-    if held is None:  # as of a process whose first thread has ended; the others may have theirs
-        others = (_sockets_in(f"/proc/{pid}/task/{thread}/fd", links) for thread in _threads_of(pid))
-        held = next(filter(None, others), set())
-    return held
+def _sockets_of(pid: int, links: dict[str, int], thread: str = "") -> set[int]:
+    """Those of the sockets that this process holds: none where it has gone or may not be read.
 
-
-def _sockets_in(path: str, links: dict[str, int]) -> set[int] | None:
-    """Those of the sockets that are in a folder of descriptors; None where no descriptor is seen."""
+    Where no descriptor is seen, its first thread may have ended; the others may have theirs.
+    """
     held: set[int] = set()
+    descriptors: list[str] = []
     try:
-        folder = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        descriptors = os.listdir(folder)
-        for descriptor in descriptors:
-            try:
-                inode = links.get(os.readlink(descriptor, dir_fd=folder))
-            except FileNotFoundError:  # closed in the meantime
-                continue
-            if inode is not None:
-                held.add(inode)
-                if len(held) == len(links):  # a busy server has a descriptor for each connection, too
-                    break
-    except OSError:  # gone
+        folder = os.open(f"/proc/{pid}{thread}/fd", os.O_RDONLY)
+        try:
+            descriptors = os.listdir(folder)
+            for descriptor in descriptors:
+                try:
+                    inode = links.get(os.readlink(descriptor, dir_fd=folder))
+                except FileNotFoundError:  # closed in the meantime
+                    continue
+                if inode is not None:
+                    held.add(inode)
+                    if len(held) == len(links):  # a busy server has a descriptor for each connection, too
+                        break
+        finally:
+            os.close(folder)
+    except OSError:  # it has gone
+        pass
+    if descriptors or thread:
         return held
-    finally:
-        os.close(folder)
-    return held if descriptors else None
+    return next(filter(None, (_sockets_of(pid, links, f"/task/{other}") for other in _threads_of(pid))), held)
 
 
 def _threads_of(pid: int) -> list[str]:
