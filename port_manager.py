@@ -1089,8 +1089,10 @@ class _System:
         return _user_name(os.geteuid())
 
     def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
-        """What runs a process and is to stop it (``pids``: all who hold the port): the engine of a container,
-        of which a process of its own holds the published ports; PM2; supervisord."""
+        """What runs a process and is to stop it; ``pids`` are all who hold the port.
+
+        Here: the engine of a container, for which a process of its own holds the published port; PM2, supervisord.
+        """
         if holder.pid is None or holder.name.replace(".exe", "") in _PROXIES:
             return _published(holder, port)
         for above in filter(None, map(self.process, [holder.pid, *self.parents(holder.pid)])):
@@ -2025,8 +2027,7 @@ def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
 
 
 def _master(system: _System, pid: int | None, spawned: bool = False) -> tuple[int | None, str]:
-    """The parent of a worker that was forked, and so runs the same command, which comes with it; or ``spawned`` by
-    multiprocessing."""
+    """The parent of a worker that was forked, and so runs the same command, or was ``spawned``; and that command."""
     worker = system.process(pid)
     parent = system.process(worker.parent) if worker else None
     if worker is None or parent is None:
@@ -2256,6 +2257,7 @@ _MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", "package.json", "ma
 
 
 def _whose(system: _System, pid: int) -> _Whose:
+    """What a process belongs to, by its working directory."""
     folder, ours = _folder_of(system, pid), _our_project()
     if folder is None:
         return _Whose("another project, perhaps, whose folder is out of reach from here", True)
