@@ -636,18 +636,31 @@ def _run(tool: str, *options: str, timeout: float = TOOL_TIMEOUT) -> _Answer | N
     if program is None:
         return None
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             [program, *options],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C"},
-            check=False,
         )
+        try:
+            output, complaint = process.communicate(timeout=timeout)
+        finally:
+            _let_go(process)
     except (OSError, subprocess.SubprocessError) as error:
         _say(DEBUG, f"{tool} cannot tell: {error}")
         return None
-    return _Answer(done.returncode, _decoded(done.stdout), _decoded(done.stderr))
+    return _Answer(process.returncode, _decoded(output), _decoded(complaint))
+
+
+def _let_go(process: Any) -> None:
+    """End a tool that has not ended; subprocess.run would then wait, on Windows, for everybody who has its pipes."""
+    for stream in (process.stdout, process.stderr):
+        if os.name == "posix":  # elsewhere a thread reads it, and closes it
+            stream.close()
+    if process.poll() is None:
+        process.kill()
+        process.wait(FORCED_WAIT)  # one that waits for a disk or device does not end
 
 
 def _output(tool: str, *options: str) -> str:
@@ -1868,8 +1881,8 @@ class _Windows(_System):
 
     def signal(self, pin: _Pin, options: _Options, firmly: bool) -> None:
         """A program of the console cannot be asked, and taskkill says at once that /F is needed, in any language."""
-        tool, force = _windows_tool("taskkill.exe"), ["/F"] * firmly
-        answer = _run(tool, "/PID", str(pin.pid), *force, timeout=5 * TOOL_TIMEOUT) or _Answer(1, "", "nothing")
+        tool, force, limit = _windows_tool("taskkill.exe"), ["/F"] * firmly, 5 * TOOL_TIMEOUT
+        answer = _run(tool, "/PID", str(pin.pid), *force, timeout=limit) or _Answer(1, "", f"nothing in {limit:g} s")
         # 128 means that there is no such process: while the handle says that it lives, it had no window to ask.
         if not firmly and answer.status and (answer.status == 128 or "/F" in answer.output + answer.complaint):
             self.stop(pin, options, True)

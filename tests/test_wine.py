@@ -5,6 +5,7 @@ statuses are Wine's own. Two things are not as in Windows: a stand-in for netsta
 no process tells its command line, so that the name of its program stands for it.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -26,14 +27,20 @@ ENVIRON = {
     "LC_ALL": "C.UTF-8",  # names of files are UTF-8 to Wine; the code page of Windows is 1252, and 437 for its tools
     "LOCPATH": os.path.join(WINE, "locales"),
 }
+# With another input, or without a pipe, a program dies at start.
+PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+TIMEOUT = 120  # seconds for a scenario; it shows its stacks ten seconds before
+KEPT = []  # the process that keeps the desktop
 FOUND = {}  # what a scenario has found is asked by several tests
+STALLS = []  # scenarios that did not end in time, and were played again
+PATIENCE = 2  # how many may be, in a whole run
 
 in_each = pytest.mark.parametrize("version", VERSIONS)  # the newest runs them all
 pytestmark = pytest.mark.skipif(not WINE, reason="TESTS_PORT_MANAGER_WINE names no folder that .ci/wine has made")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server():
+def server(request):
     """The one process that is Windows for all others; it would end and begin with each of them."""
     rows = os.path.join(WINE, "prefix/drive_c/netstat.rows")
     open(rows, "wb").close()
@@ -41,12 +48,49 @@ def server():
     if not os.path.exists(chinese):
         shutil.copytree(os.path.join(WINE, f"python{VERSIONS[-1]}"), chinese)
         os.rename(os.path.join(chinese, "python.exe"), os.path.join(chinese, "项目.exe"))
-    nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    # The last command starts the services of Windows, which keep the pipes that they are given.
-    for command in ("wineserver -k", "wineserver -w", "wineserver -p", "wine cmd /c exit"):
-        subprocess.run(command.split(), env=ENVIRON, check=False, timeout=60, **nothing)
+    begin()
     yield
+    end()
+    if STALLS:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print(f"\nplayed again, since Wine stalled: {', '.join(STALLS)}")
+
+
+def kill():
     subprocess.run(["wineserver", "-k"], env=ENVIRON, check=False, timeout=60)
+
+
+def end():
+    kill()
+    while KEPT:
+        with KEPT.pop():
+            pass
+
+
+def begin():
+    """Start Windows, its services and its desktop, which are slow to start and keep the pipes of whoever starts them."""
+    end()
+    nothing = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for command in ("wineserver -w", "wineserver -p", "wine cmd /c exit"):
+        subprocess.run(command.split(), env=ENVIRON, check=False, timeout=120, **nothing)
+    KEPT.append(subprocess.Popen([*words_of(VERSIONS[-1]), "desktop"], env=ENVIRON, **PIPES))
+    with ended_by(TIMEOUT):
+        KEPT[0].stdout.readline()
+
+
+@contextlib.contextmanager
+def ended_by(seconds):
+    """Windows, and with it whatever runs there, is ended if the block takes longer."""
+    timer = threading.Timer(seconds, kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def words_of(version):
+    return ["wine", os.path.join(WINE, f"python{version}", "python.exe"), f"Z:{HERE}/windows_side.py"]
 
 
 @pytest.fixture()
@@ -56,17 +100,12 @@ def version():
 
 def driven(words, environ):
     """The lines that a scenario prints, up to its result."""
-    # With another input, or without a pipe, a program dies at start. A holder may keep the pipe open.
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(words, env={**ENVIRON, **environ}, **pipes) as driver:
-        timer = threading.Timer(60, subprocess.run, (["wineserver", "-k"],), {"env": ENVIRON, "check": False})
-        timer.start()
-        said = []
+    said = []
+    with ended_by(TIMEOUT), subprocess.Popen(words, env={**ENVIRON, **environ}, **PIPES) as driver:
         for line in driver.stdout:
             said.append(line.decode(errors="replace"))
-            if line.startswith(b"{"):
+            if line.startswith(b"{"):  # a holder may keep the pipe open
                 break
-        timer.cancel()
     return said
 
 
@@ -78,10 +117,11 @@ def windows(version):
         key = (version, scenario, *environ.items())
         if key in FOUND:
             return FOUND[key]
-        python = os.path.join(WINE, f"python{version}", "python.exe")
-        words = ["wine", python, f"Z:{HERE}/windows_side.py", scenario, f"Z:{os.path.dirname(HERE)}"]
+        words = [*words_of(version), scenario, f"Z:{os.path.dirname(HERE)}"]
         said = driven(words, environ)
-        if said and said[0].startswith("Timeout (0:00:50)!"):  # on a loaded machine, Wine stalls at times when it starts a program
+        while has_stalled(said) and len(STALLS) < PATIENCE:
+            STALLS.append(f"{scenario} {version}")
+            begin()
             said = driven(words, environ)
         assert said and said[-1].startswith("{"), "".join(said)[-3000:]
         FOUND[key] = json.loads(said[-1])
@@ -89,6 +129,11 @@ def windows(version):
         return FOUND[key]
 
     return play
+
+
+def has_stalled(said):
+    """Whether the timer ended Windows; where the scenario had begun, it has shown its stacks before that."""
+    return not said or said[0].startswith("Timeout (")
 
 
 @in_each
@@ -116,7 +161,8 @@ def test_what_is_told_of_a_holder(windows):
     (holder,) = found["holder"]
     assert (holder["pid"], holder["parent"], holder["name"]) == (found["pid"], found["here"], "python.exe")
     assert (holder["command"], holder["user"], holder["cwd"]) == ("python.exe", found["me"], "")
-    assert -1 < found["now"] - holder["started"] < 20
+    before, after = found["between"]
+    assert before - 1 < holder["started"] < after + 1
     assert [address[0] for address in holder["addresses"]] == ["127.0.0.1"]
 
 
@@ -235,6 +281,12 @@ def test_chinese_names(windows, environ, encoding):
     assert found["free"][0] == 0 and found["stopped"] and "is now available" in found["free"][2]
     if encoding == "cp936":
         assert found["run"][0] == 0 and "项目" in found["run"][1]
+
+
+@in_each
+def test_a_tool_that_hangs_is_given_up(windows):
+    found = windows("hung_tool")
+    assert found["answer"] is None and found["seconds"] < 60, "a child of it has its pipes for 120 s"
 
 
 def test_ctypes_is_loaded_for_a_holder_alone(windows):

@@ -86,6 +86,14 @@ def supervise(port):
         server.wait()
 
 
+def desktop():
+    """Keep the desktop, which the first program that asks for windows starts (taskkill does), with its own stderr."""
+    ctypes.WinDLL("user32").GetDesktopWindow()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    time.sleep(3600)
+
+
 def start(*words, **options):
     """A holder, once it holds: (process, its first line)."""
     process = subprocess.Popen([sys.executable, ME, *map(str, words)], stdout=subprocess.PIPE, **options)
@@ -126,7 +134,7 @@ def command(*words, tool="port_manager.py", folder=FOLDER, **options):
     """(exit status, output, complaints) of the command line."""
     done = subprocess.run(
         [sys.executable, os.path.join(folder, tool), *map(str, words)],
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=40, check=False, **options,
+        stdin=subprocess.DEVNULL, capture_output=True, timeout=100, check=False, **options,
     )  # fmt: skip
     return [done.returncode, *(text.decode(ENCODING).replace("\r", "") for text in (done.stdout, done.stderr))]
 
@@ -158,7 +166,9 @@ def free(manager):
 def take_over(manager):
     """A plain server, with a bystander on the next port, and one that is a client of it."""
     port, other = free_port(), free_port()
+    before = time.time()
     holder, _ = start("hold", port)
+    after = time.time()
     bystander, _ = start("hold", other)
     began = time.perf_counter()
     for _ in range(4):  # what a machine that is busy with other things needs to start and end programs
@@ -169,8 +179,8 @@ def take_over(manager):
         answer = heard(manager.ensure_port_available, port, "127.0.0.1")
     found = {
         "answer": answer, "stopped": holder.wait(10) is not None, "bystander": bystander.poll() is None,
-        "holder": [each._asdict() for each in seen], "pid": holder.pid, "here": os.getpid(), "now": time.time(),
-        "me": os.getlogin(), "beside": beside,
+        "holder": [each._asdict() for each in seen], "pid": holder.pid, "here": os.getpid(),
+        "me": os.getlogin(), "beside": beside, "between": [before, after],
         "free": manager.ensure_port_available(port, "127.0.0.1"),
     }  # fmt: skip
     bystander.kill()
@@ -219,7 +229,7 @@ def ancestor(manager):
         itself = heard(manager.ensure_port_available, port, "127.0.0.1")
         tool = os.path.join(FOLDER, "port_manager.py")
         shell = [os.environ["COMSPEC"], "/c", sys.executable, tool, "free", str(port)]
-        done = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, timeout=40, check=False)
+        done = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, timeout=100, check=False)
     return {"itself": itself, "status": done.returncode, "said": done.stderr.decode()}
 
 
@@ -338,6 +348,16 @@ def restarted(manager):
     return {"answer": answer, "boss": boss.pid, "again": [holder.name for holder in again]}
 
 
+def hung_tool(manager):
+    """A tool that does not end, and a child of it that has its pipes."""
+    say = """if True:
+        import subprocess, sys, time
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], stdout=sys.stdout, stderr=sys.stderr)
+        time.sleep(120)
+    """
+    return dict(zip(("answer", "seconds"), heard(manager._run, sys.executable, "-c", say, timeout=2)))
+
+
 def light(manager):
     """What an import and a check of a free port load."""
     say = f"""if True:
@@ -347,7 +367,7 @@ def light(manager):
         port_manager.ensure_port_available({free_port()}, "127.0.0.1")
         print(sorted(sys.modules))
     """
-    done = subprocess.run([sys.executable, "-c", say], capture_output=True, timeout=40, check=False)
+    done = subprocess.run([sys.executable, "-c", say], capture_output=True, timeout=100, check=False)
     return {"loaded": done.stdout.decode()}
 
 
@@ -367,7 +387,7 @@ def main(scenario, folder):
     sys.path.insert(0, folder)
     import port_manager
 
-    faulthandler.dump_traceback_later(50)  # the test waits for 60 seconds
+    faulthandler.dump_traceback_later(110)  # the test waits for 120 seconds
     for name in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "PORT", "HOST"):
         os.environ.pop(name, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -379,7 +399,7 @@ def main(scenario, folder):
 
 
 if __name__ == "__main__":
-    if sys.argv[1].startswith(("hold", "supervise")):
+    if sys.argv[1].startswith(("hold", "supervise", "desktop")):
         globals()[sys.argv[1]](*sys.argv[2:])
     else:
         main(*sys.argv[1:])

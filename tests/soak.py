@@ -1,0 +1,114 @@
+"""Take-overs for minutes on end: no wrong stop, nothing left behind, as quick at the end as at the start.
+
+    python3 -m tests.soak     1,000 take-overs in a row, then 20 callers at once for 5 minutes, beside 3,000 processes
+    python3 -m tests.soak --take-overs 100 --minutes 0.5 --callers 5 --processes 300
+
+It is a program, and no test: what goes wrong is printed, and makes its status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import random
+import statistics
+import sys
+import time
+from typing import Any
+
+import port_manager
+
+from .benchmark import CROWD, HOLDER, ROOT, child, some_port, timed, too_many
+
+# The same server with children, which share its socket and end with the end of their input.
+FORKS = "for _ in range(3): os.fork() or os.read(0, 1) or os._exit(0)\n"
+FAMILY = HOLDER.replace('os.write(1, b"ready', FORKS + 'os.write(1, b"ready')
+
+# A client of the port, which connects again to each new server; and a caller, who frees the port each time it is told.
+CLIENT = """
+import contextlib, os, select, socket, sys
+os.write(1, b"ready\\n")
+while not select.select([0], [], [], 0.05)[0]:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as server:
+        select.select([0, server], [], [])
+"""
+CALLER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import logging, port_manager
+logging.getLogger("port_manager").setLevel(50)
+os.write(1, b"ready\\n")
+while os.read(0, 1):
+    os.write(1, b"1" if port_manager.ensure_port_available(int(sys.argv[2]), policy="kill") else b"0")
+"""
+
+
+def left() -> tuple[list[str], set[str]]:
+    """Our descriptors, and our children that live or have not been buried."""
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return sorted(os.listdir("/proc/self/fd")), {*file.read().split()}
+
+
+def in_a_row(port: int, times: int) -> list[float]:
+    """The seconds that each of so many take-overs takes, of a server alone and of one with children in turns."""
+    took = []
+    for number in range(times):
+        with child(HOLDER if number % 2 else FAMILY, port) as (holder, _):
+            took.append(timed(lambda: answers.append(port_manager.ensure_port_available(port, policy="kill"))))
+            holder.wait(10)
+    return took
+
+
+def at_once(port: int, callers: list[Any], minutes: float) -> int:
+    """Rounds in which all callers free the port of one server at once, for so long; how many there were."""
+    rounds, end = 0, time.monotonic() + 60 * minutes
+    while time.monotonic() < end:
+        rounds += 1
+        with child(random.choice([HOLDER, FAMILY]), port) as (holder, _):
+            for caller in callers:
+                caller.stdin.write(b"x")
+            answers.extend(caller.stdout.read(1) == b"1" for caller in callers)
+            holder.wait(10)
+    return rounds
+
+
+def main() -> int:
+    reader = argparse.ArgumentParser(prog="python3 -m tests.soak", description="Take-overs for minutes on end.")
+    for name, default in (("take-overs", 1000), ("callers", 20), ("processes", 3000)):
+        reader.add_argument(f"--{name}", type=int, default=default)
+    reader.add_argument("--minutes", type=float, default=5.0)
+    wish = reader.parse_args()
+    logging.getLogger("port_manager").setLevel(logging.CRITICAL)
+    why = too_many(wish.processes, 0)
+    if why:
+        print(f"{wish.processes} processes: {why}")
+        return 1
+    port, other = some_port(), some_port()
+    with contextlib.ExitStack() as stack:
+        _, crowd = stack.enter_context(child(CROWD, wish.processes, 0, lines=wish.processes))
+        bystanders = [stack.enter_context(child(*words))[0] for words in ((HOLDER, other), (CLIENT, port))]
+        before = left()
+        took = in_a_row(port, wish.take_overs)
+        tenth = max(1, len(took) // 10)
+        first, last = (1e3 * statistics.median(some) for some in (took[:tenth], took[-tenth:]))
+        print(f"{len(took)} take-overs: {first:.1f} ms at the start, {last:.1f} ms at the end")
+        faults = [f"left behind: {left()}, not {before}"] if left() != before else []
+        callers = [stack.enter_context(child(CALLER, ROOT, port))[0] for _ in range(wish.callers)]
+        rounds = at_once(port, callers, wish.minutes)
+        print(f"{rounds} rounds of {len(callers)} callers at once")
+        files = {len(os.listdir(f"/proc/{caller.pid}/fd")) for caller in callers}
+        faults += [f"a caller has more descriptors than another: {files}"] if len(files) > 1 else []
+        dead = [pid for pid in crowd if not os.path.exists(f"/proc/{pid}")]
+        dead += [str(process.pid) for process in (*bystanders, *callers) if process.poll() is not None]
+        faults += [f"ended, although nobody asked for it: {dead}"] if dead else []
+    faults += [f"{answers.count(False)} calls failed"] if not all(answers) else []
+    print("\n".join(faults) or f"{len(answers)} calls, no wrong stop, nothing left behind")
+    return 1 if faults else 0
+
+
+answers: list[bool] = []
+
+if __name__ == "__main__":
+    sys.exit(main())
