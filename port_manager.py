@@ -270,14 +270,16 @@ class _Ancestry(NamedTuple):
     """This process and its ancestors, nearest first."""
 
     pids: list[int]
-    complete: bool  # up to the first process of the system
-    oldest: float  # when the first of them started, in seconds since 1970
+    hidden: float  # who started no later than this may be one that the system does not tell; -1: nobody
 
 
 if TYPE_CHECKING:
     _Address = tuple[int, tuple[Any, ...]]  # (family, address), as bind() takes them
     _Sockets = list[_Socket]
     _Told = list[_Socket] | None  # None: cannot tell, which is not "nobody"
+    _Pids = Collection[int]
+    _Processes = dict[int, _Process]
+    _Managers = dict[int | None, Manager]  # None: of a process that may not be seen
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -863,28 +865,33 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
 # ----------------------------------------------------------------------------------------------------
 
 # Programs that hold ports for others, which nothing but their name tells, and what a person can do about each.
-# Names are compared whole; Linux cuts them to 15 characters.
+# Names are compared whole, in lower case; Linux cuts them to 15 characters.
 _TUNNEL = "it is a tunnel, which ends at another machine or device; end it where it runs"
 _MACHINE = "it forwards the port to a virtual machine; change that machine's settings, or shut it down"
 _FORWARDERS = {
     **dict.fromkeys(
         ("ssh", "autossh", "sshd", "sshd-session", "dropbear", "kubectl", "ngrok", "cloudflared", "adb"), _TUNNEL
     ),
-    **dict.fromkeys(("VirtualBoxVM", "VBoxHeadless", "VBoxNetNAT", "vmware-vmx", "vmnet-natd"), _MACHINE),
+    **dict.fromkeys(("virtualboxvm", "vboxheadless", "vboxnetnat", "vmware-vmx", "vmnet-natd"), _MACHINE),
 }
 
 # Programs on the host that hold the published ports of containers.
 _PROXIES = (
     "docker-proxy", "dockerd", "rootlesskit", "rootlessport", "pasta", "pasta.avx2", "passt", "slirp4netns", "conmon",
-    "com.docker.backend", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
+    "com.docker.backend", "com.docker.back", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
 )  # fmt: skip
 
 # Managers of processes that are programs like others: how the name of theirs begins, the command that stops what they
 # run, and the one that lists it.
-_MANAGERS = {
-    "PM2 v": ("PM2", "pm2 stop", "pm2 list"),
-    "supervisord": ("supervisord", "supervisorctl stop", "supervisorctl status"),
-}
+_MANAGERS = (("PM2 v", "PM2", "pm2"), ("supervisord", "supervisord", "supervisorctl"))
+
+
+class _Facts(NamedTuple):
+    """What is told of a process beyond what a _Process has; empty where it is not told."""
+
+    user: str
+    command: str
+    cwd: str
 
 
 class _System:
@@ -894,27 +901,35 @@ class _System:
     recognised before it is signalled. What a tool says of PIDs is checked where the system allows it.
     """
 
-    sources: tuple[Callable[[int | None], _Told], ...] = (_ask_lsof,)  # the quickest first
+    sources: Sequence[Callable[..., _Told]] = (_ask_lsof,)  # the quickest first
     shadows: Mapping[str, str] = {}  # addresses that hide each other, where only equal ones exclude each other
     forwarders: Mapping[str, str] = _FORWARDERS  # names of protected programs, and what to do about each
-    first_pids: tuple[int, ...] = (0, 1)  # those of the system itself
+    first_pids = (0, 1)  # those of the system itself
     colours = True  # a terminal shows them
     elevated = "sudo python"  # the beginning of a command with all rights
     redirects = False  # the python of a virtual environment starts the real one, with the same command line
     native = False  # who holds a port is told without starting a tool, so that a wait may ask again and again
 
     def __init__(self) -> None:
-        self.known: dict[int, _Process] = {}
+        self.known: _Processes = {}
+        self.pins: dict[int, _Pin] = {}  # released at the end of a with block
+
+    def __enter__(self) -> _System:  # noqa: PYI034 (typing.Self is of Python 3.11)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
     def sockets(self, port: int | None) -> _Told:
-        """The listeners on a port (None: on every port), or more; None: cannot tell."""
-        return next((rows for rows in (ask(port) for ask in self.sources) if rows is not None), None)
+        """The listeners on a port (None: on every port); None: cannot tell."""
+        told = (ask(port) for ask in self.sources)
+        return next(([row for row in rows if port in (None, row.port)] for rows in told if rows is not None), None)
 
     def every_socket(self, port: int) -> _Sockets:
         """The sockets on a port in whatever state, as far as they are told."""
         return []
 
-    def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
+    def owners(self, sockets: _Sockets, thorough: bool, among: _Pids | None = None) -> _Sockets:
         """The sockets again, one for each process that holds one; ``pid`` is None where none may be seen.
 
         Unless it is ``thorough``, the search may end when each socket has an owner, and the relatives of that have
@@ -922,14 +937,14 @@ class _System:
         """
         return sockets
 
-    def listeners_of(self, pids: Collection[int]) -> _Told:
+    def listeners_of(self, pids: _Pids) -> _Told:
         """The listening sockets of these processes, on every port."""
         rows = self.sockets(None)
         if rows is None:
             return None
         return [row for row in self.owners(rows, True, pids) if row.listening and row.pid in pids]
 
-    def read(self, pid: int) -> dict[int, _Process]:
+    def read(self, pid: int) -> _Processes:
         """Ask anew: about this process, or about every one where that costs the same; empty: cannot tell."""
         raise NotImplementedError
 
@@ -940,17 +955,18 @@ class _System:
 
     def process(self, pid: int | None) -> _Process | None:
         """What was told of a process, asked once; where that costs the start of a tool, once for all."""
-        if pid is not None and pid not in self.known and (self.native or not self.known):
+        if pid is None:
+            return None
+        if pid not in self.known and (self.native or not self.known):
             self.known.update(self.read(pid))
-        return self.known.get(pid) if pid is not None else None
+        return self.known.get(pid)
 
-    def describe(self, process: _Process) -> tuple[str, str, str]:
-        """(user, command line, working directory); a text is empty where it is not told."""
+    def describe(self, process: _Process) -> _Facts:
         raise NotImplementedError
 
-    def variable(self, pid: int, name: str) -> str:
-        """A variable in the environment of a process, as far as that is told."""
-        return ""
+    def environ(self, pid: int) -> dict[str, str]:
+        """The environment of a process, as far as that is told."""
+        return {}
 
     def folder(self, pid: int, cwd: str) -> str | None:
         """The working directory of a process (what is left above a removed one); None: out of reach from here."""
@@ -970,51 +986,76 @@ class _System:
 
     def descendants(self, pids: Iterable[int]) -> list[int]:
         """These processes and all below them."""
-        found = list(dict.fromkeys(pids))
+        found = [*pids]
         for pid in found:  # grows while it is read
             found += [child for child in self.children(pid) if child not in found]
         return found
 
     def ancestry(self) -> _Ancestry:
-        """This process and its ancestors; it is not complete where one may not be seen."""
-        line = [os.getpid(), *self.parents(os.getpid())]
+        """Where it costs little, read until it stays the same: a parent that ends leaves its child to another above."""
+        line: list[int] = []
+        for _ in range(ROUNDS if self.native else 1):
+            if self.native:
+                self.known.clear()
+            before, line = line, [os.getpid(), *self.parents(os.getpid())]
+            if line == before:
+                break
         seen = [process for process in map(self.process, line) if process]
         complete = len(seen) == len(line) and seen[-1].parent is not None
-        return _Ancestry(line, complete, min((process.started or 0.0 for process in seen), default=0.0))
+        return _Ancestry(line, -1.0 if complete else min((process.started or 0.0 for process in seen), default=0.0))
 
-    def hold(self, pids: Iterable[int]) -> dict[int, _Pin]:
-        """Pin all of the processes, then read them: what is read is true of them. Who cannot be read gets no pin."""
-        handles = {pid: self.open(pid) for pid in pids}
-        self.known.clear()
-        pins: dict[int, _Pin] = {}
+    def hold(self, pids: Iterable[int]) -> None:
+        """Pin these processes, too, then read them: what is read is true of them. Who cannot be read gets no pin."""
+        handles = {pid: self.open(pid) for pid in pids if pid not in self.pins}
+        if handles:
+            self.known.clear()
         for pid, handle in handles.items():
             process = self.process(pid)
             if process:
-                pins[pid] = _Pin(pid, process.start, handle)
-            else:
-                self.release([_Pin(pid, None, handle)])
-        return pins
+                self.pins[pid] = _Pin(pid, process.start, handle)
+            elif handle is not None:
+                self.close(handle)
 
     def open(self, pid: int) -> int | None:
         """A handle that stands for this process alone; None where the system has none, or refuses."""
         return None
 
-    def release(self, pins: Iterable[_Pin]) -> None:
-        for pin in pins:
-            if pin.handle is not None:
-                os.close(pin.handle)
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def release(self) -> None:
+        while self.pins:
+            handle = self.pins.popitem()[1].handle
+            if handle is not None:
+                self.close(handle)
+
+    def has_gone(self, pid: int | None) -> bool:
+        """Whether a process that was pinned has ended since."""
+        pin = self.pins.get(pid or 0)
+        return bool(pin and self.has_exited(pin))
 
     def has_exited(self, pin: _Pin) -> bool | None:
         """Whether a pinned process has ended (a zombie has, although kill() still succeeds); None: cannot tell."""
+        if pin.handle is not None:
+            return self.wait([pin.handle], 0)
         processes = self.read(pin.pid)
         now = processes.get(pin.pid)
         if not processes or (now and not (now.start and pin.start)):
             return None
         return now is None or now.zombie or now.start != pin.start
 
-    def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
-        """Sleep until one of the processes exits, at most so many seconds."""
+    def wait(self, handles: list[int], seconds: float) -> bool:
+        """Wait until the process of one of these handles exits, at most so many seconds: whether one has."""
         raise NotImplementedError
+
+    def sleep(self, pins: Iterable[_Pin], seconds: float) -> None:
+        """Sleep until one of the processes exits, at most so many seconds; not for long where one has no handle."""
+        handles = [pin.handle for pin in pins]
+        told = [handle for handle in handles if handle is not None]
+        if len(told) == len(handles):
+            self.wait(told, seconds)
+        else:
+            time.sleep(min(seconds, 0.01))
 
     def stop(self, pin: _Pin, options: _Options, firmly: bool) -> None:
         """Ask a pinned process to stop, or force it: whatever stops a process comes through here.
@@ -1046,29 +1087,37 @@ class _System:
     def send(self, pin: _Pin, number: int) -> None:
         os.kill(pin.pid, number)
 
-    def still_hold(self, pids: Collection[int], sockets: _Sockets, port: int) -> set[int | None]:
+    def still_hold(self, pids: _Pids, sockets: _Sockets, port: int) -> set[int | None]:
         """Who holds, now, one of the sockets for which these processes were looked at."""
-        return {row.pid for row in self.owners(self.sockets(port) or [], True, pids)}
+        return {row.pid for row in self.owners(sockets if self.native else self.sockets(port) or [], True, pids)}
 
     def is_superuser(self) -> bool:
         return os.geteuid() == 0
 
     def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
         """The user whose process this is, when that is another one; empty when it is ours, None: cannot tell."""
-        return (holder.user if holder.user != _user_name(os.geteuid()) else "") if holder.user else None
+        return (holder.user if holder.user != self.me() else "") if holder.user else None
 
-    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        """What runs a process and is to stop it (``pids``: all who hold the port); here, PM2 and supervisord."""
-        for manager in filter(None, map(self.process, [holder.pid, *self.parents(holder.pid)])):
-            words = [manager.name, *map(os.path.basename, manager.command.split()[:2])]
-            for mark, (name, stop, listing) in _MANAGERS.items():
+    def me(self) -> str:
+        return _user_name(os.geteuid())
+
+    def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
+        """What runs a process and is to stop it; ``pids`` are all who hold the port.
+
+        Here: the engine of a container, for which a process of its own holds the published port; PM2, supervisord.
+        """
+        if holder.pid is None or holder.name.replace(".exe", "") in _PROXIES:
+            return _published(holder, port)
+        for above in filter(None, map(self.process, [holder.pid, *self.parents(holder.pid)])):
+            words = [above.name, *map(os.path.basename, above.command.split()[:2])]
+            for mark, name, tool in _MANAGERS:
                 if any(word.startswith(mark) for word in words):
-                    run = [pid for pid in pids if pid != manager.pid]
+                    run = [pid for pid in pids if pid != above.pid]
                     if not run:  # PM2 alone holds the ports of those whom it runs in cluster mode
-                        run = [pid for pid in self.children(manager.pid) if self.variable(pid, "pm2_env")]
+                        run = [pid for pid in self.children(above.pid) if "pm2_env" in self.environ(pid)]
                     programs = {self.program(pid, port) for pid in run} - {""}
-                    program = programs.pop() if len(programs) == 1 else f"NAME ({listing} tells the name)"
-                    return Manager(name, f"{stop} {program}")
+                    program = programs.pop() if len(programs) == 1 else f"NAME ({tool} status tells the name)"
+                    return Manager(name, f"{tool} stop {program}")
         return None
 
     def program(self, pid: int, port: int) -> str:
@@ -1076,23 +1125,23 @@ class _System:
         import json
         import shlex
 
-        name, group = self.variable(pid, "SUPERVISOR_PROCESS_NAME"), self.variable(pid, "SUPERVISOR_GROUP_NAME")
-        if name and group not in ("", name):
-            name = f"{group}:{name}"
-        name = name or (self.variable(pid, "pm_id") and self.variable(pid, "name"))
-        try:  # PM2's cluster mode
-            facts = json.loads(self.variable(pid, "pm2_env") or "{}")
-        except ValueError:
-            facts = {}
-        if not name and str(facts.get("PORT", port)) == str(port):
-            name = str(facts.get("name", ""))
-        return shlex.quote(_clean(name)) if name else ""
+        told = self.environ(pid)
+        supervised = told.get("SUPERVISOR_GROUP_NAME"), told.get("SUPERVISOR_PROCESS_NAME")
+        name = ":".join(dict.fromkeys(filter(None, supervised))) or ("pm_id" in told and told.get("name"))
+        if not name:
+            try:  # PM2's cluster mode
+                facts = json.loads(told.get("pm2_env", "{}"))
+                name = str(facts.get("PORT", port)) == str(port) and facts.get("name")
+            except (ValueError, AttributeError):
+                return ""
+        return shlex.quote(_clean(str(name))) if name else ""
 
     def protects(self, holder: Holder) -> str | None:
         """Why a program is protected because of its name or PID, in words; None: it is not."""
-        names = {name[:15].lower(): sentence for name, sentence in self.forwarders.items()}
-        named = _MACHINE if holder.name.startswith(("qemu-system", "qemu-kvm")) else names.get(holder.name[:15].lower())
-        return named or (f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None)
+        if holder.name.startswith(("qemu-system", "qemu-kvm")):
+            return _MACHINE
+        system = f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None
+        return self.forwarders.get(holder.name.lower(), system)
 
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether somebody's terminal ends with a process."""
@@ -1139,13 +1188,12 @@ def _ask_sock_diag(port: int | None, every: bool = False) -> _Told:
     import struct
 
     # nlmsghdr: length, TCPDIAG_GETSOCK, REQUEST|DUMP; inet_diag_req: nothing of interest but the port and the states
-    states = 0xFFFF if every else 1 << _LISTEN
-    request = struct.pack("=IHHII4x", 76, _GETSOCK, 0x301, 0, 0) + struct.pack("!H46x", port or 0)
+    wanted = socket.htons(port or 0), 0xFFFF if every else 1 << _LISTEN
     rows: _Sockets = []
     finished = False
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as kernel:  # 4: NETLINK_SOCK_DIAG
-            kernel.send(request + struct.pack("=I4x", states))
+            kernel.send(struct.pack("=IHHII4xH46xI4x", 76, _GETSOCK, 0x301, 0, 0, *wanted))
             while not finished:
                 part, finished = _parse_sock_diag(kernel.recv(65536, socket.MSG_DONTWAIT))  # it is there already
                 rows += part
@@ -1159,33 +1207,37 @@ def _parse_sock_diag(data: bytes) -> tuple[_Sockets, bool]:
     import struct
 
     rows: _Sockets = []
-    at = 0
-    while at + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
+    for kind, body in _parts(data, "=IH10x"):  # nlmsghdr
         if kind == 3:  # NLMSG_DONE, with an error number where the table could not be read
-            if int.from_bytes(data[at + 16 : at + 20], sys.byteorder, signed=True) < 0:
+            if int.from_bytes(body[:4], sys.byteorder, signed=True) < 0:
                 raise ValueError("sock_diag failed")
             return rows, True
-        if kind != _GETSOCK or not 88 <= length <= len(data) - at:
+        if kind != _GETSOCK or len(body) < 72:
             raise ValueError("not an answer of sock_diag")
         # inet_diag_msg: family, state, the ports and addresses of both ends; last the user and the inode
-        family, state, *ports, here, there, uid, inode = struct.unpack_from("=BBxxHH16s16s24xII", data, at + 16)
+        family, state, *ports, here, there, uid, inode = struct.unpack_from("=BBxxHH16s16s24xII", body)
         if family in (2, 10):
             size, (port, peer_port) = 4 if family == 2 else 16, map(socket.ntohs, ports)
             peer = Endpoint(_address(there[:size]), peer_port) if peer_port else None
-            v6only = _v6only_attribute(data[at + 88 : at + length]) if family == 10 else None
+            v6only = _v6only_attribute(body[72:]) if family == 10 else None
             rows.append(_Socket(_address(here[:size]), port, state == _LISTEN, peer, None, uid, inode, v6only))
-        at += (length + 3) & ~3
     return rows, False
 
 
 def _v6only_attribute(attributes: bytes) -> bool | None:
-    while len(attributes) >= 5:
-        size = int.from_bytes(attributes[:2], sys.byteorder)
-        if int.from_bytes(attributes[2:4], sys.byteorder) == 11:  # INET_DIAG_SKV6ONLY
-            return bool(attributes[4])
-        attributes = attributes[max(4, (size + 3) & ~3) :]
-    return None
+    told = dict(_parts(attributes, "=HH")).get(11)  # INET_DIAG_SKV6ONLY
+    return bool(told[0]) if told else None
+
+
+def _parts(data: bytes, head: str) -> Iterator[tuple[int, bytes]]:
+    """What netlink says, part by part: each begins with a head, of which the first two numbers are length and kind."""
+    import struct
+
+    size = struct.calcsize(head)
+    while len(data) >= size:
+        length, kind = struct.unpack_from(head, data)
+        yield kind, data[size:length]
+        data = data[max(size, (length + 3) & ~3) :]
 
 
 def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") -> _Told:
@@ -1197,11 +1249,9 @@ def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") 
                 if "local_address" not in table.readline():  # WSL 1 has an empty one
                     return None
                 rows += _parse_proc_net(table, every)
-        except FileNotFoundError:
-            if name == protocol:  # without tcp6, IPv6 is switched off; without tcp, nothing is known
+        except OSError as error:  # without tcp6, IPv6 is switched off; without tcp, nothing is known
+            if name == protocol or not isinstance(error, FileNotFoundError):
                 return None
-        except OSError:
-            return None
     return rows
 
 
@@ -1229,10 +1279,10 @@ def _hex_endpoint(text: str) -> Endpoint:
     '127.0.0.1:8000'
     """
     digits, _, port = text.partition(":")
-    if len(digits) not in (8, 32) or len(port) != 4:
+    if len(port) != 4:
         raise ValueError(text)
-    words = (int(digits[at : at + 8], 16) for at in range(0, len(digits), 8))
-    return Endpoint(_address(b"".join(word.to_bytes(4, sys.byteorder) for word in words)), int(port, 16))
+    words = (int(digits[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(digits), 8))
+    return Endpoint(_address(b"".join(words)), int(port, 16))
 
 
 def _address(raw: bytes) -> str:
@@ -1283,71 +1333,63 @@ class _Linux(_System):
     def every_socket(self, port: int) -> _Sockets:
         rows = _ask_sock_diag(port, True)
         rows = _ask_proc_net(port, True) if rows is None else rows
-        return _blocking(rows or [], port, None)
+        return [row for row in rows or () if row.port == port]
 
-    def owners(self, sockets: _Sockets, thorough: bool, among: Collection[int] | None = None) -> _Sockets:
+    def owners(self, sockets: _Sockets, thorough: bool, among: _Pids | None = None) -> _Sockets:
+        """Looked for among the known processes first, then from the youngest down.
+
+        A development server is young, and its family hangs together: the relatives of an owner come next. A
+        stranger who shares the socket comes to light when the caller looks again after stopping; a thorough
+        search leaves nobody out.
+        """
         links = {f"socket:[{row.inode}]": row.inode for row in sockets if row.inode}
-        found: dict[int, set[int]] = {}
-        if links and _proc_is_ours(os.getpid()):
-            found = self.walk(links, thorough) if among is None else {pid: _sockets_of(pid, links) for pid in among}
-        owned = []
+        if not links or not _proc_is_ours(os.getpid()):
+            among = ()
+        held: dict[int, set[int]] = {}  # of each process that was looked at
+        family: list[int] = []
+        missing, owned = {*links.values()}, []
+        others = iter([*self.known, *_pids_from_the_youngest()] if among is None else among)
+        while family or missing or thorough:
+            pid = family.pop() if family else next(others, None)
+            if pid is None:
+                break
+            if pid not in held:
+                held[pid] = _sockets_of(pid, links)
+                missing -= held[pid]
+                family += self.relatives(pid) if held[pid] and among is None else ()
         for row in sockets:
-            pids: list[int | None] = [pid for pid, inodes in found.items() if row.inode in inodes]
+            pids: list[int | None] = [pid for pid, inodes in held.items() if row.inode in inodes]
             owned += [row._replace(pid=pid) for pid in pids or [None]]
         return owned
-
-    def walk(self, links: dict[str, int], thorough: bool) -> dict[int, set[int]]:
-        """Which process holds which of these sockets: the known ones first, then from the youngest down.
-
-        A development server is young, and its family hangs together: once every socket has an owner, the walk
-        goes on along parents, children and siblings. A stranger who shares the socket comes to light when the
-        caller looks again after stopping; a thorough walk leaves nobody out.
-        """
-        held: dict[int, set[int]] = {}  # of each process that was looked at
-
-        def look_at(pid: int) -> set[int]:
-            held[pid] = _sockets_of(pid, links)
-            return held[pid]
-
-        missing = set(links.values())
-        for pid in [*self.known, *_pids_from_the_youngest()]:
-            if pid not in held:
-                missing -= look_at(pid)
-            if not missing and not thorough:
-                break
-        family = [pid for pid, inodes in held.items() if inodes]
-        for pid in family:  # grows while it is read
-            family += [relative for relative in self.relatives(pid) - held.keys() if look_at(relative)]
-        return {pid: held[pid] for pid in family}
 
     def relatives(self, pid: int) -> set[int]:
         """The parent, the children and the nearest siblings, without looking at every process of the machine."""
         process = self.process(pid)
         if process is None or process.parent is None:  # gone
             return set()
-        siblings = sorted(self.children(process.parent))
-        at = siblings.index(pid) if pid in siblings else 0
-        return {process.parent, *siblings[max(0, at - _SIBLINGS) : at + _SIBLINGS + 1], *self.children(pid)}
+        siblings = sorted([pid, *self.children(process.parent)])
+        first = max(0, siblings.index(pid) - _SIBLINGS)
+        return {process.parent, *siblings[first : first + 2 * (_SIBLINGS + 1)], *self.children(pid)}
 
     def children(self, pid: int) -> list[int]:
-        if _proc_has_children():
-            told = [_file_of(pid, f"task/{thread}/children").split() for thread in _threads_of(pid)]
-            return [int(child) for children in told for child in children]
-        everybody = filter(None, map(self.process, _pids_from_the_youngest()))
-        return [process.pid for process in everybody if process.parent == pid]
+        told = [_file_of(pid, f"task/{thread}/children").split() for thread in _threads_of(pid)]
+        if not any(told) and not os.path.exists("/proc/thread-self/children"):  # this kernel was built without it
+            for each in _pids_from_the_youngest():
+                self.process(each)
+            return super().children(pid)
+        return [int(child) for children in told for child in children]
 
-    def read(self, pid: int) -> dict[int, _Process]:
+    def read(self, pid: int) -> _Processes:
         """From /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
         try:
             head, _, tail = _contents(f"/proc/{pid}/stat").rpartition(b")")
-            field = tail.split()
-            name = _clean(os.fsdecode(head.partition(b"(")[2]))
-            state, (parent, group, session, tty), flags = field[0], map(int, field[1:5]), int(field[6])
-            threads, start = int(field[17]), int(field[19])
+            state, *numbers = tail.split()[:20]
+            parent, group, session, tty, _, flags, *_, threads, _, start = map(int, numbers)
             started = _boot_time() + start / os.sysconf("SC_CLK_TCK")
-        except (OSError, IndexError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError):
             return {}
-        gone, kernel = state in (b"Z", b"X", b"x") and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
+        name = _clean(os.fsdecode(head.partition(b"(")[2]))
+        gone, kernel = state in b"ZXx" and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
         leader = session == pid and tty != 0
         return {pid: _Process(pid, parent, group, tty, start, started, "", name, "", gone, kernel, leader)}
 
@@ -1360,15 +1402,15 @@ class _Linux(_System):
             return False
         return None
 
-    def describe(self, process: _Process) -> tuple[str, str, str]:
+    def describe(self, process: _Process) -> _Facts:
         uids = _numbers(process.pid, "Uid")  # not the owner of /proc/PID, which is root after a change of user
         command = os.fsdecode(_file_of(process.pid, "cmdline").rstrip(b"\0")).replace("\0", " ")
         cwd = _link(f"/proc/{process.pid}/cwd")
-        return _user_name(uids[1]) if uids else "", _clean(command), _clean(cwd)
+        return _Facts(_user_name(uids[1]) if uids else "", _clean(command), _clean(cwd))
 
-    def variable(self, pid: int, name: str) -> str:
-        texts = os.fsdecode(_file_of(pid, "environ")).split("\0")
-        return next((text[len(name) + 1 :] for text in texts if text.startswith(f"{name}=")), "")
+    def environ(self, pid: int) -> dict[str, str]:
+        variables = os.fsdecode(_file_of(pid, "environ")).split("\0")
+        return {name: text for name, _, text in (variable.partition("=") for variable in variables)}
 
     def folder(self, pid: int, cwd: str) -> str | None:
         link = f"/proc/{pid}/cwd"
@@ -1379,17 +1421,6 @@ class _Linux(_System):
             path = os.path.dirname(path)
         return path
 
-    def ancestry(self) -> _Ancestry:
-        """Read until it stays the same: a parent that ends while the line is read leaves its child to another above."""
-        found = super().ancestry()
-        for _ in range(ROUNDS):
-            before = found
-            self.known.clear()
-            found = super().ancestry()
-            if found.pids == before.pids:
-                break
-        return found
-
     def open(self, pid: int) -> int | None:
         try:
             return os.pidfd_open(pid)
@@ -1397,15 +1428,15 @@ class _Linux(_System):
             return None
 
     def has_exited(self, pin: _Pin) -> bool | None:
-        if pin.handle is not None:
-            return bool(_poll([pin], 0))
-        return self.exists(pin.pid) is False or super().has_exited(pin)
+        return (pin.handle is None and self.exists(pin.pid) is False) or super().has_exited(pin)
 
-    def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
-        if all(pin.handle is not None for pin in pins):
-            _poll(pins, seconds)
-        else:
-            time.sleep(min(seconds, 0.002))
+    def wait(self, handles: list[int], seconds: float) -> bool:
+        import select
+
+        poll = select.poll()
+        for handle in handles:
+            poll.register(handle, select.POLLIN)
+        return bool(poll.poll(int(seconds * 1000 + 0.999)))
 
     def send(self, pin: _Pin, number: int) -> None:
         import signal
@@ -1420,29 +1451,22 @@ class _Linux(_System):
                     raise ProcessLookupError from None
         super().send(pin, number)
 
-    def still_hold(self, pids: Collection[int], sockets: _Sockets, port: int) -> set[int | None]:
-        return {row.pid for row in self.owners(sockets, True, pids)}
-
     def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
-        uids, mine = set(_numbers(holder.pid, "Uid")), os.geteuid()
-        if not uids:
-            return None
-        openers = {row.uid for row in sockets if row.pid == holder.pid and row.uid != mine} - {None}
-        if uids == {mine} and openers and not self.is_superuser():
-            return " and ".join(f"{_user_name(uid or 0)}, who opened its socket" for uid in openers)
-        return holder.user if uids != {mine} else ""
+        uids, mine = {*_numbers(holder.pid, "Uid")}, os.geteuid()
+        if uids != {mine}:
+            return holder.user if uids else None
+        openers = {row.uid for row in sockets if row.pid == holder.pid} - {None, mine} if mine else ()
+        return " and ".join(f"{_user_name(uid or 0)}, who opened its socket" for uid in openers)
 
-    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        if holder.pid is None or holder.name in {name[:15] for name in _PROXIES}:
-            return _published(holder, port)
-        container = _container_of(holder.pid)
+    def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
+        container = _container_of(holder.pid or "")
         if container and container != _container_of("self"):
-            return _container_by_identity(container, _cgroups(holder.pid))
+            return _container_by_identity(*container)
         if len(_numbers(holder.pid, "NSpid")) > len(_numbers("self", "NSpid")):
             return Manager("a container or sandbox of its own (a PID namespace)", "")
         if holder.name == "systemd":
             return _socket_unit(port, "" if holder.pid == 1 else "--user ")
-        return super().managed_by(holder, port, pids) or _unit_of(holder.pid, self.process(holder.pid))
+        return super().managed_by(holder, port, pids) or _unit_of(self.process(holder.pid))
 
     def protects(self, holder: Holder) -> str | None:
         if holder.pid == 1 and _has_own_pids():
@@ -1450,24 +1474,23 @@ class _Linux(_System):
         return super().protects(holder)
 
     def state(self, pid: int) -> str:
-        if _file_of(pid, "stat").rpartition(b")")[2].split()[:1] == [b"T"]:
+        if _file_of(pid, "stat").rpartition(b")")[2].startswith(b" T"):
             return "suspended"
         return "deleted" if _link(f"/proc/{pid}/exe").endswith(" (deleted)") else ""
 
     def beside(self, port: int) -> list[str]:
         """Listeners at other addresses, where a server that binds localhost or :: would meet them; and UDP."""
-        holders = _holders(self, self.owners(_blocking(self.sockets(port) or [], port, None), False))
-        found = [f"{', '.join(map(str, holder.addresses))} is held by process {_title(holder)}" for holder in holders]
-        if _blocking(_ask_proc_net(port, True, "udp") or [], port, None):
+        holders = _holders(self, self.owners(self.sockets(port) or [], False))
+        found = [f"{', '.join(map(str, holder.addresses))} is held by process {holder}" for holder in holders]
+        if any(row.port == port for row in _ask_proc_net(port, True, "udp") or ()):
             found.append("a UDP program has the same number, and is not in the way")
         return found
 
     def hint(self, port: int, host: str) -> str:
-        clients = [row for row in self.every_socket(port) if row.peer]
-        rows = _blocking(clients, port, _addresses(host, port))
+        rows = _blocking([row for row in self.every_socket(port) if row.peer], _addresses(host, port))
         for row in self.owners([row for row in rows if row.inode], True):
             holder = next(iter(_holders(self, [row])), None)
-            whom = f"process {_title(holder)}" if holder and holder.pid else "a process that you may not see"
+            whom = f"process {holder}" if holder and holder.pid else "a process that you may not see"
             return (
                 f"port {port} is the local end of a connection from {whom} to {row.peer}; a client is never stopped: "
                 "close that connection, or choose another port"
@@ -1495,59 +1518,46 @@ def _proc_is_ours(me: int) -> bool:
     return _link("/proc/self") == str(me) and _numbers("self", "NSpid") in ([], [me])  # []: before Linux 4.1
 
 
-@lru_cache(maxsize=None)
-def _proc_has_children() -> bool:
-    """Whether this kernel was built with /proc/PID/task/TID/children."""
-    return os.path.exists("/proc/thread-self/children")
-
-
 def _pids_from_the_youngest() -> list[int]:
     """PIDs are given upwards and begin again from below: those above the one given last are the oldest."""
     try:
-        pids = list(map(int, filter(str.isdigit, os.listdir("/proc"))))
+        pids = sorted(map(int, filter(str.isdigit, os.listdir("/proc"))), reverse=True)
     except OSError:
         return []
     try:
         last = int(_contents("/proc/loadavg").split()[-1])
     except (OSError, ValueError, IndexError):  # a /proc that shows processes alone
-        last = 1 << 30
-    pids.sort(reverse=True)
-    youngest = next((at for at, pid in enumerate(pids) if pid <= last), 0)
-    return pids[youngest:] + pids[:youngest]
+        return pids
+    return [pid for pid in pids if pid <= last] + [pid for pid in pids if pid > last]
 
 
-def _sockets_of(pid: int, links: dict[str, int]) -> set[int]:
-    """Those of the sockets that this process holds: none where it has gone or may not be read."""
-    held = _sockets_in(f"/proc/{pid}/fd", links)
-    if held is None:  # as of a process whose first thread has ended; the others may have theirs
-        others = (_sockets_in(f"/proc/{pid}/task/{thread}/fd", links) for thread in _threads_of(pid))
-        held = next(filter(None, others), set())
-    return held
+def _sockets_of(pid: int, links: dict[str, int], thread: str = "") -> set[int]:
+    """Those of the sockets that this process holds: none where it has gone or may not be read.
 
-
-def _sockets_in(path: str, links: dict[str, int]) -> set[int] | None:
-    """Those of the sockets that are in a folder of descriptors; None where no descriptor is seen."""
+    Where no descriptor is seen, its first thread may have ended; the others may have theirs.
+    """
     held: set[int] = set()
+    descriptors: list[str] = []
     try:
-        folder = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        descriptors = os.listdir(folder)
-        for descriptor in descriptors:
-            try:
-                inode = links.get(os.readlink(descriptor, dir_fd=folder))
-            except FileNotFoundError:  # closed in the meantime
-                continue
-            if inode is not None:
-                held.add(inode)
-                if len(held) == len(links):  # a busy server has a descriptor for each connection, too
-                    break
-    except OSError:  # gone
+        folder = os.open(f"/proc/{pid}{thread}/fd", os.O_RDONLY)
+        try:
+            descriptors = os.listdir(folder)
+            for descriptor in descriptors:
+                try:
+                    inode = links.get(os.readlink(descriptor, dir_fd=folder))
+                except FileNotFoundError:  # closed in the meantime
+                    continue
+                if inode is not None:
+                    held.add(inode)
+                    if len(held) == len(links):  # a busy server has a descriptor for each connection, too
+                        break
+        finally:
+            os.close(folder)
+    except OSError:  # it has gone
+        pass
+    if descriptors or thread:
         return held
-    finally:
-        os.close(folder)
-    return held if descriptors else None
+    return next(filter(None, (_sockets_of(pid, links, f"/task/{other}") for other in _threads_of(pid))), held)
 
 
 def _threads_of(pid: int) -> list[str]:
@@ -1558,22 +1568,13 @@ def _threads_of(pid: int) -> list[str]:
         return []
 
 
-def _poll(pins: Iterable[_Pin], seconds: float) -> list[tuple[int, int]]:
-    import select
-
-    poll = select.poll()
-    for pin in pins:
-        poll.register(pin.handle or 0, select.POLLIN)
-    return poll.poll(int(seconds * 1000 + 0.999))
-
-
 # What may manage a process on Linux: the engine of a container, systemd.
 
 
 def _cgroups(pid: int | str) -> list[str]:
     """The control groups of a process, as paths."""
     lines = _file_of(pid, "cgroup").decode("utf-8", "replace").splitlines()
-    return [_clean(line.split(":", 2)[2]) for line in lines if line.count(":") >= 2]
+    return [_clean(line.split(":", 2)[-1]) for line in lines]
 
 
 def _has_own_pids() -> bool:
@@ -1581,28 +1582,28 @@ def _has_own_pids() -> bool:
     return _link("/proc/self/ns/pid") not in ("", _HOST_NAMESPACE)
 
 
-def _container_of(pid: int | str) -> str:
-    """The identity of the container that a process runs in, by its control groups; empty where it runs in none."""
-    return next(filter(None, map(_container_in, _cgroups(pid))), "")
+def _container_of(pid: int | str) -> tuple[str, str] | None:
+    """The engine and the identity of the container that a process runs in, by its control groups."""
+    return next(filter(None, map(_container_in, _cgroups(pid))), None)
 
 
-def _container_in(path: str) -> str:
+def _container_in(path: str) -> tuple[str, str] | None:
     """
-    >>> _container_in(f"/system.slice/docker-{'0123456789abcdef' * 4}.scope/system.slice/web.service")[:12]
-    '0123456789ab'
+    >>> _container_in(f"/docker/{64 * '0'}/system.slice/libpod-{64 * '1'}.scope/web.service") == ("podman", 64 * "1")
+    True
     """
     parts = path.split("/")
     for above, part in zip(parts[-2::-1], parts[:0:-1]):  # the innermost first
         name = part[: -len(".scope")] if part.endswith(".scope") else part
-        identity = name.rpartition("-")[2]
+        engine, _, identity = name.rpartition("-")
         if len(identity) == 64 and not identity.strip("0123456789abcdef"):
-            return identity
+            return {"docker": "docker", "libpod": "podman"}.get(engine or above, ""), identity
         if name.startswith(("lxc.payload.", "machine-")) or above == "lxc":
-            return name
-    return ""
+            return "", name
+    return None
 
 
-def _container(condition: str, endpoints: Sequence[Endpoint] = ()) -> Manager | None:
+def _container(condition: str, otherwise: Manager | None, endpoints: Sequence[Endpoint] = ()) -> Manager | None:
     """The one container of which this is true, as docker or podman tells it, and never guessed."""
     for engine in ("docker", "podman"):
         lines = _output(engine, "ps", "--filter", condition, "--format", "{{.Names}}\t{{.Ports}}").splitlines()
@@ -1611,47 +1612,43 @@ def _container(condition: str, endpoints: Sequence[Endpoint] = ()) -> Manager | 
         if len(lines) == 1:
             name = _clean(lines[0].partition("\t")[0])
             return Manager(f"the {engine} container {name}", f"{engine} stop {name}")
-    return None
+    return otherwise
 
 
-def _container_by_identity(identity: str, paths: list[str]) -> Manager:
+def _container_by_identity(engine: str, identity: str) -> Manager | None:
     """The container as its engine tells it; where that does not answer, its control group is named after the engine."""
     if len(identity) != 64:
         return Manager(f"the container {identity}", "")
-    groups = ["/".join(path.partition(identity)[0].split("/")[-2:]) for path in paths if identity in path]
-    engines = (engine for engine, mark in (("docker", "docker"), ("podman", "libpod")) if mark in "".join(groups))
-    stop = next((f"{engine} stop {identity[:12]}" for engine in engines), "")
-    return _container(f"id={identity}") or Manager(f"the container {identity[:12]}", stop)
+    stop = f"{engine} stop {identity[:12]}" if engine else ""
+    return _container(f"id={identity}", Manager(f"the container {identity[:12]}", stop))
 
 
 def _published(holder: Holder, port: int) -> Manager | None:
     """The container whose published port a process holds for it; of a hidden process nothing is guessed."""
-    words = holder.command.split()
-    if holder.name == "conmon" and "-c" in words[:-1]:  # podman's
-        return _container(f"id={words[words.index('-c') + 1]}")
+    _, podman, words = holder.command.partition(" -c ")
+    if holder.name == "conmon" and podman:
+        return _container(f"id={words.partition(' ')[0]}", None)
     if holder.pid is None and (_container_of("self") or _has_own_pids()):
         return None  # what an engine publishes is the host's, and not in our network
     ways = f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)"
-    found = _container(f"publish={port}/tcp", holder.addresses)
-    return found or (Manager("a container's engine", ways) if holder.pid else None)
+    engine = Manager("a container's engine", ways) if holder.pid else None
+    return _container(f"publish={port}/tcp", engine, holder.addresses)
 
 
 _LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "atd")  # what they start is not theirs
 
 
-def _unit_of(pid: int, process: _Process | None) -> Manager | None:
+def _unit_of(process: _Process | None) -> Manager | None:
     """The systemd service that a process is of, unless this process is of the same."""
     ours = {part for path in _cgroups("self") for part in path.split("/")}
-    for parts in (path.split("/") for path in _cgroups(pid)):
-        users = any(part.startswith("user@") for part in parts)
-        services = [part for part in parts if part.endswith(".service") and not part.startswith("user@")]
-        unit = services[-1] if services else ""
+    for path in _cgroups(process.pid) if process else ():
+        services = [part for part in path.split("/") if part.endswith(".service") and not part.startswith("user@")]
+        unit, user = services[-1] if services else "", "--user " if "/user@" in path else ""
         if not unit or unit in ours or unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
             continue
         desktop = unit.startswith("dbus-") or (unit.startswith("app-") and "@" in unit)
-        if users and (desktop or (process and process.tty)):  # a terminal is a unit, too; what runs in it is not
-            continue
-        return Manager(f"the systemd service {unit}", f"systemctl {'--user ' if users else ''}stop {unit}")
+        if not (user and (desktop or (process and process.tty))):  # a terminal is a unit, too; what runs in it is not
+            return Manager(f"the systemd service {unit}", f"systemctl {user}stop {unit}")
     return None
 
 
@@ -1672,19 +1669,18 @@ class _BSD(_System):
     # With SO_REUSEADDR, two sockets exclude each other only when their addresses are equal.
     shadows: Mapping[str, str] = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
 
-    def read(self, pid: int) -> dict[int, _Process]:
+    def read(self, pid: int) -> _Processes:
         keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
         options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD takes all after a = for a heading
         # Asked once more for the programs, whose names may contain blanks.
         return _parse_ps(_output("ps", "-axww", *options), _output("ps", "-axww", "-o", "pid=", "-o", "comm="))
 
-    def describe(self, process: _Process) -> tuple[str, str, str]:
+    def describe(self, process: _Process) -> _Facts:
         answer = _run("lsof", "-a", "-p", str(process.pid), "-d", "cwd", "-F", "n")
-        lines = answer.output.splitlines() if answer else []
-        cwd = next((line[1:] for line in lines if line[:1] == "n"), "")
-        return process.user, process.command, _clean(_unescaped(cwd))
+        cwd = answer.output.partition("\nn")[2].partition("\n")[0] if answer else ""
+        return _Facts(process.user, process.command, _clean(_unescaped(cwd)))
 
-    def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
+    def sleep(self, pins: Iterable[_Pin], seconds: float) -> None:
         """By the kernel's queue of events."""
         import select
 
@@ -1724,22 +1720,21 @@ class _MacOS(_BSD):
     sources = (_ask_macos,)
     forwarders: Mapping[str, str] = {
         **_FORWARDERS,
-        "ControlCenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it "
+        "controlcenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it "
         "off in System Settings, General, AirDrop & Handoff",
         "launchd": "it keeps the port for a service; launchctl list names it, launchctl bootout ends it",
     }
 
-    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        if holder.name in _PROXIES:
-            return _published(holder, port)
-        jobs = map(str.split, _output("launchctl", "list").splitlines())
-        label = next((_clean(" ".join(job[2:])) for job in jobs if job[:1] == [str(holder.pid)]), "")
+    def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
+        found = super().managed_by(holder, port, pids)
+        jobs = (line.split(None, 2) for line in _output("launchctl", "list").splitlines())
+        label = next((_clean(job[2]) for job in jobs if job[:1] == [str(holder.pid)] and job[2:]), "")
+        if found or not label:
+            return found
         if label.startswith("application."):
             return Manager("the desktop, as an application,", "")
-        if label:
-            domain = "system" if self.is_superuser() else f"gui/{os.getuid()}"
-            return Manager("launchd", f"launchctl bootout {domain}/{label}")
-        return super().managed_by(holder, port, pids)
+        domain = "system" if self.is_superuser() else f"gui/{os.getuid()}"
+        return Manager("launchd", f"launchctl bootout {domain}/{label}")
 
 
 # Windows: its own tables, by the layouts in its headers. What a table points to lies in the same buffer, so that a
@@ -1803,7 +1798,7 @@ _WINDOWS_SERVICES = {
         ("svchost.exe", "services.exe", "lsass.exe", "wininit.exe", "spoolsv.exe"),
         "it is a service of Windows, perhaps a port proxy; netsh interface portproxy show all lists those",
     ),
-    "System": "it is the Windows kernel (http.sys); netsh http show servicestate names the service",
+    "system": "it is the Windows kernel (http.sys); netsh http show servicestate names the service",
     **dict.fromkeys(("wslrelay.exe", "wslhost.exe"), "it relays the port to a program in WSL; stop that one there"),
     **{f"{name}.exe": why for name, why in _FORWARDERS.items()},
 }
@@ -1845,7 +1840,7 @@ class _Windows(_System):
         programs = {*heirs.values()} - {"conhost.exe"}
         return [pid for pid in heirs if heirs[pid] in programs] if len(programs) == 1 else [None]
 
-    def read(self, pid: int) -> dict[int, _Process]:
+    def read(self, pid: int) -> _Processes:
         """Every process of the machine, whichever is asked for: one table has them all."""
         told = _parse_processes(*_told("ntdll", lambda ntdll, _, *to: ntdll.NtQuerySystemInformation(5, *to)))
         self.born_of = {each: parent for each, (parent, _, _) in told.items()}
@@ -1856,15 +1851,15 @@ class _Windows(_System):
             found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False)
         return found
 
-    def describe(self, process: _Process) -> tuple[str, str, str]:
+    def describe(self, process: _Process) -> _Facts:
         handle = self.open(process.pid)
         if handle is None:
-            return "", "", ""
+            return _Facts("", "", "")
         user, ours = _user_of(handle), _user_of(-1)  # the second stands for this process
         # ProcessCommandLineInformation: it is told since Windows 8.1.
         told = _told("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle)
         _winapi().CloseHandle(handle)
-        return os.getlogin() if user == ours != "" else user, _clean(_parse_text(*told)), ""
+        return _Facts(self.me() if user == ours != "" else user, _clean(_parse_text(*told)), "")
 
     def open(self, pid: int) -> int | None:
         """A handle, which keeps the PID from being used again."""
@@ -1873,23 +1868,13 @@ class _Windows(_System):
         except OSError:  # it has gone, or it is another user's
             return None
 
-    def release(self, pins: Iterable[_Pin]) -> None:
-        for pin in pins:
-            if pin.handle is not None:
-                _winapi().CloseHandle(pin.handle)
+    def close(self, handle: int) -> None:
+        _winapi().CloseHandle(handle)
 
-    def has_exited(self, pin: _Pin) -> bool | None:
-        if pin.handle is None:
-            return super().has_exited(pin)
-        return bool(_winapi().WaitForSingleObject(pin.handle, 0) == 0)
-
-    def sleep(self, pins: Sequence[_Pin], seconds: float) -> None:
-        """Not for long, since one wait takes 63 handles, and there are processes without one."""
-        handles, seconds = [pin.handle for pin in pins if pin.handle is not None][:63], min(seconds, 0.2)
-        if handles:  # a wait that Ctrl+C ends, as one through ctypes would not
-            _winapi().WaitForMultipleObjects(handles, False, int(seconds * 1000) + 1)
-        else:
-            time.sleep(seconds)
+    def wait(self, handles: list[int], seconds: float) -> bool:
+        """Not for long, since one wait takes 63 handles. Ctrl+C ends it, as it would not end one through ctypes."""
+        milliseconds = int(min(seconds, 0.2) * 1000 + 0.999)
+        return bool(_winapi().WaitForMultipleObjects(handles[:63], False, milliseconds) != 0x102)  # WAIT_TIMEOUT
 
     def way(self, options: _Options) -> str:
         return f"asked to stop (forced at once if it cannot be asked), forced after {options.grace:g} s"
@@ -1907,15 +1892,12 @@ class _Windows(_System):
     def is_superuser(self) -> bool:
         return False
 
-    def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
-        return (holder.user if holder.user != os.getlogin() else "") if holder.user else None
-
-    def managed_by(self, holder: Holder, port: int, pids: Collection[int]) -> Manager | None:
-        return _published(holder, port) if holder.name.replace(".exe", "") in _PROXIES else None
+    def me(self) -> str:
+        return os.getlogin()
 
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether it is a shell that a person types in, or a pseudo console (CreatePseudoConsole starts a conhost)."""
-        words = {*self.describe(process)[1].lower().split()}
+        words = {*self.describe(process).command.lower().split()}
         if process.name.lower() in ("conhost.exe", "openconsole.exe"):
             return "--headless" in words
         return _is_shell(process.name) and ("-noexit" in words or not words & {"/c", "-c", "-command"})
@@ -1978,45 +1960,32 @@ _ThisSystem = _system_of(sys.platform)
 
 
 class _Look(NamedTuple):
-    """Who keeps a server from binding, at one moment; a with block releases the pins at its end."""
+    """Who keeps a server from binding, at one moment; the system has pinned them."""
 
     port: int
     host: str
     system: _System
     sockets: _Sockets
-    pins: dict[int, _Pin]
     holders: list[Holder]
-
-    def __enter__(self) -> _Look:  # noqa: PYI034 (typing.Self is of Python 3.11)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-    def release(self) -> None:
-        self.system.release(self.pins.values())
-        self.pins.clear()
+    managers: _Managers
+    ancestry: _Ancestry
 
     @property
     def pids(self) -> list[int]:
         """The holders that may be seen."""
         return [holder.pid for holder in self.holders if holder.pid]
 
-    def has_gone(self, pid: int | None) -> bool:
-        """Whether a holder has ended since."""
-        pin = self.pins.get(pid or 0)
-        return bool(pin and self.system.has_exited(pin))
 
-
-def _look(port: int, host: str) -> _Look:
-    """A look at a port that leaves no holder out; CannotTell where the system does not tell."""
-    system = _ThisSystem()
-    sockets = _search(system, port, host, True)
-    pins = system.hold(dict.fromkeys(row.pid for row in sockets if row.pid and row.pid > 1))
-    masters = [pid for pid in _masters(system, sockets) if pid > 1 and pid not in pins]
-    if masters:
-        pins.update(system.hold(masters))
-    return _Look(port, host, system, sockets, pins, _holders(system, sockets, _masters(system, sockets)))
+def _look(system: _System, port: int, host: str, pid: int | None = None) -> _Look:
+    """A look at a port that leaves no holder out, or at one process; CannotTell where the system does not tell."""
+    sockets = _search(system, port, host, True) if pid is None else []
+    system.hold({row.pid for row in sockets if row.pid} if pid is None else {pid})
+    system.hold(_masters(system, sockets))
+    holders = _holders(system, sockets, _masters(system, sockets) if pid is None else [pid])
+    pids = [holder.pid for holder in holders if holder.pid]
+    found = {holder.pid: system.managed_by(holder, port, pids) for holder in holders}
+    managers = {pid: manager for pid, manager in found.items() if manager}
+    return _Look(port, host, system, sockets, holders, managers, system.ancestry())
 
 
 def _search(system: _System, port: int | None, host: str | None, thorough: bool) -> _Sockets:
@@ -2026,17 +1995,16 @@ def _search(system: _System, port: int | None, host: str | None, thorough: bool)
     if rows is None:
         which = f"port {port}: it is treated as held" if port else "which port"
         raise CannotTell(f"nothing on this system could tell who holds {which}", port or 0, host or "")
-    rows = _blocking(rows, port, wanted)
+    rows = _blocking(rows, wanted)
     if port is not None and (thorough or not rows):
         bound = [row for row in system.every_socket(port) if not row.listening and row.peer is None]
-        rows = rows + _blocking(bound, port, wanted)
+        rows = rows + _blocking(bound, wanted)
     rows = system.owners(rows, thorough)
     return rows if host is None else _without_idle(system, rows)
 
 
-def _blocking(rows: _Sockets, port: int | None, wanted: list[_Address] | None) -> _Sockets:
-    """Those on the port that keep a server from binding one of the addresses; those that may, where no other does."""
-    rows = [row for row in rows if port in (None, row.port)]  # not every source leaves out the others
+def _blocking(rows: _Sockets, wanted: list[_Address] | None) -> _Sockets:
+    """Those that keep a server from binding one of the addresses; those that may, where no other does."""
     if wanted is None:
         return rows
     verdicts = [(row, _verdict(row, wanted)) for row in rows]
@@ -2056,33 +2024,30 @@ def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
     counts, who would start them again; if another's is in the way, the next look finds it, without the listeners.
     """
     listening = [row for row in rows if row.listening]
-    if len(listening) == len(rows):
-        return rows
-    masters = {_master(system, row.pid, spawned=True) for row in listening}
+    masters = {_master(system, row.pid, spawned=True)[0] for row in listening if len(listening) < len(rows)}
 
     def counts(row: _Socket) -> bool:
         if row.listening or row.pid in masters:
             return True
-        return all(_conflict(other, row.address) is False for other in listening) and _keeps_its_address(row)
+        if not all(_conflict(other, row.address) is False for other in listening):
+            return False
+        # With SO_REUSEADDR it shares its address until it listens.
+        family = socket.AF_INET6 if ":" in row.address else socket.AF_INET
+        error = _bind_error(family, (row.address, row.port), row.v6only)
+        return error is not None and error.errno == errno.EADDRINUSE
 
     return list(filter(counts, rows))
 
 
-def _keeps_its_address(row: _Socket) -> bool:
-    """Whether a bound socket keeps others from its address: with SO_REUSEADDR it shares that until it listens."""
-    error = _bind_error(socket.AF_INET6 if ":" in row.address else socket.AF_INET, (row.address, row.port), row.v6only)
-    return error is not None and error.errno == errno.EADDRINUSE
-
-
-def _master(system: _System, pid: int | None, spawned: bool = False) -> int | None:
-    """The parent of a worker that was forked, and so runs the same command; or ``spawned`` by multiprocessing."""
+def _master(system: _System, pid: int | None, spawned: bool = False) -> tuple[int | None, str]:
+    """The parent of a worker that was forked, and so runs the same command, or was ``spawned``; and that command."""
     worker = system.process(pid)
     parent = system.process(worker.parent) if worker else None
     if worker is None or parent is None:
-        return None
-    command, above = (process.command or system.describe(process)[1] for process in (worker, parent))
+        return None, ""
+    command, above = (process.command or system.describe(process).command for process in (worker, parent))
     same = (spawned and "multiprocessing" in command) or command == above
-    return parent.pid if command and same else None
+    return (parent.pid, above) if command and same else (None, "")
 
 
 def _masters(system: _System, rows: _Sockets) -> list[int]:
@@ -2090,19 +2055,19 @@ def _masters(system: _System, rows: _Sockets) -> list[int]:
 
     A test runner that forks its servers is none; nor is what starts the python of a virtual environment.
     """
-    parents = filter(None, {system.process(_master(system, row.pid)) for row in rows if not system.redirects})
-    return [parent.pid for parent in parents if find_server((parent.command or system.describe(parent)[1]).split())]
+    masters = {_master(system, row.pid) for row in rows if not system.redirects}
+    return [pid for pid, command in masters if pid and find_server(command.split())]
 
 
 def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> list[Holder]:
     """The sockets gathered by process, and the others, described; parents before their children."""
-    grouped: dict[tuple[int | None, int | None], _Sockets] = {(pid, None): [] for pid in others}
+    grouped: dict[tuple[int | None, int | None], list[Endpoint]] = {(pid, None): [] for pid in others}
     for row in rows:
-        grouped.setdefault((row.pid, row.uid if row.pid is None else None), []).append(row)
+        who = row.pid, row.uid if row.pid is None else None
+        grouped.setdefault(who, []).append(Endpoint(row.address, row.port))
     holders = []
-    for (pid, uid), own in grouped.items():
+    for (pid, uid), addresses in grouped.items():
         process = system.process(pid)
-        addresses = tuple(dict.fromkeys(Endpoint(row.address, row.port) for row in own))
         if process:
             name, (user, command, cwd) = process.name, system.describe(process)
             facts = (process.parent, user, name, command or name, cwd, process.started)
@@ -2110,44 +2075,39 @@ def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> lis
             facts = (None, _user_name(uid) if uid is not None else "", "", "", "", None)
         else:  # who has just exited holds nothing any more
             continue
-        holders.append(Holder(pid, *facts, addresses))
+        holders.append(Holder(pid, *facts, tuple(dict.fromkeys(addresses))))
     return _roots_first(holders)
 
 
 def _roots_first(holders: list[Holder]) -> list[Holder]:
-    parents = {holder.pid: holder.parent for holder in holders}
-
-    def depth(pid: int | None) -> int:
-        for steps in range(len(parents)):
-            if pid not in parents:
-                return steps
-            pid = parents[pid]
-        return len(parents)
-
-    return sorted(holders, key=lambda holder: depth(holder.pid))
+    """Parents before their children; who may not be seen comes last."""
+    families = _families(sorted(holders, key=lambda holder: holder.pid is None))
+    ordered = [member for root, children in families for member in (root, *children)]
+    return ordered if len(ordered) == len(holders) else holders  # PIDs that were used again may form a circle
 
 
-def _families(holders: Iterable[Holder]) -> list[tuple[Holder, list[Holder]]]:
-    """Each root with its descendants; a root is a holder whose parent is none. Parents come first."""
-    below: dict[int | None, list[Holder]] = {}  # a family's descendants, by the PID of each of its members
-    found = []
+def _families(holders: Sequence[Holder]) -> list[tuple[Holder, list[Holder]]]:
+    """Each root with its descendants, parents first; a root is a holder whose parent is none."""
+    pids, found = {holder.pid for holder in holders} - {None}, []
+    below: dict[int | None, list[Holder]] = {}
     for holder in holders:
-        if holder.parent and holder.parent in below:  # None is the PID of all who are hidden
-            below[holder.pid] = below[holder.parent]
-            below[holder.pid].append(holder)
-        else:
-            below[holder.pid] = []
-            found.append((holder, below[holder.pid]))
+        below.setdefault(holder.parent, []).append(holder)
+    for root in holders:
+        if root.parent not in pids:
+            family = [root]
+            for member in family:  # grows while it is read
+                family += below.pop(member.pid, ()) if member.pid else ()
+            found.append((root, family[1:]))
     return found
 
 
-def _settled(port: int, host: str) -> _Look:
+def _settled(system: _System, port: int, host: str) -> _Look:
     """A look, repeated for a moment where somebody is just exiting: a socket without an owner, or none."""
     for pause in (0.01, 0.03, 0.1, 0.3, 0.6, 0.0):
-        look = _look(port, host)
-        if not pause or (look.holders and all(holder.pid for holder in look.holders)) or _probe(port, host) is None:
+        look = _look(system, port, host)
+        if not pause or 0 < len(look.holders) == len(look.pids) or _probe(port, host) is None:
             break
-        look.release()
+        system.release()
         time.sleep(pause)
     return look
 
@@ -2173,57 +2133,54 @@ def _forbidden() -> str | None:
     return f"ENVIRONMENT is {_clean(os.environ['ENVIRONMENT'])!r}: outside development nothing is stopped"
 
 
-class _Decision(NamedTuple):
-    """Whether the holders of a look may be stopped: all of them, or none."""
+class _Whose(NamedTuple):
+    """What a process belongs to, seen from this project."""
 
-    reason: str | None  # why none of them is
-    question: str | None  # what a person has to agree to before
-    managers: dict[int | None, Manager]
+    name: str  # empty: to this project
+    foreign: bool  # it is another project, perhaps
 
 
-def _decide(look: _Look, options: _Options) -> _Decision:
-    """Whether the holders may be stopped: the first reason against it counts for all of them.
+def _decide(look: _Look, options: _Options) -> tuple[str | None, str]:
+    """Why the holders are left alone, and what a person has to agree to before all of them are stopped.
 
-    "Cannot tell" is such a reason: of a process that cannot be seen or read (_must_stay), of a socket that may not be
-    in the way (_may_not_block), of other ports that are not told (_would_end_too). Where not even the sockets are
-    told, _search raises CannotTell; and _System.stop signals nobody whom it cannot recognise.
+    The first reason against it counts for all of them. "Cannot tell" is such a reason: of a process that cannot be
+    seen or read (_must_stay), of a socket that may not be in the way (_should_stay), of other ports that are not told
+    (_would_end_too). Where not even the sockets are told, _search raises CannotTell; and _System.stop signals nobody
+    whom it cannot recognise.
     """
-    system = look.system
     if not look.holders:
-        return _Decision(system.hint(look.port, look.host), None, {})
-    found = {holder.pid: system.managed_by(holder, look.port, look.pids) for holder in look.holders}
-    managers = {pid: manager for pid, manager in found.items() if manager}
-    ancestry = system.ancestry()
+        return look.system.hint(look.port, look.host), ""
+    strangers = ""
     for holder in look.holders:
-        why = next(_must_stay(look, holder, managers.get(holder.pid), ancestry, options), None)
-        if why and not look.has_gone(holder.pid):
-            whom = f"process {_title(holder)} is left alone" if holder.pid else f"port {look.port} cannot be freed"
-            return _Decision(f"{whom}: {why}", None, managers)
-    why = next(_would_end_too(look, options), None)
+        asked = options.policy in ("own", "")
+        whose = _whose(look.system, holder.pid or 0) if asked else _Whose("", False)
+        why = next(_must_stay(look, holder, whose, options), None)
+        if look.system.has_gone(holder.pid):
+            continue
+        if why:
+            whom = f"process {holder} is left alone" if holder.pid else f"port {look.port} cannot be freed"
+            return f"{whom}: {why}", ""
+        strangers += f"Process {holder.pid} belongs to {whose.name}. " if whose.foreign else ""
+    why = _would_end_too(look, options)
     if why:
-        whom = f"process {_title(look.holders[0])} is left alone"
-        return _Decision(f"{whom}: stopping it would also {why}", None, managers)
-    places = {pid: _foreign(system, pid) for pid in look.pids} if options.policy == "" else {}
-    strangers = "".join(f"Process {pid} belongs to {place}. " for pid, place in places.items() if _is_project(place))
+        return f"process {look.holders[0]} is left alone: stopping it would also {why}", ""
     if not strangers and options.policy != "ask":
-        return _Decision(None, None, managers)
+        return None, ""
     titles = "; ".join(_title(*family) for family in _families(look.holders))
-    return _Decision(None, f"{strangers}Stop process {titles} to free port {look.port}? [y/N] ", managers)
+    return None, f"{strangers}Stop process {titles} to free port {look.port}? [y/N] "
 
 
-def _must_stay(
-    look: _Look, holder: Holder, manager: Manager | None, ancestry: _Ancestry, options: _Options
-) -> Iterator[str]:
+def _must_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) -> Iterator[str]:
     """Every reason to leave a holder alone, in the order of the README's list: a condition and a sentence each."""
-    system = look.system
+    system, manager = look.system, look.managers.get(holder.pid)
     if manager:
         yield f"{manager.name} runs it; stop it " + (f"with: {manager.stop}" if manager.stop else "there")
     if holder.pid is None:
-        whose = f"it is held by a process {f'of user {holder.user} ' if holder.user else ''}"
+        held_by = f"it is held by a process {f'of user {holder.user} ' if holder.user else ''}"
         if system.is_superuser():
-            yield f"{whose}that cannot be seen from here, perhaps one of another container or namespace"
+            yield f"{held_by}that cannot be seen from here, perhaps one of another container or namespace"
         # Not free: that would stop it.
-        yield f"{whose}that you may not see; to find out: {system.elevated} port_manager.py check {look.port}"
+        yield f"{held_by}that you may not see; to find out: {system.elevated} port_manager.py check {look.port}"
         return
     process = system.process(holder.pid)
     protected = system.protects(holder)
@@ -2236,41 +2193,17 @@ def _must_stay(
         yield "it is a thread of the kernel"
     if holder.pid == os.getpid():
         yield "it is this very process"
-    if holder.pid in ancestry.pids:
+    if holder.pid in look.ancestry.pids:
         yield "it is an ancestor of this process, which would end with it; stop it from another terminal"
-    if not ancestry.complete and (process.started or 0.0) <= ancestry.oldest:
+    if (process.started or 0.0) <= look.ancestry.hidden:
         yield "it may be one of our own ancestors, which this system does not tell; stop it by hand if you know better"
     if process.leader and (holder.parent in look.pids or _is_shell(process.name)):
         yield "it runs on a terminal of its own, and has only inherited the port; end it there"
-    yield from _may_not_block(look, holder)
-    yield from _not_to_be_stopped_by_us(look, holder, options)
+    yield from _should_stay(look, holder, whose, options)
 
 
-def _not_to_be_stopped_by_us(look: _Look, holder: Holder, options: _Options) -> Iterator[str]:
-    """Whose process it is, and what the policy says of that."""
-    system = look.system
-    user = system.other_user(holder, look.sockets)
-    if user is None:
-        yield "it cannot be told whose it is"
-    elif user and not (holder.parent in look.pids and system.is_superuser()):  # root's workers give up their rights
-        yield f"it belongs to user {user}; only that user should stop it"
-    if options.policy == "refuse":
-        yield "the policy 'refuse' stops nobody"
-    if options.policy == "ask" and not _can_ask():
-        yield "the policy 'ask' needs a terminal to ask on"
-    foreign = _foreign(system, holder.pid or 0) if options.policy in ("own", "") else ""
-    if foreign and options.policy == "own":
-        ours = _clean(_project(_our_folder())) or "this project, and this folder is in none"
-        yield f"it belongs to {foreign}, and the policy 'own' stops only what belongs to {ours}"
-    elif _is_project(foreign) and not _can_ask():
-        yield (
-            f"it belongs to {foreign}; take the next free port (--next), or stop it: port_manager.py free {look.port} "
-            "(PORT_MANAGER_POLICY=kill stops it at every start)"
-        )
-
-
-def _may_not_block(look: _Look, holder: Holder) -> Iterator[str]:
-    """Where a holder's socket may not keep the server from binding at all."""
+def _should_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) -> Iterator[str]:
+    """The rest: what may not be in the way at all; whose process it is, and what the policy says of that."""
     rows = [row for row in look.sockets if row.pid == holder.pid]
     wanted = _addresses(look.host, look.port) if rows else []
     if rows and not any(":" in row.address for row in rows) and all(address[0] == "::" for _, address in wanted):
@@ -2281,6 +2214,23 @@ def _may_not_block(look: _Look, holder: Holder) -> Iterator[str]:
                 f"it cannot be told whether its {row.address} keeps {_clean(look.host)} from being bound; if it does: "
                 f"port_manager.py free {look.port} --host {row.address}"
             )
+    user = look.system.other_user(holder, look.sockets)
+    if user is None:
+        yield "it cannot be told whose it is"
+    elif user and not (holder.parent in look.pids and look.system.is_superuser()):  # root's workers give up their rights
+        yield f"it belongs to user {user}; only that user should stop it"
+    if options.policy == "refuse":
+        yield "the policy 'refuse' stops nobody"
+    if options.policy == "ask" and not _can_ask():
+        yield "the policy 'ask' needs a terminal to ask on"
+    if options.policy == "own" and whose.name:
+        ours = _clean(_our_project()) or "this project, and this folder is in none"
+        yield f"it belongs to {whose.name}, and the policy 'own' stops only what belongs to {ours}"
+    if whose.foreign and not _can_ask():
+        yield (
+            f"it belongs to {whose.name}; take the next free port (--next), or stop it: port_manager.py free {look.port} "
+            "(PORT_MANAGER_POLICY=kill stops it at every start)"
+        )
 
 
 # Interactive shells, and what starts them on a desktop: each gives a job a process group of its own.
@@ -2290,28 +2240,28 @@ _SHELLS = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu
 
 def _is_shell(program: str) -> bool:
     """Whether it is a shell by its name (a login shell's begins with a dash)."""
-    name = program.lstrip("-").lower()
-    return (name[: -len(".exe")] if name.endswith(".exe") else name) in _SHELLS
+    return program.lstrip("-").lower().partition(".exe")[0] in _SHELLS
 
 
-def _would_end_too(look: _Look, options: _Options) -> Iterator[str]:
+def _would_end_too(look: _Look, options: _Options) -> str | None:
     """What else would end with the holders and all below them: a terminal, or a port that was not named."""
     system, named = look.system, {look.port, *options.ports}
     below = system.descendants(look.pids)
-    for process in filter(None, map(system.process, below)):
-        if process.pid not in look.pids and system.ends_a_terminal(process):
-            yield f"end a terminal ({process.name} {process.pid})"
+    for process in filter(None, map(system.process, below[len(look.pids) :])):
+        if system.ends_a_terminal(process):
+            return f"end a terminal ({process.name} {process.pid})"
     rows = system.listeners_of(below)
     if rows is None:
-        yield "close other ports, perhaps, which this system does not tell"
+        return "close other ports, perhaps, which this system does not tell"
     # A server of this project may have other ports, such as a debugger's or a live reload's.
-    others = {row.port: row.pid for row in rows or () if row.port not in named and _foreign(system, row.pid or 0)}
-    if others:
-        first = min(others)
-        closed = system.process(others[first])
-        whose = f" ({closed.name} {closed.pid})" if closed else ""
-        ports = " ".join(map(str, sorted({*named, *others})))
-        yield f"close port {first}{whose}; to stop all: port_manager.py free {ports}"
+    others = {row.port: row.pid for row in rows if row.port not in named and _whose(system, row.pid or 0).name}
+    if not others:
+        return None
+    first = min(others)
+    closed = system.process(others[first])
+    whose = f" ({closed.name} {closed.pid})" if closed else ""
+    ports = " ".join(map(str, sorted({*named, *others})))
+    return f"close port {first}{whose}; to stop all: port_manager.py free {ports}"
 
 
 # A project is the nearest folder above a working directory with a mark of a repository.
@@ -2319,61 +2269,57 @@ _MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", "package.json", "ma
           "pom.xml", "build.gradle", "Gemfile", "composer.json", "mix.exs")  # fmt: skip
 
 
-def _foreign(system: _System, pid: int) -> str:
-    """What a process is of when it is not of this project; empty when it is."""
-    folder = _folder_of(system, pid)
+def _whose(system: _System, pid: int) -> _Whose:
+    """What a process belongs to, by its working directory."""
+    folder, ours = _folder_of(system, pid), _our_project()
     if folder is None:
-        return "another project, perhaps, whose folder is out of reach from here"
-    if _in_project(folder, _project(_our_folder())):
-        return ""
-    theirs = _project(folder)
-    if theirs and _has(theirs, _MARKS):
-        return f"another project, {_short_folder(_clean(theirs))}"
-    return f"the folder {_short_folder(_clean(folder))}" if folder else "a folder that is not told"
+        return _Whose("another project, perhaps, whose folder is out of reach from here", True)
+    # A repository in a repository is a project of its own, such as a worktree.
+    below = ours and (folder + os.sep).startswith(ours + os.sep)
+    if below and len(_root_of(folder, (".git",))) <= len(ours):
+        return _Whose("", False)
+    theirs = _root_of(folder, _MARKS)
+    if theirs:
+        return _Whose(f"another project, {_short_folder(_clean(theirs))}", True)
+    return _Whose(f"the folder {_short_folder(_clean(folder))}" if folder else "a folder that is not told", False)
 
 
-def _is_project(foreign: str) -> bool:
-    return foreign.startswith("another project")
-
-
-def _our_folder() -> str:
+def _our_project() -> str:
+    """The project that this process is in, or else its folder; empty in / and in the home folder."""
     try:
-        return os.path.realpath(os.getcwd())
+        folder = os.path.realpath(os.getcwd())
     except OSError:  # it has been removed
         return ""
+    return _root_of(folder, _MARKS) or ("" if folder in (_home(), os.path.dirname(folder)) else folder)
 
 
 def _folder_of(system: _System, pid: int) -> str | None:
     """The working directory of a process; empty: not told; None: told, and out of reach from here."""
     process = system.process(pid)
-    cwd = system.describe(process)[2] if process else ""
+    cwd = system.describe(process).cwd if process else ""
     return _in_time(lambda: system.folder(pid, cwd), None) if cwd else ""
 
 
 @lru_cache(maxsize=None)
-def _project(folder: str) -> str:
-    """The project of a folder: the nearest one above with a mark, else the folder; empty for / and the home folder."""
-    home, at = os.path.realpath(os.path.expanduser("~")), folder
-    while len(at) > len(os.path.dirname(at)) and at != home:
-        if _has(at, _MARKS):
-            return at
-        at = os.path.dirname(at)
-    return "" if folder in ("", home, os.path.dirname(folder)) else folder
+def _root_of(folder: str, marks: tuple[str, ...]) -> str:
+    """The nearest folder above that has one of these; empty where none below the home folder has.
+
+    Of a file system that does not answer in time, the folder itself may have one.
+    """
+
+    def search() -> str:
+        at, home = folder, _home()
+        while at not in (home, os.path.dirname(at)):
+            if any(os.path.lexists(os.path.join(at, mark)) for mark in marks):
+                return at
+            at = os.path.dirname(at)
+        return ""
+
+    return str(_in_time(search, folder))
 
 
-def _in_project(folder: str, project: str) -> bool:
-    """Whether a folder is the project's, or below it with no other repository between (a worktree is another one)."""
-    while project and len(folder) > len(project):
-        if _has(folder, (".git",)):
-            return False
-        folder = os.path.dirname(folder)
-    return project != "" and folder == project
-
-
-@lru_cache(maxsize=None)
-def _has(folder: str, names: tuple[str, ...]) -> bool:
-    """Whether one of these is in a folder, whatever it is, or may be."""
-    return bool(_in_time(lambda: any(os.path.lexists(os.path.join(folder, name)) for name in names), True))
+def _home() -> str:
+    return os.path.realpath(os.path.expanduser("~"))
 
 
 def _in_time(question: Callable[[], Any], otherwise: Any) -> Any:
@@ -2414,7 +2360,7 @@ def _agreed(question: str) -> bool:
 def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[int, bool], str | None]:
     """Ask the held processes to stop, wait, and force the rest: (who has gone, and whether at our request; why not)."""
     asked: list[_Pin] = []
-    left, why = pins, ""
+    left, why = pins, None
     try:
         for firmly, seconds in ((False, options.grace), (True, FORCED_WAIT)):
             if firmly and left:
@@ -2426,7 +2372,7 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[in
                     system.stop(pin, options, firmly)
                 except OSError as error:
                     if not firmly:
-                        asked.remove(pin)
+                        asked.pop()
                     if not isinstance(error, ProcessLookupError):  # which has ended by itself, or when it was asked
                         why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
                         why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
@@ -2439,7 +2385,7 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[in
         raise KeyboardInterrupt(f"Interrupted; asked to stop, and maybe still stopping: {names}") from None
     if left and not why:
         why = f"process {_listed(left)} does not end even when forced; it may wait for a disk or device"
-    return {pin.pid: pin in asked for pin in pins if pin not in left}, why or None
+    return {pin.pid: pin in asked for pin in pins if pin not in left}, why
 
 
 def _wait_for_exit(system: _System, pins: list[_Pin], seconds: float) -> list[_Pin]:
@@ -2481,125 +2427,114 @@ class _Freeing:
     def __init__(self, port: int, host: str, options: _Options) -> None:
         self.port, self.host, self.options, self.began = port, host, options, time.time()
         self.holders: list[Holder] = []  # of the last look
-        self.managers: dict[int | None, Manager] = {}
-        self.gone: list[Holder] = []  # who was asked to stop, or ended in time
+        self.managers: _Managers = {}
+        self.agreed: list[int | None] | None = None  # whom a person has just agreed to stop
+        self.gone = False  # somebody was asked to stop, or ended in time
         self.stopped: list[int] = []  # the PIDs of those that were asked
         self.sockets: set[int] = set()  # the inodes of those that were on the port before anybody was stopped
-        self.supervisors: dict[int, _Pin] = {}  # who lives above those that have gone, and may start them again
+        self.supervisors: list[_Pin] = []  # who lives above those that have gone, and may start them again
 
     def run(self) -> PortResult:
-        why: str | None = None
         for _ in range(ROUNDS):
+            free = False
             try:
-                why = self.round()
+                with _ThisSystem() as system:
+                    look = _settled(system, self.port, self.host)
+                    self.holders, self.managers = look.holders, look.managers
+                    why = self.taken_again(look) if self.is_new(look) else self.stop(look)
+                free = _probe(self.port, self.host) is None
+                if free:
+                    if why and look.holders:  # the port was given up by somebody who lives on
+                        _say(WARNING, f"⚠️  {_sentence(why)}")
+                    why = self.watch()
             except PortError as error:  # nobody can tell who holds it, or the name of the host is not known any more
                 why = error.reason
-            if why != "":
+            if why or free:
                 break
         else:
             why = f"port {self.port} is still held after {ROUNDS} attempts to free it"
         return PortResult(self.port, self.host, why is None, self.holders, self.stopped, [], why, None, self.managers)
-
-    def round(self) -> str | None:
-        """One look, and what follows from it: why this cannot go on, empty where it can; None: the port is free."""
-        with _settled(self.port, self.host) as look:
-            self.holders = look.holders
-            why = self.taken_again(look) if self.is_new(look) else self.stop(look)
-        if _probe(self.port, self.host) is not None:
-            return why or ""
-        if why:  # the port was given up by somebody who lives on
-            _say(WARNING, f"⚠️  {_sentence(why)}")
-        return self.watch()
 
     def is_new(self, look: _Look) -> bool:
         """Whether the port was taken after somebody had been stopped, and not merely held by another all the time."""
         if not self.gone:
             self.sockets |= {row.inode for row in look.system.every_socket(self.port) if row.inode}
             return False
-        old = any(row.inode in self.sockets for row in look.sockets)
-        young = any((holder.started or 0.0) > self.began for holder in look.holders)
-        here = not all(look.has_gone(holder.pid) for holder in look.holders)
-        return here and not old and (bool(self.sockets) or young)
+        if all(look.system.has_gone(holder.pid) for holder in look.holders):
+            return False
+        young = self.sockets or any((holder.started or 0.0) > self.began for holder in look.holders)
+        return bool(young) and not any(row.inode in self.sockets for row in look.sockets)
 
     def stop(self, look: _Look) -> str | None:
         """Stop all of the holders of a look, or none: why somebody lives on."""
-        if not look.holders and _probe(self.port, self.host) is None:
-            return None
-        for root, children in _families(look.holders):
-            if root.pid:
+        families = _families(look.holders)
+        roots, agreed, self.agreed = [root.pid for root, _ in families], self.agreed, None
+        if agreed and agreed != roots:
+            return "somebody else holds the port now: nobody was stopped; try again"
+        for root, children in families:
+            if root.pid and not agreed:
                 _say(INFO, f"Process using port: {_title(root, children)}")
-        decision = _decide(look, self.options)
-        self.managers = decision.managers
-        why = decision.reason or (self.ask(look, decision.question) if decision.question else None)
-        if why:
-            return why
-        began, above = time.monotonic(), self.supervisors_of(look)
-        held = look.system.still_hold(look.pids, look.sockets, self.port)
+        why, question = _decide(look, self.options._replace(policy="kill") if agreed else self.options)
+        if question and _agreed(question):  # meanwhile, another may have taken the port: look again
+            self.agreed = roots
+            return None
+        if why or question:
+            return why or "the answer was no: nobody was stopped"
+        system, began, above = look.system, time.monotonic(), self.supervisors_of(look)
+        held = system.still_hold(look.pids, look.sockets, self.port)
         held |= {h.parent for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
-        pins = [look.pins[pid] for pid in look.pids if pid in look.pins and pid in held]
-        gone, why = _stop(look.system, pins, self.options)
-        for root, children in _families(holder for holder in look.holders if gone.get(holder.pid or 0)):
+        pins = [system.pins[pid] for pid in look.pids if pid in system.pins and pid in held]
+        gone, why = _stop(system, pins, self.options)
+        for root, children in _families([holder for holder in look.holders if gone.get(holder.pid or 0)]):
             seconds = f"{time.monotonic() - began:.1f} s"
             _say(INFO, f"✅ Successfully killed process {root.pid}{_and_children(children)} ({seconds})")
-        self.gone += [holder for holder in look.holders if holder.pid in gone]
-        self.stopped += [pid for pid, asked in gone.items() if asked]
-        self.supervisors.update(above if gone else {})
+        self.stopped += filter(gone.get, gone)
+        if gone:
+            self.gone = True
+            self.supervisors += above
         return why
 
-    def ask(self, look: _Look, question: str) -> str | None:
-        """A person decides; who held the port when the question was asked may have become another."""
-        if not _agreed(question):
-            return "the answer was no: nobody was stopped"
-        with _look(self.port, self.host) as again:
-            if [root.pid for root, _ in _families(again.holders)] != [root.pid for root, _ in _families(look.holders)]:
-                return "somebody else holds the port now: nobody was stopped; try again"
-            return _decide(again, self.options._replace(policy="kill")).reason
-
-    def supervisors_of(self, look: _Look) -> dict[int, _Pin]:
+    def supervisors_of(self, look: _Look) -> list[_Pin]:
         """Living processes above the holders that hold nothing, and might start the server again.
 
         No interactive shell is among them: it gives each job a process group of its own, which a script's
         loop does not do. Nor is init, a user's systemd, or anybody who started us too.
         """
-        found: dict[int, _Pin] = {}
-        system = look.system
-        ours = (os.getpid(), *system.parents(os.getpid()))
+        found = []
         for root, _ in _families(look.holders):
-            child = system.process(root.pid)
-            for parent in map(system.process, system.parents(root.pid)):
-                if child is None or parent is None or parent.zombie or parent.pid <= 1 or parent.pid in ours:
+            line = [look.system.process(pid) for pid in (root.pid, *look.system.parents(root.pid))]
+            for child, parent in zip(line, line[1:]):
+                if child is None or parent is None or parent.zombie or parent.pid in (1, *look.ancestry.pids):
                     break
                 shell = _is_shell(parent.name) and (parent.group is None or parent.group != child.group)
                 if shell or parent.kernel or parent.name in ("systemd", "launchd", "init"):
                     break
-                found[parent.pid] = _Pin(parent.pid, parent.start, None)
-                child = parent
+                found.append(_Pin(parent.pid, parent.start, None))
         return found
 
     def watch(self) -> str | None:
         """Watch, as long as a supervisor lives, whether it starts its server again: the sentence if so."""
-        system, end = _ThisSystem(), time.monotonic() + RESTART_WATCH
-        while time.monotonic() < end and not all(map(system.has_exited, self.supervisors.values())):
-            if _probe(self.port, self.host):
-                with _look(self.port, self.host) as look:
-                    return self.taken_again(look)
-            time.sleep(0.05)
+        end = time.monotonic() + RESTART_WATCH
+        with _ThisSystem() as system:
+            while time.monotonic() < end and not all(map(system.has_exited, self.supervisors)):
+                if _probe(self.port, self.host):
+                    return self.taken_again(_look(system, self.port, self.host))
+                time.sleep(0.05)
         return None
 
     def taken_again(self, look: _Look) -> str:
         """Who took the port, and on whose behalf."""
         system, again = look.system, f"port {self.port} was taken again"
-        above: list[int | None] = [*self.supervisors]
-        if look.holders:
-            taker = look.holders[0]
-            again += f" by process {_title(taker)}"
-            above = [taker.pid, *system.parents(taker.pid)]
-        living = (pid for pid, pin in self.supervisors.items() if pid in above and not system.has_exited(pin))
-        boss = system.process(next(living, None))
-        if boss is None:
-            return f"{again} while it was being freed"
-        command = _short_command(system.describe(boss)[1] or boss.name)
-        return f"{again}: its supervisor {boss.pid} ({command}) starts it anew; stop process {boss.pid} first"
+        above = [pin.pid for pin in self.supervisors]
+        for taker in look.holders[:1]:
+            again += f" by process {taker}"
+            above = [taker.pid or 0, *system.parents(taker.pid)]
+        for pin in self.supervisors:
+            boss = system.process(pin.pid)
+            if boss and pin.pid in above and not system.has_exited(pin):
+                command = _short_command(system.describe(boss).command or boss.name)
+                return f"{again}: its supervisor {boss.pid} ({command}) starts it anew; stop process {boss.pid} first"
+        return f"{again} while it was being freed"
 
 
 def _standing(port: int, host: str) -> tuple[_Obstacle | None, PortResult]:
@@ -2657,16 +2592,17 @@ def _preview(port: int, host: str, options: _Options) -> PortResult:
     if obstacle is None or not obstacle.held:
         return result
     try:
-        with _look(port, host) as look:
-            decision = _decide(look, options)
+        with _ThisSystem() as system:
+            look = _look(system, port, host)
+            why, question = _decide(look, options)
     except PortError as unknown:
         return result._replace(reason=unknown.reason)
-    result = result._replace(holders=look.holders, managers=decision.managers)
-    refusal = (None if options.force else _forbidden()) or decision.reason
+    result = result._replace(holders=look.holders, managers=look.managers)
+    refusal = (None if options.force else _forbidden()) or why
     if refusal:
         return result._replace(reason=refusal)
     titles = ", ".join(f"{root.pid}{_and_children(children)}" for root, children in _families(look.holders))
-    plan = f"{'ask, then ' if decision.question else ''}stop {titles}: {look.system.way(options)}"
+    plan = f"{'ask, then ' if question else ''}stop {titles}: {system.way(options)}"
     return result._replace(would_stop=look.pids, plan=plan)
 
 
@@ -2706,9 +2642,6 @@ def ensure_port_available(
     project's), ask or refuse; by default it is PORT_MANAGER_POLICY, and without that kill, except that
     another project's server is asked about. Trouble at run time is logged and answered with False;
     TypeError and ValueError are for a port that is none. In a reloader's child the port may be its parent's.
-
-    >>> ensure_port_available(find_free_port(20000), "127.0.0.1")
-    True
     """
     _checked(port, host)
     return _ensure(port, host, _options([port], grace, policy)).available
@@ -2717,11 +2650,7 @@ def ensure_port_available(
 def preview_port(
     port: int = 8000, host: str = "0.0.0.0", *, grace: float = GRACE, policy: str | None = None
 ) -> PortResult:
-    """What ensure_port_available would do: nobody is stopped, and nothing is said.
-
-    >>> preview_port(find_free_port(20000), "127.0.0.1").available
-    True
-    """
+    """What ensure_port_available would do: nobody is stopped, and nothing is said."""
     _checked(port, host)
     return _preview(port, host, _options([port], grace, policy))
 
@@ -2732,9 +2661,6 @@ def find_listeners(port: int | None = None, host: str | None = None, *, thorough
     With a ``host``, only those that keep a server from binding there. An empty list means nobody; where
     nobody could tell, CannotTell is raised. Usually the search ends when each socket has an owner whose
     family is known; ``thorough`` looks at every process of the machine.
-
-    >>> find_listeners(find_free_port(20000))
-    []
     """
     if port is not None:
         _checked(port, host or "")
@@ -2746,9 +2672,6 @@ def find_free_port(start: int = 8000, host: str = "0.0.0.0") -> int:
     """The first port at or after ``start`` that a server may bind; PortError when there is none.
 
     For every IPv4 address (the default host), one whose ::1 is held does not count: a browser would meet that.
-
-    >>> 20000 <= find_free_port(20000, "127.0.0.1") <= 65535
-    True
     """
     _checked(start, host)
     _addresses(host, start)
@@ -2799,9 +2722,6 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
     """Wait until a server may bind the port, and return True; PortTimeout after ``timeout`` seconds.
 
     Nobody is stopped. The wait ends the moment the holder exits, where the system can tell.
-
-    >>> wait_until_free(find_free_port(20000), timeout=1)
-    True
     """
     _checked(port, host)
     reason = ""
@@ -2822,19 +2742,16 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
 
 def _sleep_until_an_exit(port: int, host: str, seconds: float) -> None:
     """Sleep for a moment, which ends when a holder exits where the system tells that natively."""
-    system = _ThisSystem()
-    try:  # tools take too long to be asked again and again
-        rows = _search(system, port, host, False) if system.native else []
-    except CannotTell:
-        rows = []
-    pins = system.hold({row.pid for row in rows if row.pid})
-    try:
-        if pins and all(pin.handle is not None for pin in pins.values()):
-            system.sleep(list(pins.values()), min(seconds, 0.2))
+    with _ThisSystem() as system:
+        try:  # tools take too long to be asked again and again
+            rows = _search(system, port, host, False) if system.native else []
+        except CannotTell:
+            rows = []
+        system.hold({row.pid for row in rows if row.pid})
+        if system.pins:
+            system.sleep(system.pins.values(), min(seconds, 0.2))
         else:
             time.sleep(min(seconds, 0.05))
-    finally:
-        system.release(pins.values())
 
 
 def wait_until_listening(
@@ -2855,18 +2772,15 @@ def wait_until_listening(
     unfit = _probe(0, host) if host is not None else None
     if unfit and unfit.held is False:  # such as an address of another machine
         raise PortError(unfit.reason, port, host or "")
-    system = _ThisSystem()
-    pins = system.hold([pid]) if pid is not None else {}
-    try:
+    with _ThisSystem() as system:
+        system.hold([] if pid is None else [pid])
         for left in _waiting(f"somebody to listen on port {port}", timeout):
-            ended = pid is not None and (pid not in pins or system.has_exited(pins[pid]))
+            ended = pid is not None and (pid not in system.pins or system.has_gone(pid))
             if _listens(port, host, wanted, pid):
                 return True
             if ended:
                 raise PortError(f"process {pid} has ended, and does not listen on port {port}", port, host or "")
             time.sleep(min(left, 0.02 if system.native else 0.2))
-    finally:
-        system.release(pins.values())
     raise PortTimeout(f"nobody listens on port {port}; gave up after {timeout:g} s", port, host or "")
 
 
@@ -2877,13 +2791,13 @@ def _listens(port: int, host: str | None, wanted: list[_Address] | None, pid: in
     rows = system.sockets(port) if system.native or host is None or _probe(port, host) else []
     if rows is None:
         return pid is None and _probe(port, host or "0.0.0.0") is not None
-    rows = _blocking([row for row in rows if row.listening], port, wanted)
+    rows = _blocking([row for row in rows if row.listening], wanted)
     if pid is None or not rows:
         return bool(rows)
     rows = system.owners(rows, True)
     if any(pid in (row.pid, *system.parents(row.pid)) for row in rows):
         return True
-    others = ", ".join(f"process {_title(holder)}" for holder in _holders(system, rows))
+    others = ", ".join(f"process {holder}" for holder in _holders(system, rows))
     raise PortError(f"port {port} is held by {others}, and not by process {pid}", port, host or "")
 
 
@@ -2961,21 +2875,18 @@ def _stop_process(pid: int, port: int, host: str, options: _Options) -> str | No
     """Why a process was not stopped, or None when it is gone."""
     if pid <= 1:
         return f"PID {pid} stands for the system or for whole groups of processes: it is left alone"
-    system = _ThisSystem()
-    pins = system.hold([pid])
-    with _Look(port, host, system, [], pins, _holders(system, [], [pid])) as look:
+    with _ThisSystem() as system:
+        look = _look(system, port, host, pid)
         exists = system.exists(pid)
         if exists is False:
             return None
-        if not exists or not pins:
+        if not exists or not system.pins:
             return f"process {pid} is left alone: it is a thread of another process, or may not be seen"
         own = [row.port for row in system.listeners_of([pid]) or []]  # whoever names a process means its ports
-        decision = _decide(look, options._replace(ports=(*options.ports, *own)))
-        if decision.reason:
-            return decision.reason
-        if decision.question and not _agreed(decision.question):
+        why, question = _decide(look, options._replace(ports=(*options.ports, *own)))
+        if question and not _agreed(question):
             return "the answer was no: nobody was stopped"
-        return _stop(system, [*pins.values()], options)[1]
+        return why or _stop(system, [*system.pins.values()], options)[1]
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -3278,8 +3189,8 @@ def _is_a_child(key: str, host: str, port: int) -> bool:
         return False
     ancestors = system.ancestry().pids
     parent = system.process(ancestors[1]) if len(ancestors) > 1 else None
-    words = system.describe(parent)[1].split() if parent and key and not system.redirects else []
-    if words and (_is_command_of(key, words) or _master(system, os.getpid())):
+    words = system.describe(parent).command.split() if parent and key and not system.redirects else []
+    if words and (_is_command_of(key, words) or _master(system, os.getpid())[0]):
         return True
     try:  # a master may bind, and leave it to its workers to listen
         return any(row.pid in ancestors for row in _search(system, port, None, True))
@@ -3619,8 +3530,7 @@ def _place(system: _System, holder: Holder) -> str:
 
 def _marked_project(folder: str) -> str:
     """The project of a folder, where it has a mark."""
-    project = _project(folder)
-    return _clean(project) if project and _has(project, _MARKS) else ""
+    return _clean(_root_of(folder, _MARKS))
 
 
 def _check_or_free(request: _Request) -> bool:

@@ -98,7 +98,7 @@ def conflict(address: str, wanted: str, v6only: bool | None = None) -> bool | No
 
 def on(port: int | None, rows: list[Any]) -> list[Any]:
     """Those on the port."""
-    return pm._blocking(rows, port, None)
+    return [row for row in rows if port in (None, row.port)]
 
 
 def ask(source: str, port: int | None) -> list[Any] | None:
@@ -193,7 +193,7 @@ def read(pid: int) -> Any:
 def ancestry(system: str | None = None) -> list[int] | None:
     """This process and those above it; None where that cannot be told."""
     found = _system(system).ancestry()
-    return found.pids if found.complete else None
+    return found.pids if found.hidden < 0 else None
 
 
 def parents(pid: int, known: dict[int, Any]) -> list[int]:
@@ -243,12 +243,18 @@ def precious(patch: Any, pid: int) -> None:
 
 def ancestry_is_hidden(patch: Any, oldest: float) -> None:
     """Let this process alone be seen of its line, and the oldest seen one have started then."""
-    patch.setattr(pm._Linux, "ancestry", lambda self: pm._Ancestry([os.getpid()], False, oldest))
+    patch.setattr(pm._Linux, "ancestry", lambda self: pm._Ancestry([os.getpid()], oldest))
 
 
 def users_are_hidden(patch: Any) -> None:
     """Let it not be told whose a process is."""
     patch.setattr(pm._Linux, "other_user", lambda self, holder, sockets: None)
+
+
+def on_the_way_to_its_folder(patch: Any, pid: int, then: Callable[[], Any]) -> None:
+    """Call this when the folder of a process is asked for."""
+    real = pm._Linux.folder
+    patch.setattr(pm._Linux, "folder", lambda self, at, cwd: (at == pid and then(), real(self, at, cwd))[1])
 
 
 # Stop and verify
@@ -291,7 +297,7 @@ def ask_to_stop(system: str, pid: int, firmly: bool, start: object = "unknown") 
 
 def ends_a_terminal(patch: Any, name: str, command: str) -> bool:
     """Whether Windows takes a process below a holder for somebody's terminal."""
-    patch.setattr(pm._Windows, "describe", lambda self, process: ("", command, ""))
+    patch.setattr(pm._Windows, "describe", lambda self, process: pm._Facts("", command, ""))
     return bool(pm._Windows().ends_a_terminal(process(38148, 38144, name)))
 
 
@@ -308,7 +314,9 @@ def other_user(system: str, user: str) -> str | None:
 
 def hold(system: str, pid: int) -> Any:
     """The handle of a process that was pinned, or None."""
-    return _system(system).hold([pid])[pid].handle
+    asked = _system(system)
+    asked.hold([pid])
+    return asked.pins[pid].handle
 
 
 def describe(system: str, process: Any) -> tuple[str, str, str]:
@@ -329,5 +337,6 @@ def sleep(system: str, pids: Iterable[int], seconds: float) -> None:
 def taken_again(port: int, host: str, suspect: int) -> str:
     """What is said where the port has been taken again while this process lives."""
     freeing = pm._Freeing(port, host, _options())
-    freeing.supervisors[suspect] = _pin(suspect, None)
-    return str(freeing.taken_again(pm._look(port, host)))
+    freeing.supervisors.append(_pin(suspect, None))
+    with pm._ThisSystem() as system:
+        return str(freeing.taken_again(pm._look(system, port, host)))

@@ -194,6 +194,21 @@ def test_one_that_obeys_at_once_counts_as_stopped(port, hold, monkeypatch, said)
     assert f"Successfully killed process {held.pid}" in said()
 
 
+def test_nobody_is_asked_about_a_child_that_has_just_exited(port, hold, monkeypatch):
+    """Its folder is out of reach since it has gone, and not since it is another project's."""
+    held = hold(("127.0.0.1", port), children=1)
+    (child,) = held.children
+
+    def end():
+        os.kill(child, signal.SIGKILL)
+        assert eventually(lambda: child not in held.alive())
+
+    seam.on_the_way_to_its_folder(monkeypatch, child, end)
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", lambda question: pytest.fail(question))
+    assert ensure_port_available(port) is True and held.alive() == []
+
+
 # By PID
 
 
