@@ -686,55 +686,72 @@ def _endpoint(text: str, v6: bool = False) -> Endpoint | None:
     return Endpoint(host, port) if host and port is not None and port <= 65535 else None
 
 
-def _number(text: str) -> int | None:
+def _number(text: str, least: int = 0) -> int | None:
     """A decimal number as tools write it: no sign, no leading zero, no other digits than 0 to 9.
 
     >>> [_number(text) for text in ("80", "0", "080", "-80", "8_0", "²", "")]
     [80, 0, None, None, None, None, None]
     """
-    plain = text.isascii() and text.isdigit() and len(text) <= 10 and (text[0] != "0" or text == "0")
-    return int(text) if plain else None
+    try:
+        number = int(text[:11])
+    except ValueError:
+        return None
+    return number if str(number) == text and number >= least else None
 
 
-def _pid(text: str) -> int | None:
-    """The PID of a process that could be a holder."""
-    number = _number(text)
-    return number if number is not None and number >= 2 else None
+def _matches(pattern: str, text: str) -> list[dict[str, str]]:
+    """The named groups of the lines that match; a blank in the pattern stands for any number of them."""
+    import re
+
+    row = re.compile(" *" + pattern.replace(" ", "[ \\t]+"), re.ASCII)
+    return [found.groupdict("") for found in map(row.match, text.splitlines()) if found]
+
+
+def _listeners(pattern: str, heading: str, text: str) -> _Told:
+    """The listeners of a table with such rows; None for what has neither a row nor the heading."""
+    rows = []
+    for told in _matches(pattern, text):
+        only = told.get("v6only") or told["local"][0]  # ss writes a dual-stack wildcard as *
+        local = _endpoint(told["local"], v6=only != "tcp4")
+        if local:
+            v6only = {"*": False, "0": False, "tcp46": False, "1": True, "tcp6": True}.get(only)
+            pid, inode = _number(told.get("pid", ""), 2), _number(told.get("inode", ""))
+            rows.append(_Socket(*local, True, None, pid, _number(told.get("uid", "")), inode or 0, v6only))
+    return rows if rows or heading in text else None
+
+
+# On Linux, PIDs are not asked for: /proc tells who holds a socket.
 
 
 def _ask_ss(port: int | None) -> _Told:
     """Linux: ss, from iproute2."""
-    return _parse_listeners(_output("ss", "-ltne"))
+    return _parse_ss(_output("ss", "-ltne"))
+
+
+def _parse_ss(text: str) -> _Told:
+    details = r"(?=(?:.* uid:(?P<uid>\d+))?)(?=(?:.* ino:(?P<inode>\d+))?)(?=(?:.* v6only:(?P<v6only>[01]))?)"
+    return _listeners(r"LISTEN \d+ \d+ (?P<local>\S+) \S+" + details, "State", text)
 
 
 def _ask_netstat(port: int | None) -> _Told:
     """Linux: netstat, from net-tools or busybox (which may have been built without -e)."""
-    return _parse_listeners(_output("netstat", "-ltne") or _output("netstat", "-ltn"))
+    return _parse_netstat(_output("netstat", "-ltne") or _output("netstat", "-ltn"))
 
 
-def _parse_listeners(text: str) -> _Told:
-    """Linux: ss -ltne, and netstat -ltne of net-tools and busybox.
+def _parse_netstat(text: str) -> _Told:
+    row = r"tcp6? \d+ \d+ (?P<local>\S+) \S+ LISTEN(?: (?P<uid>\d+) (?P<inode>\d+))?"
+    return _listeners(row, "Proto", text)
 
-    In both the fourth column is the local address. They are not asked for PIDs: /proc tells who holds a
-    socket.
-    """
-    rows, known = [], False
-    for line in text.splitlines():
-        fields = line.split()
-        known = known or fields[:1] in (["State"], ["Proto"])
-        local = _endpoint(fields[3]) if len(fields) >= 5 and "LISTEN" in (fields[0], *fields[5:6]) else None
-        if local is None:
-            continue
-        known = True
-        details = dict(field.split(":", 1) for field in fields[5:] if ":" in field)
-        if fields[0] != "LISTEN":  # netstat's last columns
-            details = dict(zip(("uid", "ino"), fields[6:8]))
-        only = {"0": False, "1": True}.get(details.get("v6only", ""))
-        if fields[3].startswith("*:"):  # ss writes a dual-stack wildcard in this way
-            local, only = Endpoint("::", local.port), False
-        uid, inode = _number(details.get("uid", "")), _number(details.get("ino", "")) or 0
-        rows.append(_Socket(*local, True, None, None, uid, inode, only))
-    return rows if known else None
+
+def _ask_sockstat(port: int | None) -> _Told:
+    """FreeBSD: sockstat."""
+    return _parse_sockstat(_output("sockstat", "-46lw", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
+
+
+def _parse_sockstat(text: str) -> _Told:
+    """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks, or look like such columns."""
+    row = r"\S.* (?P<pid>\S+) \S+ (?P<v6only>tcp4|tcp46|tcp6) (?P<local>\S+) \*:\*\s*?$"
+    return _listeners(row, "PROTO", text)  # without a PID, it is one that may not be seen
 
 
 def _ask_lsof(port: int | None) -> _Told:
@@ -752,29 +769,18 @@ def _parse_lsof(text: str) -> _Told:
     Without a single p line the text is not lsof's field output: busybox has a lsof of its own, which
     ignores every option and lists every open file of the system.
     """
-    rows: _Sockets = []
-    file: dict[str, str] = {}
-    pid, known = None, not text.strip()
-    for line in [*text.splitlines(), "f"]:
-        key, value = line[:1], line[1:]
-        if key in ("p", "f"):
-            rows += _lsof_socket(file, pid)
-            file = {}
-        if key == "p":
-            pid = _pid(value)
-            known = known or pid is not None
-        file[line[:4] if key == "T" else key] = value
+    rows, known = [], not text.strip()
+    for process in f"\n{text}".split("\np")[1:]:
+        head, *files = process.split("\nf")
+        pid = _number(head.split("\n")[0], 2)
+        known = known or pid is not None
+        for file in map(str.splitlines, files if pid else ()):
+            told = {line[:1]: line[1:] for line in file if line[:1] != "T"}
+            local = _endpoint(told.get("n", ""), v6=told.get("t") == "IPv6")
+            listening = "TST=LISTEN" in file
+            if local and told.get("P") == "TCP" and (listening or "TST=CLOSED" in file):  # closed: bound alone
+                rows.append(_Socket(*local, listening, None, pid, None, _number(told.get("d", "")) or 0, None))
     return rows if known else None
-
-
-def _lsof_socket(file: dict[str, str], pid: int | None) -> _Sockets:
-    state = file.get("TST=", "")[3:]
-    local = _endpoint(file.get("n", ""), v6=file.get("t") == "IPv6")
-    if not (pid and local and file.get("P") == "TCP" and file.get("t") in ("IPv4", "IPv6")):
-        return []
-    if state not in ("LISTEN", "CLOSED"):  # closed: bound, and not listening
-        return []
-    return [_Socket(*local, state == "LISTEN", None, pid, None, _number(file.get("d", "")) or 0, None)]
 
 
 def _ask_macos(port: int | None) -> _Told:
@@ -788,58 +794,27 @@ def _ask_macos(port: int | None) -> _Told:
 
 def _parse_netstat_bsd(text: str) -> dict[int, bool]:
     """For each port on which ``::`` listens, whether on IPv6 alone; ports that have both kinds are left out."""
-    kinds: dict[int | None, set[str]] = {}
-    for fields in map(str.split, text.splitlines()):
-        if len(fields) >= 6 and fields[0] in ("tcp6", "tcp46") and fields[3][:2] == "*." and fields[5] == "LISTEN":
-            kinds.setdefault(_number(fields[3][2:]), set()).add(fields[0])
-    return {port: found == {"tcp6"} for port, found in kinds.items() if port is not None and len(found) == 1}
-
-
-def _ask_sockstat(port: int | None) -> _Told:
-    """FreeBSD: sockstat."""
-    return _parse_sockstat(_output("sockstat", "-46lw", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
-
-
-def _parse_sockstat(text: str) -> _Told:
-    """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks."""
-    rows, known = [], "PROTO" in text
-    v6only = {"tcp4": None, "tcp6": True, "tcp46": False}
-    for line in text.splitlines():
-        fields = line.split()
-        at = max((at for at, field in enumerate(fields[:-2]) if field in v6only), default=0)
-        if at < 4:
-            continue
-        pid, _, protocol, address, peer = fields[at - 2 : at + 3]
-        local = _endpoint(address, v6=protocol != "tcp4")
-        if local and peer == "*:*":  # without a PID, it is one that may not be seen
-            rows.append(_Socket(*local, True, None, _pid(pid), None, 0, v6only[protocol]))
-    return rows if known else None
+    told = {(int(row["port"]), row["dual"]) for row in _matches(r"tcp(?P<dual>4?)6 \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN", text)}
+    return {port: not dual for port, dual in told if (port, "" if dual else "4") not in told}
 
 
 def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
     """pid, ppid, pgid, stat, tty, user, lstart and command of every process; names: its pid and program."""
-    named = (line.strip().partition(" ") for line in names.splitlines())
-    programs = {pid: program.strip() for pid, _, program in named}
+    programs = {row["pid"]: row["program"] for row in _matches(r"(?P<pid>\d+) (?P<program>.*\S)", names)}
+    # lstart: Mon Nov 23 10:15:00 2026; FreeBSD prints - for the kernel's own processes
+    keys = r"(?P<pid>\d+) (?P<parent>\d+) (?P<group>\d+) (?P<state>\S+) (?P<tty>\S+) (?P<user>\S+)"
     processes = {}
-    for line in text.splitlines():
-        fields = line.split(None, 6)
-        pid, parent, group = map(_number, fields[:3]) if len(fields) == 7 else (None, None, None)
-        if pid is None or parent is None or group is None:
+    for row in _matches(keys + r" (?P<start>-|\S+ \S+ \S+ \S+ \S+)(?P<command>.*)", text):
+        pid, parent, group = (int(row[key]) for key in ("pid", "parent", "group"))
+        command, tty, start = _clean(row["command"].strip()), row["tty"].strip("?-"), row["start"].strip("-")
+        try:
+            started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y")) if start else 0.0
+        except (ValueError, OverflowError):
             continue
-        _, _, _, state, tty, user, rest = fields
-        words = rest.split(None, 5)  # lstart: Mon Nov 23 10:15:00 2026
-        start, started, command = " ".join(words[:5]), 0.0, "".join(words[5:])
-        if words[0] == "-":  # FreeBSD prints this for the kernel's own processes
-            start, command = "", rest[1:]
-        else:
-            try:
-                started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y"))
-            except (ValueError, OverflowError):
-                continue
-        command, tty = _clean(command.strip()), tty.strip("?-")
-        program = programs.get(fields[0]) or command.split(" ", 1)[0]
+        program = programs.get(row["pid"]) or command.split(" ", 1)[0]
         name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
-        facts = (start, started, _clean(user), name, command, state[0] == "Z", False, "s" in state and tty != "")
+        zombie, leader = row["state"][0] == "Z", "s" in row["state"] and tty != ""
+        facts = (start, started, _clean(row["user"]), name, command, zombie, False, leader)
         processes[pid] = _Process(pid, parent, group, tty, *facts)
     return processes
 
@@ -1782,7 +1757,7 @@ def _parse_netstat_ano(text: str) -> dict[Endpoint | None, int | None]:
     import re
 
     rows = re.findall(r"(?m)^ *TCP +(\S+) +(?:0\.0\.0\.0|\[::\]):0 .* (\d+)\s*$", text)
-    return {_endpoint(local): _pid(pid) for local, pid in rows}
+    return {_endpoint(local): _number(pid, 2) for local, pid in rows}
 
 
 _WINDOWS_SERVICES = {
@@ -3093,20 +3068,21 @@ def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str])
     return [Endpoint(bind[0] or host, bind[1]) for bind in binds if bind and bind[1] and bind[1] <= 65535]
 
 
-def take_options(words: Sequence[str], options: str) -> tuple[list[str], list[str]]:
-    """The values that words give to one of these options, and the words that are left.
+def take_options(words: Sequence[str], options: str, flags: bool = False) -> tuple[list[str], list[str]]:
+    """The values that words give to one of these options, and the words that are left; flags: these take no value.
 
     >>> take_options(["-b", ":80", "-b:81", "main:app", "--bind=:82", "--bi", ":83"], "-b --bind")
     ([':80', ':81', ':82', ':83'], ['main:app'])
     """
     values, rest, left = [], [], iter(words)
+    following = iter(()) if flags else left
     for word in left:
         name, equals, value = word.partition("=")
         # argparse lets options be shortened.
         if len(name) > 3 and any(option.startswith(name) for option in options.split()):
-            values.append(value if equals else next(left, ""))
+            values.append(value if equals else next(following, ""))
         elif word[:2] in options.split():
-            values.append(word[2:] or next(left, ""))
+            values.append(word[2:] or next(following, ""))
         else:
             rest.append(word)
     return values, rest
@@ -3326,20 +3302,6 @@ Exit status: 0 available, 1 not, 2 a wrong call, 130 interrupted.
 It is development where ENVIRONMENT is unset, empty or one of
 dev, development, local, test, testing, debug."""
 
-# The help of a verb declares its options: the short form stands in columns 2 and 3, the long one and the name of
-# its value in columns 6 to 23.
-_COMMON = """
-  -p, --port PORT        the same as PORT
-  -q, --quiet            say only what goes wrong
-  -v, --verbose          say more
-  -h, --help             show this
-  -V, --version          show the version
-
-Exit status 2 is a wrong call, 130 interrupted."""
-_HOST = """
-      --host HOST        where to bind (0.0.0.0); localhost: IPv4 and IPv6"""
-_JSON = """
-      --json             data for programs, on standard output"""
 _VERBS = {
     "list": """\
 port_manager.py list [PORT...] [OPTION...]
@@ -3348,7 +3310,7 @@ port_manager.py list [PORT...] [OPTION...]
   port_manager.py list 8000-8010 --json  only these ports, for programs
 
 Exit status: 0 listed, 1 the system does not tell.
-""" + _JSON + _COMMON,
+""",
     "check": """\
 port_manager.py check PORT... [OPTION...]
 
@@ -3356,7 +3318,7 @@ port_manager.py check PORT... [OPTION...]
   port_manager.py 3000-3100   the held ones of 101 ports
 
 Exit status: 0 every port is available, 1 one is not.
-""" + _HOST + _JSON + _COMMON,
+""",
     "free": """\
 port_manager.py free PORT... [OPTION...]  (or stop, kill)
 
@@ -3365,12 +3327,7 @@ port_manager.py free PORT... [OPTION...]  (or stop, kill)
 
 Exit status: 0 every port is available (after -n: would be), 1 one is not.
 PORT_MANAGER_POLICY is a default for --policy.
-
-  -n, --dry-run          stop nobody; say who would be stopped, or why not
-      --grace SECONDS    time for the holder to stop by itself (5)
-  -s, --signal SIGNAL    the first, polite signal (TERM): a name, or 9
-      --policy POLICY    kill, own (only of this project), ask, refuse
-      --force            also outside development; nothing else is overridden""" + _HOST + _JSON + _COMMON,
+""",
     "wait": """\
 port_manager.py wait PORT [OPTION...]
 
@@ -3378,9 +3335,7 @@ port_manager.py wait PORT [OPTION...]
   port_manager.py wait 8000 --until listening  until a server is up
 
 Exit status: 0 the port is in that state, 1 it was not in time.
-
-      --until STATE      free (the default) or listening
-      --timeout SECONDS  give up after this time (without it: never)""" + _HOST + _COMMON,
+""",
     "pick": """\
 port_manager.py pick [PORT] [OPTION...]
 
@@ -3388,8 +3343,26 @@ port_manager.py pick [PORT] [OPTION...]
   port_manager.py pick 3000-3010  print a free one of these
 
 Exit status: 0 the port is printed, 1 none is free.
-""" + _HOST + _COMMON,
+""",
 }  # fmt: skip
+# An option is declared by its line of help, before the verbs that have it: the short form stands in columns 2 and 3, the
+# long one and the name of its value in columns 6 to 23.
+_OPTIONS = """\
+  -n, --dry-run          stop nobody; say who would be stopped, or why not | free
+      --grace SECONDS    time for the holder to stop by itself (5) | free
+  -s, --signal SIGNAL    the first, polite signal (TERM): a name, or 9 | free
+      --policy POLICY    kill, own (only of this project), ask, refuse | free
+      --force            also outside development; nothing else is overridden | free
+      --until STATE      free (the default) or listening | wait
+      --timeout SECONDS  give up after this time (without it: never) | wait
+      --host HOST        where to bind (0.0.0.0); localhost: IPv4 and IPv6 | check free wait pick
+      --json             data for programs, on standard output | list check free
+  -p, --port PORT        the same as PORT | list check free wait pick
+  -q, --quiet            say only what goes wrong | list check free wait pick
+  -v, --verbose          say more | list check free wait pick
+  -h, --help             show this | list check free wait pick
+  -V, --version          show the version | list check free wait pick"""
+_ENDING = "\nExit status 2 is a wrong call, 130 interrupted."
 _NAMES = {**{verb: verb for verb in _VERBS}, "stop": "free", "kill": "free"}
 _NEEDS = {"wait": "one port, such as 8000", "pick": "one port or range, such as 3000-3010"}
 _SIGNALS = {"1": "HUP", "2": "INT", "3": "QUIT", "9": "KILL", "15": "TERM"}
@@ -3404,10 +3377,20 @@ class _WrongCall(PortError):
     """The call is wrong, and how."""
 
 
+class _Option(NamedTuple):
+    """What an option is called, and where it is one."""
+
+    short: str
+    name: str
+    kind: str  # the name of its value; empty: it has none
+    verbs: list[str]
+    line: str  # of the help
+
+
 class _Request(NamedTuple):
     """What a call asks for."""
 
-    verb: str  # empty: none
+    verb: str
     targets: dict[tuple[str, int], str]  # (host, port): the range that named it, or ""
     given: dict[str, str]  # the values of the options by their long names
 
@@ -3440,67 +3423,61 @@ def _called(words: list[str]) -> int:
     if not words:
         write_line(sys.stderr, _HELP)
         return 2
-    verb, plain, given = _parsed(words)
-    if "--help" in given or "--version" in given:
-        _print(_VERBS.get(verb, _HELP) if "--help" in given else f"port_manager {__version__}")
+    options = list(map(_declared, _OPTIONS.splitlines()))
+    verb, plain, given = _parsed(words, options)
+    if "--help" in given:
+        own = [option.line for option in options if verb in option.verbs]
+        _print("\n".join([_VERBS[verb], *own, _ENDING]) if verb else _HELP)
+        return 0
+    if "--version" in given:
+        _print(f"port_manager {__version__}")
         return 0
     if "--quiet" in given or "--verbose" in given:
         import logging
 
         logging.getLogger("port_manager").setLevel(ERROR if "--quiet" in given else DEBUG)
-    targets = _targets(verb or "check", plain, given.get("--host", "0.0.0.0"))
+    verb = verb or "check"
     run = {"list": _list, "wait": _wait, "pick": _pick}.get(verb, _check_or_free)
-    return 0 if run(_Request(verb, targets, given)) else 1
+    return 0 if run(_Request(verb, _targets(verb, plain, given.get("--host", "0.0.0.0")), given)) else 1
 
 
-def _parsed(words: list[str]) -> tuple[str, list[str], dict[str, str]]:
+def _declared(row: str) -> _Option:
+    line, _, verbs = row.partition(" | ")
+    name, _, kind = line[6:24].rstrip().partition(" ")
+    return _Option(line[2:4], name, kind, verbs.split(), line)
+
+
+def _parsed(words: list[str], options: list[_Option]) -> tuple[str, list[str], dict[str, str]]:
     """The verb (empty: none), the words that are left, and the values of the options by their long names."""
-    if words[0] == "help":
-        words = [*words[1:], "--help"]
-    pairs = zip(words, ["", *words])
-    spoken = next((word for word, before in pairs if word in _NAMES and before not in ("--policy", "--until")), None)
-    if not spoken and words[0][:1].isalpha() and ":" not in words[0]:
-        raise _WrongCall(f"{_clean(words[0])!r} is neither a verb nor a port{_nearest(words[0], _VERBS)}")
-    verb = _NAMES.get(spoken or "", "")
-    options = _declared(verb or "check")
-    plain: list[str] = []
     given: dict[str, str] = {}
-    queue = iter(words)
-    for word in queue:
-        if word[:1] != "-" or not word.lstrip("-")[:1].isalpha():
-            plain += [word] if word != spoken else []
-            continue
-        form, glued, value = word.partition("=") if word[1] == "-" else (word[:2], word[2:], word[2:])
-        if form not in options:
-            raise _WrongCall(f"{verb or 'check'} has no option {_clean(form)}{_hint(form, options)}")
-        name, kind = options[form]
-        value = next(queue, "--") if kind and not glued else value
-        if value[:2] == "--" if kind else glued:
-            raise _WrongCall(f"{name} needs a value: {name} {kind}" if kind else f"{name} takes no value")
-        given[name] = _checked_value(name, kind, value)
-        plain += [value] if name == "--port" else []
-    return verb, plain, given
+    ports: list[str] = []
+    words = ["--help" if word == "help" else word for word in words]
+    for option in options:
+        values, words = take_options(words, f"{option.short} {option.name}", flags=not option.kind)
+        given.update((option.name, _checked_value(option, value)) for value in values)
+        ports += values if option.kind == "PORT" else []
+    spoken = next((word for word in words if word in _NAMES), "")
+    if spoken:
+        words.remove(spoken)
+    elif words and words[0][:1].isalpha() and ":" not in words[0]:
+        raise _WrongCall(f"{_clean(words[0])!r} is neither a verb nor a port{_nearest(words[0], _VERBS)}")
+    verb = _NAMES.get(spoken, "check")
+    known = {option.name: option.verbs for option in options}
+    own = [name for name, verbs in known.items() if verb in verbs]
+    for word in [*given, *words]:
+        form = word.partition("=")[0]
+        if word not in own and word[:1] == "-" and word.lstrip("-")[:1].isalpha():
+            where = f"; it is an option of {', '.join(known[form])}" if form in known else _nearest(form, own)
+            raise _WrongCall(f"{verb} has no option {_clean(form)}{where}")
+    return verb if spoken else "", [*ports, *words], given
 
 
-def _declared(verb: str) -> dict[str, tuple[str, str]]:
-    """By its short and its long form, each option that the help of a verb declares: (long form, name of its value)."""
-    options = {}
-    for line in _VERBS[verb].splitlines():
-        name, _, value = line[6:24].rstrip().partition(" ")
-        if name[:2] == "--":
-            options[line[2:4]] = options[name] = (name, value)
-    return options
-
-
-def _hint(form: str, options: Iterable[str]) -> str:
-    """Where to find an option that a verb has not."""
-    others = [verb for verb in _VERBS if form in _declared(verb)]
-    if others:
-        return f"; it is an option of {', '.join(others)}"
-    return _nearest(form, [name for name in options if name[2:]])
-
-
-def _checked_value(name: str, kind: str, text: str) -> str:
+def _checked_value(option: _Option, text: str) -> str:
+    name, kind = option.name, option.kind
+    if not kind and text:
+        raise _WrongCall(f"{name} takes no value")
+    if kind and (not text or text[:2] == "--"):
+        raise _WrongCall(f"{name} needs a value: {name} {kind}")
     if kind == "SIGNAL":
         text = text.upper().replace("SIG", "")
         text = _SIGNALS.get(text, text)
@@ -3521,9 +3498,7 @@ def _nearest(word: str, words: Iterable[str]) -> str:
 
 
 def _targets(verb: str, words: list[str], host: str) -> dict[tuple[str, int], str]:
-    parts = [part for word in words for part in word.strip(",").split(",")]
-    if verb == "pick" and not parts:
-        parts = ["8000"]
+    parts = [part for word in words for part in word.strip(",").split(",")] or ["8000"] * (verb == "pick")
     targets: dict[tuple[str, int], str] = {}
     for part in parts:
         where, low, high = _port_range(part)
@@ -3539,9 +3514,9 @@ def _port_range(word: str) -> tuple[str, int, int]:
     """(host, first, last) of what a person may type for a port: 8000, :8000, 3000-3010, http://localhost:8000/."""
     place = word.rpartition("://")[2]
     host, _, numbers = (place.partition("/")[0] if ":" in word else place).rpartition(":")
-    first, *others = (_number(text) or 0 for text in numbers.split("-"))
-    last = others.pop() if others else first
-    if not 1 <= first <= last <= 65535 or others or (":" in host and host[0] != "["):
+    low, dash, high = numbers.partition("-")
+    first, last = _number(low) or 0, _number(high if dash else low) or 0
+    if not 1 <= first <= last <= 65535 or (":" in host and host[0] != "["):
         hint = f"; a signal is named with -s {word[1:]}" if word[:1] == "-" else ""
         wrong = f"{_clean(word)!r} is not a port"
         raise _WrongCall(f"{wrong}; a port is a number from 1 to 65535, a range is 3000-3010{hint}")

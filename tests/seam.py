@@ -24,8 +24,8 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "sockstat": pm._ask_sockstat,
 }  # fmt: skip
 PARSERS: dict[str, Callable[..., Any]] = {
-    "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_listeners, "lsof": pm._parse_lsof,
-    "netstat": pm._parse_listeners, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
+    "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_ss, "lsof": pm._parse_lsof,
+    "netstat": pm._parse_netstat, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
     "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
     # Windows; all but netstat's take bytes, and the address at which they are, or whether it is a table of IPv6
     "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table, "user": pm._parse_user,
