@@ -22,6 +22,7 @@ one look; who must stay; stop and verify; the calls people use; servers; the com
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import socket
@@ -85,23 +86,19 @@ DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # logging's numbers, without its i
 
 if not TYPE_CHECKING:
 
-    class _Annotated(type):
-        """Makes a property of each annotated field."""
-
-        def __new__(cls, name, bases, members):
-            fields = tuple(members.get("__annotations__", ()))
-            places = {field: property(itemgetter(place)) for place, field in enumerate(fields)}
-            return super().__new__(cls, name, bases, {**members, **places, "__slots__": (), "_fields": fields})
-
-    class NamedTuple(tuple, metaclass=_Annotated):
+    class NamedTuple(tuple):
         """What is used here of typing.NamedTuple, whose import takes as long as all of this file's others."""
 
+        def __init_subclass__(cls):
+            cls._fields = tuple(cls.__annotations__)
+            for place, field in enumerate(cls._fields):
+                setattr(cls, field, property(itemgetter(place)))
+
         def __new__(cls, *values, **named):
-            if named:
-                values += tuple(named.pop(field) for field in cls._fields[len(values) :] if field in named)
-            if named or len(values) != len(cls._fields):
+            missing = cls._fields[len(values) :]
+            if len(values) > len(cls._fields) or {*missing} != {*named}:
                 raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
-            return tuple.__new__(cls, values)
+            return tuple.__new__(cls, (*values, *map(named.get, missing)))
 
         def __getnewargs__(self):
             return tuple(self)
@@ -288,44 +285,38 @@ if TYPE_CHECKING:
 def _say(level: int, text: str) -> None:
     """Log a line; a process that has configured no logging gets it on standard error."""
     logging = sys.modules.get("logging")  # where it was never imported, nobody can have configured it
-    if logging is None:
-        if level >= INFO:
-            write_line(sys.stderr, text)
-        return
-    logger = logging.getLogger("port_manager")
-    if logger.hasHandlers():
-        if logger.isEnabledFor(level):
-            logger.log(level, _encodable(text, _streams(logger)))
-    elif not logger.disabled and level >= (logger.level or INFO) and level > logger.manager.disable:
+    wanted = level >= INFO
+    if logging:
+        logger = logging.getLogger("port_manager")
+        if logger.hasHandlers():
+            for handler in (*logger.handlers, *logging.root.handlers):
+                text = _encodable(text, getattr(handler, "stream", None))
+            logger.log(level, text)
+            return
+        wanted = not logger.disabled and level >= (logger.level or INFO) and level > logger.manager.disable
+    if wanted:
         write_line(sys.stderr, text)
 
 
-def _streams(logger: Any) -> Iterator[TextIO]:
-    while logger is not None:
-        yield from (handler.stream for handler in logger.handlers if getattr(handler, "stream", None))
-        logger = logger.parent if logger.propagate else None
+def _in_plain(error: Any) -> tuple[str | bytes, int]:
+    """What stands for a character that a stream cannot encode: a sign goes, and the blanks behind it."""
+    text, symbol, rest = error.object, error.object[error.start], error.object[error.start + 1 :]
+    if symbol in "✅⚠💡🚨❌⏳":
+        return "", len(text) - len(rest.lstrip("\ufe0f "))
+    plain = {"→": "->", "…": "...", "\ufe0f": ""}
+    return (plain[symbol], error.start + 1) if symbol in plain else codecs.backslashreplace_errors(error)
 
 
-_PLAIN = (("️", ""), ("✅ ", ""), ("⚠  ", ""), ("💡 ", ""), ("🚨 ", ""), ("❌ ", ""), ("⏳ ", ""),
-          ("→", "->"), ("…", "..."))  # fmt: skip
+codecs.register_error("port_manager", _in_plain)
 
 
-def _encodable(text: str, streams: Iterable[TextIO]) -> str:
-    """The text, with what one of the streams cannot encode in a plain form."""
-    for stream in streams:
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        try:
-            text.encode(encoding)
-            continue
-        except (LookupError, TypeError):
-            encoding = "ascii"
-        except UnicodeError:
-            pass
-        for symbol, plain in _PLAIN:
-            if symbol.encode(encoding, "ignore").decode(encoding) != symbol:
-                text = text.replace(symbol, plain)
-        text = text.encode(encoding, "backslashreplace").decode(encoding)
-    return text
+def _encodable(text: str, stream: TextIO | None) -> str:
+    """The text, with what the stream cannot encode in a plain form."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        return text.encode(encoding, "port_manager").decode(encoding)
+    except (LookupError, TypeError):
+        return text.encode("ascii", "port_manager").decode()
 
 
 def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
@@ -337,7 +328,7 @@ def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
     if stream is None:  # its descriptor was closed at the start, and pythonw.exe has none
         return None
     try:
-        text = _encodable(_painted(text, stream), [stream]) + end
+        text = _encodable(_painted(text, stream), stream) + end
         stream.flush()
         if any(stream is own for own in (sys.__stdout__, sys.__stderr__)):
             with open(stream.fileno(), "w", encoding=stream.encoding, closefd=False) as unbuffered:
@@ -355,11 +346,7 @@ def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
 
 def _status(text: str) -> None:
     """Show one passing line on a terminal; an empty text removes it."""
-    try:
-        width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
-    except (OSError, ValueError, AttributeError):
-        width = 60
-    write_line(sys.stderr, "\r" + text[:width].ljust(width) + ("" if text else "\r"), end="")
+    write_line(sys.stderr, "\r" + _cut(text, 60).ljust(60) + ("" if text else "\r"), end="")
 
 
 def _on_terminal(stream: TextIO | None) -> bool:
@@ -400,10 +387,8 @@ def _short_folder(folder: str, width: int = 30) -> str:
     home = os.path.expanduser("~")
     if len(home) > 1 and (folder + os.sep).startswith(home + os.sep):
         folder = "~" + folder[len(home) :]
-    tail = folder.split(os.sep)
-    while _columns(folder) > width and len(tail) > 1:
-        del tail[0]
-        folder = os.sep.join(["…", *tail])
+    while _columns(folder) > width and folder.count(os.sep) > 1:
+        folder = f"…{os.sep}{folder.split(os.sep, 2)[2]}"
     return _cut(folder, width)
 
 
@@ -454,12 +439,8 @@ def _columns(text: str) -> int:
 
 def _cut(text: str, width: int) -> str:
     """The text in so many columns at most. It is cut in the middle, since a command often ends with its port."""
-    if _columns(text) <= width:
-        return text
-    head, tail = text[:width], text[-width:]
-    while tail and _columns(head) + _columns(tail) >= width:
-        head, tail = head[:-1], tail[1:]
-    return f"{head}…{tail}"
+    cuts = (f"{text[:half]}…{text[-half:]}" for half in range(width // 2, 0, -1))
+    return text if _columns(text) <= width else next((cut for cut in cuts if _columns(cut) <= width), "…")
 
 
 def _painted(text: str, stream: TextIO) -> str:
@@ -656,10 +637,10 @@ def _output(tool: str, *options: str) -> str:
 
 def _found(tool: str) -> str | None:
     """The full path of a tool; shutil.which would look in the current folder first, on Windows."""
-    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
+    folders = [folder for folder in os.get_exec_path() if os.path.isabs(folder)]
     folders += ["/usr/sbin", "/sbin", "/usr/local/sbin"] if os.sep == "/" else []
-    paths = [tool] if os.path.isabs(tool) else [os.path.join(folder, tool) for folder in folders]
-    paths = [path + suffix for path in paths for suffix in ("", ".exe")]
+    # An absolute path stays what it is.
+    paths = [os.path.join(folder, tool + suffix) for folder in folders for suffix in ("", ".exe")]
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
@@ -3631,13 +3612,13 @@ def _is_held(result: PortResult) -> bool:
 
 def _screen(result: PortResult) -> str:
     """What check says about a port: the verdict, whom it is about, and what free would do."""
-    system, port, reason, room = _ThisSystem(), result.port, result.reason or "", _room()
+    system, port, reason = _ThisSystem(), result.port, result.reason or ""
     if result.available:
         beside = system.beside(port) if result.host == "0.0.0.0" else []
         return "\n  beside it   ".join([f"✅ Port {port} is available", *beside])
     if not _is_held(result):
         return f"❌ {_sentence(reason)}"
-    lines = [f"⚠️  Port {port} is already in use"]
+    lines, room = [f"⚠️  Port {port} is already in use"], _room()
     for root, children in _families(result.holders):
         lines += [_cut(line, room) for line in _about(system, root, children, room - 14) if line[14:]]
         manager = result.managers.get(root.pid)
@@ -3669,13 +3650,9 @@ def _about(system: _System, root: Holder, children: list[Holder], room: int) -> 
 
 def _room() -> int:
     """The columns of the terminal; a pipe has no width, unless COLUMNS gives it one."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return int(columns)
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
-    except (AttributeError, OSError, ValueError):
-        return 10_000
+    import shutil
+
+    return shutil.get_terminal_size((10_000, 1)).columns or 80
 
 
 def _list(request: _Request) -> bool:
