@@ -358,7 +358,7 @@ def _on_terminal(stream: TextIO | None) -> bool:
 
 def _clean(text: str) -> str:
     """The text without control characters, which another process may have put there for our terminal."""
-    return text if text.isprintable() else text.translate({ord(c): "?" for c in set(text) if not c.isprintable()})
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _sentence(reason: str) -> str:
@@ -476,7 +476,7 @@ def _addresses(host: str, port: int) -> list[_Address]:
     """
     if host == "localhost":
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
-    numeric = _numeric(host[1:-1] if host.startswith("[") and host.endswith("]") else host or "0.0.0.0")
+    numeric = _numeric(host.strip("[]") if host else "0.0.0.0")
     if numeric:
         return [(socket.AF_INET6 if ":" in numeric else socket.AF_INET, (numeric, port))]
     try:
@@ -493,9 +493,6 @@ def _numeric(host: str) -> str:
         return socket.inet_ntop(family, socket.inet_pton(family, host))
     except (OSError, ValueError):
         return ""
-
-
-_FAMILY_IS_OFF = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
 def _bound(
@@ -525,6 +522,10 @@ def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = Non
     return None
 
 
+# Where localhost has two families, one of them may be switched off.
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+
 def _probe(port: int, host: str) -> _Obstacle | None:
     """What keeps a server from binding here; None when nothing does."""
     try:
@@ -538,11 +539,8 @@ def _probe(port: int, host: str) -> _Obstacle | None:
             error = _bind_error(family, (shadow, port))
             if error and error.errno != errno.EADDRINUSE:
                 continue
-        if error and host == "localhost" and error.errno in (errno.EADDRNOTAVAIL, *_FAMILY_IS_OFF):
-            absent += 1  # one family of the two may be switched off
-            if absent < len(addresses):
-                continue
-        if error:
+        absent += error is not None and error.errno in _ABSENT
+        if error and not (host == "localhost" and error.errno in _ABSENT and absent < len(addresses)):
             return _explained(error, address[0], port)
     return None
 
@@ -562,7 +560,7 @@ def _explained(error: OSError, address: str, port: int) -> _Obstacle:
         return _Obstacle(None, f"port {port} cannot be checked: too many files are open")
     if error.errno == errno.EADDRNOTAVAIL:
         return _Obstacle(False, f"{address} is not an address of this machine")
-    if error.errno in _FAMILY_IS_OFF:
+    if error.errno in _ABSENT:
         return _Obstacle(False, f"{address} cannot be used: its address family is switched off on this machine")
     return _Obstacle(False, f"{address} port {port} cannot be bound: {error.strerror or error}")
 
