@@ -3334,13 +3334,13 @@ _OPTIONS = """\
       --force            also outside development; nothing else is overridden | free
       --until STATE      free (the default) or listening | wait
       --timeout SECONDS  give up after this time (without it: never) | wait
-      --host HOST        where to bind (0.0.0.0); localhost: IPv4 and IPv6 | check free wait pick
-      --json             data for programs, on standard output | list check free
-  -p, --port PORT        the same as PORT | list check free wait pick
-  -q, --quiet            say only what goes wrong | list check free wait pick
-  -v, --verbose          say more | list check free wait pick
-  -h, --help             show this | list check free wait pick
-  -V, --version          show the version | list check free wait pick"""
+      --host HOST        where to bind (0.0.0.0); localhost: IPv4 and IPv6 | check, free, wait, pick
+      --json             data for programs, on standard output | list, check, free
+  -p, --port PORT        the same as PORT | list, check, free, wait, pick
+  -q, --quiet            say only what goes wrong | list, check, free, wait, pick
+  -v, --verbose          say more | list, check, free, wait, pick
+  -h, --help             show this | list, check, free, wait, pick
+  -V, --version          show the version | list, check, free, wait, pick"""
 _ENDING = "\nExit status 2 is a wrong call, 130 interrupted."
 _NAMES = {**{verb: verb for verb in _VERBS}, "stop": "free", "kill": "free"}
 _NEEDS = {"wait": "one port, such as 8000", "pick": "one port or range, such as 3000-3010"}
@@ -3357,13 +3357,13 @@ class _WrongCall(PortError):
 
 
 class _Option(NamedTuple):
-    """What an option is called, and where it is one."""
+    """An option, as its line of help declares it."""
 
     short: str
     name: str
     kind: str  # the name of its value; empty: it has none
-    verbs: list[str]
-    line: str  # of the help
+    verbs: str
+    line: str
 
 
 class _Request(NamedTuple):
@@ -3402,11 +3402,13 @@ def _called(words: list[str]) -> int:
     if not words:
         write_line(sys.stderr, _HELP)
         return 2
-    options = list(map(_declared, _OPTIONS.splitlines()))
-    verb, plain, given = _parsed(words, options)
+    options = [_declared(*row.split(" | ")) for row in _OPTIONS.splitlines()]
+    words, given = _parsed(words, options)
+    spoken = next((word for word in words if word in _NAMES), None)
+    verb = _NAMES.get(spoken or "", "check")
+    own = {option.name: option.line for option in options if verb in option.verbs}
     if "--help" in given:
-        own = [option.line for option in options if verb in option.verbs]
-        _print("\n".join([_VERBS[verb], *own, _ENDING]) if verb else _HELP)
+        _print("\n".join([_VERBS[verb], *own.values(), _ENDING]) if spoken else _HELP)
         return 0
     if "--version" in given:
         _print(f"port_manager {__version__}")
@@ -3415,91 +3417,75 @@ def _called(words: list[str]) -> int:
         import logging
 
         logging.getLogger("port_manager").setLevel(ERROR if "--quiet" in given else DEBUG)
-    verb = verb or "check"
-    run = {"list": _list, "wait": _wait, "pick": _pick}.get(verb, _check_or_free)
-    return 0 if run(_Request(verb, _targets(verb, plain, given.get("--host", "0.0.0.0")), given)) else 1
-
-
-def _declared(row: str) -> _Option:
-    line, _, verbs = row.partition(" | ")
-    name, _, kind = line[6:24].rstrip().partition(" ")
-    return _Option(line[2:4], name, kind, verbs.split(), line)
-
-
-def _parsed(words: list[str], options: list[_Option]) -> tuple[str, list[str], dict[str, str]]:
-    """The verb (empty: none), the words that are left, and the values of the options by their long names."""
-    given: dict[str, str] = {}
-    ports: list[str] = []
-    words = ["--help" if word == "help" else word for word in words]
     for option in options:
-        values, words = take_options(words, f"{option.short} {option.name}", flags=not option.kind)
-        given.update((option.name, _checked_value(option, value)) for value in values)
-        ports += values if option.kind == "PORT" else []
-    spoken = next((word for word in words if word in _NAMES), "")
-    if spoken:
-        words.remove(spoken)
-    elif words and words[0][:1].isalpha() and ":" not in words[0]:
-        raise _WrongCall(f"{_clean(words[0])!r} is neither a verb nor a port{_nearest(words[0], _VERBS)}")
-    verb = _NAMES.get(spoken, "check")
-    known = {option.name: option.verbs for option in options}
-    own = [name for name, verbs in known.items() if verb in verbs]
-    for word in [*given, *words]:
-        form = word.partition("=")[0]
-        if word not in own and word[:1] == "-" and word.lstrip("-")[:1].isalpha():
-            where = f"; it is an option of {', '.join(known[form])}" if form in known else _nearest(form, own)
-            raise _WrongCall(f"{verb} has no option {_clean(form)}{where}")
-    return verb if spoken else "", [*ports, *words], given
+        if option.name in given and option.name not in own:
+            raise _WrongCall(f"{option.name} is an option of {option.verbs}, not of {verb}")
+    targets = _targets(verb, [word for word in words if word != spoken], given, [*own, *_VERBS])
+    run = {"list": _list, "wait": _wait, "pick": _pick}.get(verb, _check_or_free)
+    return 0 if run(_Request(verb, targets, given)) else 1
 
 
-def _checked_value(option: _Option, text: str) -> str:
-    name, kind = option.name, option.kind
-    if not kind and text:
-        raise _WrongCall(f"{name} takes no value")
-    if kind and (not text or text[:2] == "--"):
-        raise _WrongCall(f"{name} needs a value: {name} {kind}")
+def _declared(line: str, verbs: str) -> _Option:
+    name, _, kind = line[6:24].rstrip().partition(" ")
+    return _Option(line[2:4], name, kind, verbs, line)
+
+
+def _parsed(words: list[str], options: list[_Option]) -> tuple[list[str], dict[str, str]]:
+    """The words that are left, and the values of the options by their long names."""
+    given: dict[str, str] = {}
+    words = ["--help" if word == "help" else word for word in words]
+    for short, name, kind, _, _ in options:
+        values, words = take_options(words, f"{short} {name}", flags=not kind)
+        given.update((name, _checked_value(name, kind, value)) for value in values)
+        words += values if kind == "PORT" else []
+    return words, given
+
+
+def _checked_value(name: str, kind: str, text: str) -> str:
     if kind == "SIGNAL":
         text = text.upper().replace("SIG", "")
         text = _SIGNALS.get(text, text)
     allowed = _ALLOWED.get(kind, (text,))
-    wrong = "" if text in allowed else f"none of {', '.join(allowed)}"
+    wrong = "" if text in allowed else f"{_clean(text)!r} is none of {', '.join(allowed)}"
     if kind == "SECONDS" and not (text.replace(".", "", 1).isdecimal() and float(text) < 1e6):
-        wrong = "not a number of seconds"
-    if wrong:
-        raise _WrongCall(f"{name}: {_clean(text)!r} is {wrong}")
+        wrong = f"{_clean(text)!r} is not a number of seconds"
+    if kind and (not text or text[:2] == "--"):
+        wrong = f"needs a value: {name} {kind}"
+    if wrong or (text and not kind):
+        raise _WrongCall(f"{name}: {wrong or 'takes no value'}")
     return text
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(word, list(words), 1, 0.7)
-    return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(words)}"
-
-
-def _targets(verb: str, words: list[str], host: str) -> dict[tuple[str, int], str]:
+def _targets(verb: str, words: list[str], given: dict[str, str], names: list[str]) -> dict[tuple[str, int], str]:
+    """The ports that are meant; names: what could have been meant by a word that is no port."""
     parts = [part for word in words for part in word.strip(",").split(",")] or ["8000"] * (verb == "pick")
     targets: dict[tuple[str, int], str] = {}
     for part in parts:
-        where, low, high = _port_range(part)
+        where, low, high = _port_range(part, names)
         for port in range(low, high + 1):
-            targets.setdefault((where or host, port), f"{low}-{high}" if high > low else "")
+            host = where or given.get("--host", "0.0.0.0")
+            targets.setdefault((host, port), f"{low}-{high}" if high > low else "")
     too_many = verb in _NEEDS and len(parts if verb == "pick" else targets) > 1
     if too_many or not (parts or verb == "list"):
         raise _WrongCall(f"{verb} needs {_NEEDS.get(verb, 'at least one port, such as 8000')}")
     return targets
 
 
-def _port_range(word: str) -> tuple[str, int, int]:
+def _port_range(word: str, names: list[str]) -> tuple[str, int, int]:
     """(host, first, last) of what a person may type for a port: 8000, :8000, 3000-3010, http://localhost:8000/."""
     place = word.rpartition("://")[2]
     host, _, numbers = (place.partition("/")[0] if ":" in word else place).rpartition(":")
     low, dash, high = numbers.partition("-")
     first, last = _number(low) or 0, _number(high if dash else low) or 0
-    if not 1 <= first <= last <= 65535 or (":" in host and host[0] != "["):
-        hint = f"; a signal is named with -s {word[1:]}" if word[:1] == "-" else ""
-        wrong = f"{_clean(word)!r} is not a port"
-        raise _WrongCall(f"{wrong}; a port is a number from 1 to 65535, a range is 3000-3010{hint}")
-    return host, first, last
+    if 1 <= first <= last <= 65535 and (":" not in host or host[0] == "["):
+        return host, first, last
+    import difflib
+
+    near = difflib.get_close_matches(word.partition("=")[0], names, 1, 0.7)
+    hint = f"did you mean {near[0]}?" if near else "a port is a number from 1 to 65535, a range is 3000-3010"
+    if word[:1] == "-" and first == 0 < last:
+        hint = f"a signal is named with -s {last}"
+    raise _WrongCall(f"{_clean(word)!r} is neither a port nor a verb or option; {hint}")
 
 
 def _print(text: str) -> None:
