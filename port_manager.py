@@ -403,11 +403,13 @@ def _branch(folder: str) -> str:
     return _clean(head.partition("refs/heads/")[2] or head[:7])
 
 
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{max(0, int(seconds))} s"
+def _age(holder: Holder) -> str:
+    """How long ago a process was started; empty where that is not told."""
+    if not holder.started:
+        return ""
+    seconds = time.time() - holder.started
+    size, unit = next(((size, unit) for size, unit in ((86400, "d"), (3600, "h"), (60, "min")) if seconds >= size), (1, "s"))
+    return f"{max(0, int(seconds // size))} {unit}"
 
 
 def _title(holder: Holder, children: Sequence[Holder] = (), full: bool = False) -> str:
@@ -415,8 +417,8 @@ def _title(holder: Holder, children: Sequence[Holder] = (), full: bool = False) 
     facts = [_short_command(holder.command) or "unknown"]
     if holder.user and (full or not holder.command):
         facts.append(f"user {holder.user}")
-    if holder.started and full:
-        facts.append(f"started {_duration(time.time() - holder.started)} ago")
+    if full and holder.started:
+        facts.append(f"started {_age(holder)} ago")
     if holder.cwd:
         facts.append(f"in {_short_folder(holder.cwd)}")
     return f"{holder.pid or '?'} ({', '.join(facts)}){_and_children(children)}"
@@ -3028,22 +3030,22 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
 
 def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str]) -> list[Endpoint]:
     host_variable, _, port_variable = server.variables.partition(" ")
-    named = environ.get(port_variable, "")
-    with_port = host_variable if named and host_variable[:1].isdigit() else environ.get(host_variable, "")
-    hosts = [host for host in take_options(words, server.hosts)[0] if host[:1] not in ("", "-")]  # vite: a bare --host
-    host = [with_port or server.host, *hosts][-1]
+    named, host = environ.get(port_variable, ""), environ.get(host_variable) or server.host
+    if named and host_variable[:1].isdigit():
+        host = host_variable
+    for value in take_options(words, server.hosts)[0]:
+        host = value if value[:1] not in ("", "-") else host  # vite: a bare --host
     idle = any(word in _SERVES_NOTHING for word in words)
     if idle or host.startswith("unix:") or _given(server.elsewhere, words, environ):
         return []
-    values = take_options(words, server.binds)[0]
-    binds = [_split_address(bind) for value in values for bind in value.split() or [""]]
+    binds = [_split_address(bind) for value in take_options(words, server.binds)[0] for bind in value.split() or [""]]
     binds += _bare_addresses(words) if "*" in server.binds.split() else []
     if all(bind and bind[1] is None for bind in binds):
-        ports = list(map(_number, take_options(words, server.ports)[0]))
+        ports = take_options(words, server.ports)[0]
         if not ports and _may_stand_in_a_file(server, words, environ, named):
             return []
         host = binds[-1][0] if binds and binds[-1] else host
-        binds = [("", [_number(named) if named else server.port, *ports][-1])]
+        binds = [("", _number([named, *ports][-1]) if named or ports else server.port)]
     return [Endpoint(bind[0] or host, bind[1]) for bind in binds if bind and bind[1] and bind[1] <= 65535]
 
 
@@ -3082,7 +3084,7 @@ def _bare_addresses(words: Sequence[str]) -> Iterator[tuple[str, int | None] | N
     for before, word in _bare(words):
         bind = _split_address(word)
         if bind and bind[1]:  # a small number after an option may be its value
-            yield bind if bind[1] >= 1024 or ":" in word or not before.startswith("-") else None
+            yield bind if bind[1] >= 1024 or ":" in word or before[:1] != "-" else None
 
 
 def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[str, str], named: str) -> bool:
@@ -3198,35 +3200,36 @@ def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
     module = sys._getframe(1).f_globals
     script = module.get("__name__") == "__main__" and "__file__" in module
     key, at = find_server(sys.argv) or ("", -1)
-    if at != 0 and not script:  # what is no server's program itself has loaded us
+    if _is_reloaded() or (at != 0 and not script):  # what is no server's program itself has loaded us
         return
     told = server_endpoints(sys.argv, None if at == 0 else {})
     own = [Endpoint(host, port)] if port is not None and not any(word in _SERVES_NOTHING for word in sys.argv) else []
     try:
         for endpoint in told or own:
-            if not _is_a_child(key, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
+            if not _is_a_worker(key, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
                 raise SystemExit(1)
     except KeyboardInterrupt as interruption:
         _say(WARNING, str(interruption) or "Interrupted")
         raise SystemExit(130) from None
 
 
-def _is_a_child(key: str, host: str, port: int) -> bool:
-    """Whether this is the child of a reloader or master, which has bound the port or is the same server."""
+def _is_reloaded() -> bool:
+    """Whether this process was spawned by multiprocessing (as uvicorn and watchfiles do), or by a reloader."""
+    spawned = sys.modules.get("multiprocessing.process")
+    marked = any(os.environ.get(name) == "true" for name in ("RUN_MAIN", "WERKZEUG_RUN_MAIN"))  # Django's; flask's
+    return marked or bool(spawned and spawned.parent_process() is not None)
+
+
+def _is_a_worker(key: str, host: str, port: int) -> bool:
+    """Whether this process is the child of a master, which is the same server, or has bound its port."""
     system = _ThisSystem()
-    if _is_reloaded():
-        return True
     if not system.native and _probe(port, host) is None:  # nothing to be had without starting a tool
         return False
-    ancestors = system.ancestry().pids
-    parent = system.process(ancestors[1]) if len(ancestors) > 1 else None
+    parent = system.process(os.getppid())
     words = system.describe(parent)[1].split() if parent and key and not system.redirects else []
     if words and (_is_command_of(key, words) or _master(system, os.getpid())):
         return True
-    try:  # a master may bind, and leave it to its workers to listen
-        return any(row.pid in ancestors for row in _search(system, port, None, True))
-    except PortError:
-        return False
+    return _is_held_by(system, port, host, system.ancestry().pids)
 
 
 def _is_command_of(key: str, command: Sequence[str]) -> bool:
@@ -3237,14 +3240,7 @@ def _is_command_of(key: str, command: Sequence[str]) -> bool:
     """
     program, at = find_server(command) or ("", 0)
     between = [word for before, word in zip(command, command[1:at]) if word[:1] != "-" and before not in ("-X", "-W")]
-    return program == key != "" and not between and (at == 0 or "py" in _program(command[0]))
-
-
-def _is_reloaded() -> bool:
-    """Whether this process was spawned by multiprocessing (as uvicorn and watchfiles do), or by a reloader."""
-    spawned = sys.modules.get("multiprocessing.process")
-    marked = any(os.environ.get(name) == "true" for name in ("RUN_MAIN", "WERKZEUG_RUN_MAIN"))  # Django's; flask's
-    return marked or bool(spawned and spawned.parent_process() is not None)
+    return program == key and not between and (at == 0 or "py" in _program(command[0]))
 
 
 def _is_of_our_server(port: int, host: str) -> bool:
@@ -3252,12 +3248,16 @@ def _is_of_our_server(port: int, host: str) -> bool:
     system = _ThisSystem()
     parent = system.process(os.getppid())
     shell = parent is None or _is_shell(parent.name)  # in which a reloader's variable was left
-    family = {*system.ancestry().pids, *(() if shell else system.children(os.getppid()))}
+    return _is_held_by(system, port, host, system.ancestry().pids + ([] if shell else system.children(os.getppid())))
+
+
+def _is_held_by(system: _System, port: int, host: str, pids: list[int]) -> bool:
+    """Whether all who hold the port are among these, also who has bound it and leaves it to others to listen."""
     try:
-        rows = _search(system, port, host, True)
+        holders = {row.pid for row in _search(system, port, host, True)}
     except PortError:
         return False
-    return bool(rows) and all(row.pid in family for row in rows)
+    return bool(holders) and holders <= {*pids}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -3275,7 +3275,8 @@ Free a TCP port in development, and never stop the wrong process.
   port_manager.py pick 8000   print a free port, 8000 or a later one
 
 PORT: 8000, 3000-3010, 8000,8001, :8000, localhost:8000, http://localhost:8000/
-Without a verb: check. Options and more: port_manager.py free --help
+Without a verb: check. Options: port_manager.py free --help
+stop and kill mean free.
 
 Exit status: 0 available, 1 not, 2 a wrong call, 130 interrupted.
 It is development where ENVIRONMENT is unset, empty or one of
@@ -3283,73 +3284,55 @@ dev, development, local, test, testing, debug."""
 
 _VERBS = {
     "list": """\
-port_manager.py list [PORT...] [OPTION...]
+[PORT...] [OPTION...]
 
-  port_manager.py list                   who listens, and on which port
   port_manager.py list 8000-8010 --json  only these ports, for programs
 
-Exit status: 0 listed, 1 the system does not tell.
-""",
+Exit status: 0 listed, 1 the system does not tell""",
     "check": """\
-port_manager.py check PORT... [OPTION...]
+PORT... [OPTION...]
 
-  port_manager.py check 8000  who holds a port, and what free would do
-  port_manager.py 3000-3100   the held ones of 101 ports
+  port_manager.py check 3000-3100  the held ones of 101 ports
 
-Exit status: 0 every port is available, 1 one is not.
-""",
+Exit status: 0 every port is available, 1 one is not""",
     "free": """\
-port_manager.py free PORT... [OPTION...]  (or stop, kill)
+PORT... [OPTION...]
 
-  port_manager.py free 8000          stop whoever holds it, if that is safe
   port_manager.py free 8000 9229 -n  only say who would be stopped
 
-Exit status: 0 every port is available (after -n: would be), 1 one is not.
-PORT_MANAGER_POLICY is a default for --policy.
-""",
+Exit status: 0 every port is available (after -n: would be), 1 one is not""",
     "wait": """\
-port_manager.py wait PORT [OPTION...]
+PORT [OPTION...]
 
-  port_manager.py wait 8000                    until it is free
   port_manager.py wait 8000 --until listening  until a server is up
 
-Exit status: 0 the port is in that state, 1 it was not in time.
-""",
+Exit status: 0 the port is in that state, 1 it was not in time""",
     "pick": """\
-port_manager.py pick [PORT] [OPTION...]
+[PORT or range] [OPTION...]
 
-  port_manager.py pick 8000       print a free port, 8000 or a later one
   port_manager.py pick 3000-3010  print a free one of these
 
-Exit status: 0 the port is printed, 1 none is free.
-""",
+Exit status: 0 the port is printed, 1 none is free""",
 }  # fmt: skip
-# An option is declared by its line of help, before the verbs that have it: the short form stands in columns 2 and 3, the
-# long one and the name of its value in columns 6 to 23.
-_OPTIONS = """\
-  -n, --dry-run          stop nobody; say who would be stopped, or why not | free
-      --grace SECONDS    time for the holder to stop by itself (5) | free
-  -s, --signal SIGNAL    the first, polite signal (TERM): a name, or 9 | free
-      --policy POLICY    kill, own (only of this project), ask, refuse | free
-      --force            also outside development; nothing else is overridden | free
-      --until STATE      free (the default) or listening | wait
-      --timeout SECONDS  give up after this time (without it: never) | wait
-      --host HOST        where to bind (0.0.0.0); localhost: IPv4 and IPv6 | check, free, wait, pick
-      --json             data for programs, on standard output | list, check, free
-  -p, --port PORT        the same as PORT | list, check, free, wait, pick
-  -q, --quiet            say only what goes wrong | list, check, free, wait, pick
-  -v, --verbose          say more | list, check, free, wait, pick
-  -h, --help             show this | list, check, free, wait, pick
-  -V, --version          show the version | list, check, free, wait, pick"""
-_ENDING = "\nExit status 2 is a wrong call, 130 interrupted."
 _NAMES = {**{verb: verb for verb in _VERBS}, "stop": "free", "kill": "free"}
-_NEEDS = {"wait": "one port, such as 8000", "pick": "one port or range, such as 3000-3010"}
+# An option is declared by its line of help: the short form, the long one, and what its value is; behind a bar, the verbs
+# that have it.
+_OPTIONS = """\
+  -n, --dry-run              stop nobody; say who would be stopped, or why not | free
+      --grace SECONDS        time for the holder to stop by itself (5) | free
+  -s, --signal TERM/INT/QUIT/HUP/USR1/USR2/KILL  the first, polite one; or 9 | free
+      --policy kill/own/ask/refuse  or PORT_MANAGER_POLICY; own: this project | free
+      --force                also outside development; overrides nothing else | free
+      --until free/listening  what to wait for (free) | wait
+      --timeout SECONDS      give up after this time (without it: never) | wait
+      --host HOST            where to bind (0.0.0.0); localhost: IPv4 and IPv6 | check, free, wait, pick
+      --json                 data for programs, on standard output | list, check, free
+  -p, --port PORT            the same as PORT | list, check, free, wait, pick
+  -q, --quiet                say only what goes wrong | list, check, free, wait, pick
+  -v, --verbose              say more | list, check, free, wait, pick
+  -h, --help                 show this | list, check, free, wait, pick
+  -V, --version              show the version | list, check, free, wait, pick"""
 _SIGNALS = {"1": "HUP", "2": "INT", "3": "QUIT", "9": "KILL", "15": "TERM"}
-_ALLOWED: dict[str, tuple[str, ...]] = {
-    "POLICY": POLICIES,
-    "STATE": ("free", "listening"),
-    "SIGNAL": ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL"),
-}
 
 
 class _WrongCall(PortError):
@@ -3361,7 +3344,7 @@ class _Option(NamedTuple):
 
     short: str
     name: str
-    kind: str  # the name of its value; empty: it has none
+    kind: str  # what its value is; empty: it has none
     verbs: str
     line: str
 
@@ -3408,7 +3391,8 @@ def _called(words: list[str]) -> int:
     verb = _NAMES.get(spoken or "", "check")
     own = {option.name: option.line for option in options if verb in option.verbs}
     if "--help" in given:
-        _print("\n".join([_VERBS[verb], *own.values(), _ENDING]) if spoken else _HELP)
+        screen = [f"port_manager.py {verb} {_VERBS[verb]};\n2 a wrong call, 130 interrupted", "", *own.values()]
+        _print("\n".join(screen) if spoken else _HELP)
         return 0
     if "--version" in given:
         _print(f"port_manager {__version__}")
@@ -3426,7 +3410,7 @@ def _called(words: list[str]) -> int:
 
 
 def _declared(line: str, verbs: str) -> _Option:
-    name, _, kind = line[6:24].rstrip().partition(" ")
+    name, _, kind = line[6:].partition("  ")[0].partition(" ")
     return _Option(line[2:4], name, kind, verbs, line)
 
 
@@ -3442,17 +3426,18 @@ def _parsed(words: list[str], options: list[_Option]) -> tuple[list[str], dict[s
 
 
 def _checked_value(name: str, kind: str, text: str) -> str:
-    if kind == "SIGNAL":
+    if name == "--signal":
         text = text.upper().replace("SIG", "")
         text = _SIGNALS.get(text, text)
-    allowed = _ALLOWED.get(kind, (text,))
-    wrong = "" if text in allowed else f"{_clean(text)!r} is none of {', '.join(allowed)}"
-    if kind == "SECONDS" and not (text.replace(".", "", 1).isdecimal() and float(text) < 1e6):
+    wrong = ""
+    if bool(kind) != bool(text) or text[:2] == "--":
+        wrong = f"it takes {f'a value, {kind}' if kind else 'no value'}"
+    elif "/" in kind and text not in kind.split("/"):
+        wrong = f"{_clean(text)!r} is none of {kind.replace('/', ', ')}"
+    elif kind == "SECONDS" and not (text.replace(".", "", 1).isdecimal() and float(text) < 1e6):
         wrong = f"{_clean(text)!r} is not a number of seconds"
-    if kind and (not text or text[:2] == "--"):
-        wrong = f"needs a value: {name} {kind}"
-    if wrong or (text and not kind):
-        raise _WrongCall(f"{name}: {wrong or 'takes no value'}")
+    if wrong:
+        raise _WrongCall(f"{name}: {wrong}")
     return text
 
 
@@ -3465,9 +3450,10 @@ def _targets(verb: str, words: list[str], given: dict[str, str], names: list[str
         for port in range(low, high + 1):
             host = where or given.get("--host", "0.0.0.0")
             targets.setdefault((host, port), f"{low}-{high}" if high > low else "")
-    too_many = verb in _NEEDS and len(parts if verb == "pick" else targets) > 1
-    if too_many or not (parts or verb == "list"):
-        raise _WrongCall(f"{verb} needs {_NEEDS.get(verb, 'at least one port, such as 8000')}")
+    usage = _VERBS[verb].partition(" [OPTION")[0]
+    too_many = usage[-3:] not in ("...", "..]") and len(targets if usage == "PORT" else parts) > 1
+    if too_many or not (parts or usage[0] == "["):
+        raise _WrongCall(f"type port_manager.py {verb} {usage}, such as 8000")
     return targets
 
 
@@ -3505,23 +3491,14 @@ def _print_results(results: Iterable[PortResult]) -> None:
     """The JSON of list, check and free."""
     system, ports = _ThisSystem(), []
     for result in results:
-        holders = []
-        for holder in result.holders:
-            manager = result.managers.get(holder.pid)
-            holders.append({
-                **holder._asdict(),
-                **_facts(system, holder),
-                "addresses": list(map(str, holder.addresses)),
-                "manager": manager and manager._asdict(),
-            })  # fmt: skip
-        entry = {**result._asdict(), "host": result.host or None, "holders": holders}
-        del entry["plan"], entry["managers"]
-        ports.append(entry)
+        holders = [_facts(system, result, holder) for holder in result.holders]
+        ports.append({**result._asdict(), "host": result.host or None, "holders": holders})
+        del ports[-1]["plan"], ports[-1]["managers"]
     _print(_json({"ports": ports}))
 
 
-def _facts(system: _System, holder: Holder) -> dict[str, Any]:
-    """What JSON tells of a holder beyond its own fields; its ancestry begins at a shell or the service above it."""
+def _facts(system: _System, result: PortResult, holder: Holder) -> dict[str, Any]:
+    """What JSON tells of a holder; its ancestry begins at a shell or the service above it."""
     ancestry: list[dict[str, object]] = []
     for process in map(system.process, system.parents(holder.pid)[:12]):
         if process is None or process.pid == 1:
@@ -3529,25 +3506,27 @@ def _facts(system: _System, holder: Holder) -> dict[str, Any]:
         ancestry.insert(0, {"pid": process.pid, "name": process.name})
         if _is_shell(process.name) and process.tty:
             break
-    folder = _place(system, holder)
+    (folder, project), manager = _place(system, holder), result.managers.get(holder.pid)
     return {
-        "project": _marked_project(folder) or None,
+        **holder._asdict(),
+        "addresses": list(map(str, holder.addresses)),
+        "project": project or None,
         "branch": _in_time(lambda: folder and _branch(folder), "") or None,
         "ancestry": ancestry,
+        "manager": manager and manager._asdict(),
         "state": system.state(holder.pid or 0) or None,
     }
 
 
-def _place(system: _System, holder: Holder) -> str:
-    """The folder of a holder, also of one that has been stopped since; empty where it is out of reach from here."""
+def _place(system: _System, holder: Holder) -> tuple[str, str]:
+    """The folder of a holder, also of one that has been stopped since, and its project, where that has a mark.
+
+    The folder is empty where it is out of reach from here.
+    """
     told = _folder_of(system, holder.pid or 0)
-    return "" if told is None else told or holder.cwd
-
-
-def _marked_project(folder: str) -> str:
-    """The project of a folder, where it has a mark."""
+    folder = "" if told is None else told or holder.cwd
     project = _project(folder)
-    return _clean(project) if project and _has(project, _MARKS) else ""
+    return folder, _clean(project) if project and _has(project, _MARKS) else ""
 
 
 def _check_or_free(request: _Request) -> bool:
@@ -3580,17 +3559,16 @@ def _screens(results: list[PortResult], ranges: list[str]) -> Iterator[str]:
     for named in dict.fromkeys(ranges):
         some = [result for result, its_range in zip(results, ranges) if its_range == named]
         if named:
-            kinds = [
-                "available" if each.available else "held" if _is_held(each) else "cannot be bound" for each in some
-            ]
-            yield f"{named}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted({*kinds}, reverse=True))
-            held = [each for each, kind in zip(some, kinds) if kind == "held"]
-            some = held or [each for each in some if not each.available][:1]
+            held = list(filter(_is_held, some))
+            bad = [result for result in some if not result.available]
+            kinds = {"held": len(held), "cannot be bound": len(bad) - len(held), "available": len(some) - len(bad)}
+            yield f"{named}: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+            some = held or bad[:1]
         yield from map(_screen, some)
 
 
 def _is_held(result: PortResult) -> bool:
-    obstacle = _probe(result.port, result.host)
+    obstacle = None if result.available else _probe(result.port, result.host)
     return bool(obstacle and obstacle.held)
 
 
@@ -3604,32 +3582,32 @@ def _screen(result: PortResult) -> str:
         return f"❌ {_sentence(reason)}"
     lines, room = [f"⚠️  Port {port} is already in use"], _room()
     for root, children in _families(result.holders):
-        lines += [_cut(line, room) for line in _about(system, root, children, room - 14) if line[14:]]
-        manager = result.managers.get(root.pid)
-        if manager and manager.name not in reason:
-            lines.append(f"  managed by  {manager.name}")
+        about = _about(system, result, root, children, room - 14).items()
+        lines += [_cut(f"  {label:10}  {fact}", room) for label, fact in about if fact]
     whom, alone, why = reason.partition(" is left alone: ")
     would = result.plan or (f"leave {whom.split()[1]} alone: {why}" if alone else f"refuse: {reason}")
-    last = f"  free would  {would}"
-    # A line that is too long is broken where a clause ends, so that a command to copy stays whole.
-    lines.append(last if _columns(last) <= room else last.replace("; ", ";\n" + " " * 14))
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  free would  {would}"])
 
 
-def _about(system: _System, root: Holder, children: list[Holder], room: int) -> list[str]:
-    """What is told of a holder and its children; where nothing follows a label, there is nothing to tell."""
-    facts, command = _facts(system, root), _short_command(root.command, room - 10)
-    branch, line = facts["branch"], "".join(f"{process['name']} → " for process in facts["ancestry"])
-    ago = f"{_duration(time.time() - root.started)} ago " if root.started else ""
+def _about(
+    system: _System, result: PortResult, root: Holder, children: list[Holder], room: int
+) -> dict[str, str]:
+    """What is told of a holder and its children, by label; empty where there is nothing to tell."""
+    facts, command = _facts(system, result, root), _short_command(root.command, room - 10)
     states = {"suspended": "suspended (Ctrl+Z)", "deleted": "its program was deleted or replaced"}
-    return [
-        f"  process     {f'{root.pid} ({command})' if root.pid else 'one that you may not see'}",
-        f"  children    {_listed(sorted(children))}",
-        f"  folder      {_short_folder(root.cwd, room)}{f' ({branch})' if branch else ''}",
-        f"  started     {ago}{f'by {root.user}' if root.user else ''}{f': {line}{root.name}' if line else ''}",
-        f"  state       {states.get(facts['state'], '')}",
-        f"  listens on  {', '.join(map(str, root.addresses))}",
-    ]
+    branch, age, manager = facts["branch"], _age(root), facts["manager"]
+    line = [process["name"] for process in facts["ancestry"]]
+    return {
+        "process": f"{root.pid} ({command})" if root.pid else "one that you may not see",
+        "children": _listed(sorted(children)),
+        "folder": _short_folder(root.cwd, room) + (f" ({branch})" if branch else ""),
+        "started": (f"{age} ago " if age else "")
+        + (f"by {root.user}" if root.user else "")
+        + (f": {' → '.join([*line, root.name])}" if line else ""),
+        "state": states.get(facts["state"], ""),
+        "listens on": ", ".join(facts["addresses"]),
+        "managed by": manager["name"] if manager and manager["name"] not in (result.reason or "") else "",
+    }
 
 
 def _room() -> int:
@@ -3640,24 +3618,21 @@ def _room() -> int:
 
 
 def _list(request: _Request) -> bool:
-    wanted, everyone = {port for _, port in request.targets}, find_listeners()
-    held = {address.port for holder in everyone for address in holder.addresses}
-    results = []
-    for port in sorted(held & wanted if wanted else held):
-        holders = [holder for holder in everyone if any(address.port == port for address in holder.addresses)]
-        results.append(PortResult(port, "", False, holders, [], [], None, None, {}))
+    wanted, everyone, results = {port for _, port in request.targets}, find_listeners(), []
+    for port in sorted({address.port for holder in everyone for address in holder.addresses}):
+        holders = [holder for holder in everyone if port in {address.port for address in holder.addresses}]
+        results += [PortResult(port, "", False, holders, [], [], None, None, {})] if port in (wanted or {port}) else []
     if "--json" in request.given:
         _print_results(results)
     elif "--quiet" not in request.given:
         system, room = _ThisSystem(), _room()
         rows = [row for result in results for row in _rows(system, result, min(30, room // 4))]
-        for line in _table(rows, room) if rows else ():
-            _print(line)
-        if not rows:
+        if rows:
+            _print("\n".join(_table(rows, room)))
+        else:
             write_line(sys.stderr, f"Nobody listens on {'these ports' if wanted else 'any TCP port'}")
-        elif not "".join(row[2] for row in rows).isdigit():
-            legend = "+N: N child processes hold the port, too; -: a process that you may not see"
-            write_line(sys.stderr, legend)
+        if not "".join(["0", *(row[2] for row in rows)]).isdigit():
+            write_line(sys.stderr, "+N: N child processes hold the port, too; -: a process that you may not see")
     return True
 
 
@@ -3666,10 +3641,9 @@ def _rows(system: _System, result: PortResult, room: int) -> Iterator[list[str]]
     for root, children in _families(result.holders):
         addresses = ", ".join(address.host for address in root.addresses if address.port == port)
         pid = f"{root.pid or '-'}{f' +{len(children)}' if children else ''}"
-        up = _duration(time.time() - root.started) if root.started else "-"
-        folder = _short_folder(_marked_project(_place(system, root)) or root.cwd or "-", room)
+        folder = _short_folder(_place(system, root)[1] or root.cwd or "-", room)
         command = _short_command(root.command, 10_000) or f"(user {root.user or 'unknown'})"
-        yield [str(port), addresses, pid, up, root.user or "-", folder, command]
+        yield [str(port), addresses, pid, _age(root) or "-", root.user or "-", folder, command]
 
 
 def _table(rows: list[list[str]], room: int) -> Iterator[str]:
