@@ -28,7 +28,7 @@ import os
 import socket
 import sys
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 
 TYPE_CHECKING = False
@@ -38,33 +38,11 @@ if TYPE_CHECKING:
 __version__ = "1.1.0"
 
 __all__ = [
-    "SERVERS",
-    "CannotTell",
-    "Endpoint",
-    "Holder",
-    "Manager",
-    "PortError",
-    "PortManager",
-    "PortResult",
-    "PortTimeout",
-    "Server",
-    "bind_port",
-    "ensure_port_available",
-    "find_free_port",
-    "find_listeners",
-    "find_server",
-    "guard",
-    "is_development",
-    "main",
-    "names_app",
-    "preview_port",
-    "server_endpoints",
-    "shell_commands",
-    "take_options",
-    "wait_until_free",
-    "wait_until_listening",
-    "write_line",
-]
+    "SERVERS", "CannotTell", "Endpoint", "Holder", "Manager", "PortError", "PortManager", "PortResult", "PortTimeout",
+    "Server", "bind_port", "ensure_port_available", "find_free_port", "find_listeners", "find_server", "guard",
+    "is_development", "main", "names_app", "preview_port", "server_endpoints", "shell_commands", "take_options",
+    "wait_until_free", "wait_until_listening", "write_line",
+]  # fmt: skip
 
 DEVELOPMENT_NAMES = ("", "dev", "development", "local", "test", "testing", "debug")
 POLICIES = ("kill", "own", "ask", "refuse")  # from the least strict to the strictest
@@ -298,13 +276,15 @@ def _say(level: int, text: str) -> None:
         write_line(sys.stderr, text)
 
 
+_PLAIN = {**dict.fromkeys("✅⚠\ufe0f💡🚨❌⏳", ""), "→": "->", "…": "..."}
+
+
 def _in_plain(error: Any) -> tuple[str | bytes, int]:
     """What stands for a character that a stream cannot encode: a sign goes, and the blanks behind it."""
-    text, symbol, rest = error.object, error.object[error.start], error.object[error.start + 1 :]
-    if symbol in "✅⚠💡🚨❌⏳":
-        return "", len(text) - len(rest.lstrip("\ufe0f "))
-    plain = {"→": "->", "…": "...", "\ufe0f": ""}
-    return (plain[symbol], error.start + 1) if symbol in plain else codecs.backslashreplace_errors(error)
+    symbol, rest = error.object[error.start], error.object[error.start + 1 :]
+    if symbol not in _PLAIN:
+        return codecs.backslashreplace_errors(error)
+    return _PLAIN[symbol], len(error.object) - len(rest if _PLAIN[symbol] else rest.lstrip(" "))
 
 
 codecs.register_error("port_manager", _in_plain)
@@ -407,9 +387,11 @@ def _age(holder: Holder) -> str:
     """How long ago a process was started; empty where that is not told."""
     if not holder.started:
         return ""
-    seconds = time.time() - holder.started
-    size, unit = next(((size, unit) for size, unit in ((86400, "d"), (3600, "h"), (60, "min")) if seconds >= size), (1, "s"))
-    return f"{max(0, int(seconds // size))} {unit}"
+    seconds = int(max(0, time.time() - holder.started))
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 def _title(holder: Holder, children: Sequence[Holder] = (), full: bool = False) -> str:
@@ -709,9 +691,12 @@ def _ask_ss(port: int | None) -> _Told:
     return _parse_ss(_output("ss", "-ltne"))
 
 
-def _parse_ss(text: str) -> _Told:
-    details = r"(?=(?:.* uid:(?P<uid>\d+))?)(?=(?:.* ino:(?P<inode>\d+))?)(?=(?:.* v6only:(?P<v6only>[01]))?)"
-    return _listeners(r"LISTEN \d+ \d+ (?P<local>\S+) \S+" + details, "State", text)
+_parse_ss = partial(
+    _listeners,
+    r"LISTEN \d+ \d+ (?P<local>\S+) \S+"
+    r"(?=(?:.* uid:(?P<uid>\d+))?)(?=(?:.* ino:(?P<inode>\d+))?)(?=(?:.* v6only:(?P<v6only>[01]))?)",
+    "State",
+)
 
 
 def _ask_netstat(port: int | None) -> _Told:
@@ -719,9 +704,9 @@ def _ask_netstat(port: int | None) -> _Told:
     return _parse_netstat(_output("netstat", "-ltne") or _output("netstat", "-ltn"))
 
 
-def _parse_netstat(text: str) -> _Told:
-    row = r"tcp6? \d+ \d+ (?P<local>\S+) \S+ LISTEN(?: (?P<uid>\d+) (?P<inode>\d+))?"
-    return _listeners(row, "Proto", text)
+_parse_netstat = partial(
+    _listeners, r"tcp6? \d+ \d+ (?P<local>\S+) \S+ LISTEN(?: (?P<uid>\d+) (?P<inode>\d+))?", "Proto"
+)
 
 
 def _ask_sockstat(port: int | None) -> _Told:
@@ -729,10 +714,11 @@ def _ask_sockstat(port: int | None) -> _Told:
     return _parse_sockstat(_output("sockstat", "-46lw", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
 
 
-def _parse_sockstat(text: str) -> _Told:
-    """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks, or look like such columns."""
-    row = r"\S.* (?P<pid>\S+) \S+ (?P<v6only>tcp4|tcp46|tcp6) (?P<local>\S+) \*:\*\s*?$"
-    return _listeners(row, "PROTO", text)  # without a PID, it is one that may not be seen
+# Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks, or look like such columns. What has no PID
+# may not be seen.
+_parse_sockstat = partial(
+    _listeners, r"\S.* (?P<pid>\S+) \S+ (?P<v6only>tcp4|tcp46|tcp6) (?P<local>\S+) \*:\*\s*$", "PROTO"
+)
 
 
 def _ask_lsof(port: int | None) -> _Told:
@@ -2945,54 +2931,56 @@ class Server:
         self.__dict__.update(texts)
 
 
-# By program; a second word is the verb without which it serves nothing. Of those that serve a kind of app, the first is
-# preferred. To add a server: write its line here; run_backend.py reads the same table.
-SERVERS = {
-    "uvicorn": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="UVICORN_HOST UVICORN_PORT",
-                      elsewhere="--uds --fd UVICORN_UDS UVICORN_FD", files="--env-file=UVICORN_PORT", serves="asgi",
-                      start="-m uvicorn APP --host HOST --port PORT", factory="--factory"),
-    "hypercorn": Server("127.0.0.1", 8000, binds="-b --bind", files="-c --config", serves="quart asgi",
-                        start="-m hypercorn APP --bind ADDRESS", factory="()"),
-    "granian": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="GRANIAN_HOST GRANIAN_PORT",
-                      elsewhere="--uds GRANIAN_UDS", serves="asgi",
-                      start="-m granian --interface asgi APP --host HOST --port PORT", factory="--factory"),
-    "daphne": Server("127.0.0.1", 8000, hosts="-b --bind", ports="-p --port",
-                     elsewhere="-u --unix-socket -e --endpoint --fd", serves="asgi",
-                     start="-m daphne -b HOST -p PORT APP"),
-    "gunicorn": Server("127.0.0.1", 8000, binds="-b --bind", variables="0.0.0.0 PORT", elsewhere="LISTEN_FDS",
-                       files="-c --config GUNICORN_CMD_ARGS gunicorn.conf.py", serves="wsgi",
-                       start="-m gunicorn APP --bind ADDRESS", factory="()"),
-    **dict.fromkeys(("waitress", "waitress-serve"),
-                    Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen",
-                           elsewhere="--unix-socket", serves="wsgi dash", start="-m waitress --listen ADDRESS APP",
-                           factory="--call")),
-    "wsgiref": Server("0.0.0.0", None, serves="wsgi dash", factory="()",
-                      start="run_backend.py --wsgiref APP --host HOST --port PORT"),
-    "page": Server("0.0.0.0", None, serves="page", start="run_backend.py --page --host HOST --port PORT"),
-    "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port",
-                        variables="FLASK_RUN_HOST FLASK_RUN_PORT", serves="flask", files=".env=FLASK_RUN_ "
-                        ".flaskenv=FLASK_RUN_", start="-m flask --app APP run --host HOST --port PORT", factory="()"),
-    "manage.py runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6", serves="django",
-                                  start="APP runserver ADDRESS"),
-    **dict.fromkeys(("manage.py runserver_plus", "django-admin runserver", "django runserver"),
-                    Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6")),
-    "litestar run": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port",
-                           variables="LITESTAR_HOST LITESTAR_PORT",
-                           elsewhere="-U --uds --unix-domain-socket -F --fd --file-descriptor", serves="litestar",
-                           start="-m litestar --app APP run --host HOST --port PORT"),
-    "sanic": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port", elsewhere="-u --unix", serves="sanic",
-                    start="-m sanic APP --host HOST --port PORT", factory="--factory"),
-    "quart run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port"),
-    "fastapi dev": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="- PORT"),
-    "fastapi run": Server("0.0.0.0", 8000, hosts="--host", ports="--port", variables="- PORT"),
-    "http.server": Server("0.0.0.0", 8000, hosts="-b --bind", binds="*"),
-    "php": Server("127.0.0.1", None, binds="-S"),
-    **dict.fromkeys(("next dev", "next start"), Server("0.0.0.0", 3000, hosts="-H --hostname", ports="-p --port",
-                                                       variables="- PORT")),
-    **dict.fromkeys(("npm", "pnpm", "yarn", "bun", "vite"), Server("0.0.0.0", None, hosts="--host", ports="--port",
-                                                                   variables="HOST PORT")),
-}  # fmt: skip
-_SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")  # any other program
+# A line for each: the programs; a second word is the verb without which one serves nothing. Then its own host and port (- for
+# none), and what the fields of Server say. Of those that serve a kind of app, the first is preferred. To add a server, write
+# its line here; run_backend.py reads the same table.
+_SERVERS = """\
+uvicorn = 127.0.0.1 8000, hosts --host, ports --port, variables UVICORN_HOST UVICORN_PORT, \
+elsewhere --uds --fd UVICORN_UDS UVICORN_FD, files --env-file=UVICORN_PORT, serves asgi, \
+start -m uvicorn APP --host HOST --port PORT, factory --factory
+hypercorn = 127.0.0.1 8000, binds -b --bind, files -c --config, serves quart asgi, \
+start -m hypercorn APP --bind ADDRESS, factory ()
+granian = 127.0.0.1 8000, hosts --host, ports --port, variables GRANIAN_HOST GRANIAN_PORT, \
+elsewhere --uds GRANIAN_UDS, serves asgi, start -m granian --interface asgi APP --host HOST --port PORT, factory --factory
+daphne = 127.0.0.1 8000, hosts -b --bind, ports -p --port, elsewhere -u --unix-socket -e --endpoint --fd, serves asgi, \
+start -m daphne -b HOST -p PORT APP
+gunicorn = 127.0.0.1 8000, binds -b --bind, variables 0.0.0.0 PORT, elsewhere LISTEN_FDS, \
+files -c --config GUNICORN_CMD_ARGS gunicorn.conf.py, serves wsgi, start -m gunicorn APP --bind ADDRESS, factory ()
+waitress, waitress-serve = 0.0.0.0 8080, hosts --host, ports --port, binds --listen, elsewhere --unix-socket, \
+serves wsgi dash, start -m waitress --listen ADDRESS APP, factory --call
+wsgiref = 0.0.0.0 -, serves wsgi dash, start run_backend.py --wsgiref APP --host HOST --port PORT, factory ()
+page = 0.0.0.0 -, serves page, start run_backend.py --page --host HOST --port PORT
+flask run = 127.0.0.1 5000, hosts -h --host, ports -p --port, variables FLASK_RUN_HOST FLASK_RUN_PORT, \
+files .env=FLASK_RUN_ .flaskenv=FLASK_RUN_, serves flask, start -m flask --app APP run --host HOST --port PORT, factory ()
+manage.py runserver = 127.0.0.1 8000, binds *, elsewhere -6 --ipv6, serves django, start APP runserver ADDRESS
+manage.py runserver_plus, django-admin runserver, django runserver = 127.0.0.1 8000, binds *, elsewhere -6 --ipv6
+litestar run = 127.0.0.1 8000, hosts -H --host, ports -p --port, variables LITESTAR_HOST LITESTAR_PORT, \
+elsewhere -U --uds --unix-domain-socket -F --fd --file-descriptor, serves litestar, \
+start -m litestar --app APP run --host HOST --port PORT
+sanic = 127.0.0.1 8000, hosts -H --host, ports -p --port, elsewhere -u --unix, serves sanic, \
+start -m sanic APP --host HOST --port PORT, factory --factory
+quart run = 127.0.0.1 5000, hosts -h --host, ports -p --port
+fastapi dev = 127.0.0.1 8000, hosts --host, ports --port, variables - PORT
+fastapi run = 0.0.0.0 8000, hosts --host, ports --port, variables - PORT
+http.server = 0.0.0.0 8000, hosts -b --bind, binds *
+php = 127.0.0.1 -, binds -S
+next dev, next start = 0.0.0.0 3000, hosts -H --hostname, ports -p --port, variables - PORT
+npm, pnpm, yarn, bun, vite = 0.0.0.0 -, hosts --host, ports --port, variables HOST PORT
+any other script = 0.0.0.0 -, hosts --host, ports --port, variables HOST PORT"""
+
+
+def _servers() -> Iterator[tuple[str, Server]]:
+    for line in _SERVERS.splitlines():
+        programs, _, facts = line.partition(" = ")
+        address, *texts = facts.split(", ")
+        host, port = address.split()
+        server = Server(host, _number(port), **dict(text.split(" ", 1) for text in texts))
+        for program in programs.split(", "):
+            yield program, server
+
+
+SERVERS = dict(_servers())
+_SCRIPT = SERVERS.pop("any other script")
 
 # What these programs start listens on another machine, or in a container.
 _ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-compose", "nerdctl", "kubectl", "vagrant")
