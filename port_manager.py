@@ -529,24 +529,27 @@ def _probe(port: int, host: str) -> _Obstacle | None:
     return None
 
 
+_REASONS = {
+    "EADDRINUSE": "port {port} is already in use",
+    "10013": "Windows forbids port {port} (error 10013): another program owns it exclusively, or it lies in a reserved "
+    "range, which this command shows: netsh int ipv4 show excludedportrange protocol=tcp",
+    **dict.fromkeys(("EACCES", "EPERM"), "no permission to bind port {port}: {rule}"),
+    **dict.fromkeys(("EMFILE", "ENFILE"), "port {port} cannot be checked: too many files are open"),
+    "EADDRNOTAVAIL": "{address} is not an address of this machine",
+    **dict.fromkeys(
+        ("EAFNOSUPPORT", "EPROTONOSUPPORT"),
+        "{address} cannot be used: its address family is switched off on this machine",
+    ),
+}
+
+
 def _explained(error: OSError, address: str, port: int) -> _Obstacle:
-    if error.errno == errno.EADDRINUSE:
-        return _Obstacle(True, f"port {port} is already in use")
-    if getattr(error, "winerror", None) == 10013:
-        return _Obstacle(True, (
-            f"Windows forbids port {port} (error 10013): another program owns it exclusively, or it lies in a "
-            "reserved range, which this command shows: netsh int ipv4 show excludedportrange protocol=tcp"
-        ))  # fmt: skip
-    if error.errno in (errno.EACCES, errno.EPERM):
-        why = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
-        return _Obstacle(False, f"no permission to bind port {port}: {why}")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return _Obstacle(None, f"port {port} cannot be checked: too many files are open")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return _Obstacle(False, f"{address} is not an address of this machine")
-    if error.errno in _ABSENT:
-        return _Obstacle(False, f"{address} cannot be used: its address family is switched off on this machine")
-    return _Obstacle(False, f"{address} port {port} cannot be bound: {error.strerror or error}")
+    name = "10013" if getattr(error, "winerror", None) == 10013 else errno.errorcode.get(error.errno or 0, "")
+    name = name.replace("WSA", "")  # Windows
+    held = {"EADDRINUSE": True, "10013": True, "EMFILE": None, "ENFILE": None}.get(name, False)
+    rule = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
+    reason = _REASONS.get(name, "{address} port {port} cannot be bound: {error}")
+    return _Obstacle(held, reason.format(address=address, port=port, rule=rule, error=error.strerror or error))
 
 
 def _conflict(held: _Socket, wanted: str) -> bool | None:
@@ -3113,16 +3116,16 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
 
 def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
     """A command line as it is, or the commands of the script in it (``bash -lc '…'``), with its variables."""
-    shell = next((at for at, word in enumerate(command) if _is_shell(_program(word))), len(command))
-    options = (at for at, word in enumerate(command[:-1]) if at > shell and word[:1] == "-" and word[-1:] == "c")
-    option = next(options, None)
-    if option is None:
+    words = iter(command)
+    shell = any(_is_shell(_program(word)) for word in words)
+    script = next(words, "") if shell and any(word[:1] == "-" and word[-1:] == "c" for word in words) else ""
+    if not script:
         return [list(command)]
     import re
     import shlex
 
     variable = re.compile(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}")
-    script = variable.sub(lambda found: environ.get(found[1] or found[2]) or found[3] or "", command[option + 1])
+    script = variable.sub(lambda found: environ.get(found[1] or found[2]) or found[3] or "", script)
     lexer = shlex.shlex(script.replace("\n", ";"), posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split, lexer.commenters = True, ""
     commands: list[list[str]] = [[]]
