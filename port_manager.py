@@ -2989,7 +2989,7 @@ _SCRIPT = SERVERS.pop("any other script")
 _ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-compose", "nerdctl", "kubectl", "vagrant")
 # Options whose value is a word of its own, which is neither a verb nor a port.
 _VALUED = "-A --app -e --env-file -v --verbosity --settings --pythonpath -d --directory"
-_SERVES_NOTHING = ("--help", "--version", "--check-config", "--print-config")
+_SERVES_NOTHING = "--help --version --check-config --print-config"
 
 
 def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None = None) -> list[Endpoint]:
@@ -3026,8 +3026,7 @@ def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str])
         host = host_variable
     for value in take_options(words, server.hosts)[0]:
         host = value if value[:1] not in ("", "-") else host  # vite: a bare --host
-    idle = any(word in _SERVES_NOTHING for word in words)
-    if idle or host.startswith("unix:") or _given(server.elsewhere, words, environ):
+    if host.startswith("unix:") or _given(f"{_SERVES_NOTHING} {server.elsewhere}", words, environ):
         return []
     binds = [_split_address(bind) for value in take_options(words, server.binds)[0] for bind in value.split() or [""]]
     binds += _bare_addresses(words) if "*" in server.binds.split() else []
@@ -3101,16 +3100,13 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
         program, rest = _program(word), words[at + 1 :]
         if program in _ON_ANOTHER_MACHINE:
             return None
-        for key, server in SERVERS.items():
-            name, _, verb = key.partition(" ")
-            if name != program:
-                continue
-            if verb:
-                starts = [verb] == [word for _, word in _bare(rest)][:1]
-            else:  # where it is not the program itself, an app tells it from a mere mention
-                starts = at == 0 or words[at - 1] == "-m" or server.port is None or any(map(names_app, rest))
-            if starts:
-                return key, at
+        verb = next((each for _, each in _bare(rest)), "")
+        if f"{program} {verb}" in SERVERS:
+            return f"{program} {verb}", at
+        server = SERVERS.get(program)
+        # Where it is not the program itself, an app tells it from a mere mention.
+        if server and (at == 0 or words[at - 1] == "-m" or server.port is None or any(map(names_app, rest))):
+            return program, at
     return None
 
 
@@ -3194,7 +3190,7 @@ def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
     if _is_reloaded() or (at != 0 and not script):  # what is no server's program itself has loaded us
         return
     told = server_endpoints(sys.argv, None if at == 0 else {})
-    own = [Endpoint(host, port)] if port is not None and not any(word in _SERVES_NOTHING for word in sys.argv) else []
+    own = [Endpoint(host, port)] if port is not None and not _given(_SERVES_NOTHING, sys.argv, {}) else []
     try:
         for endpoint in told or own:
             if not _is_a_worker(key, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
