@@ -3216,7 +3216,8 @@ def _is_a_worker(key: str, host: str, port: int) -> bool:
     words = system.describe(parent)[1].split() if parent and key and not system.redirects else []
     if words and (_is_command_of(key, words) or _master(system, os.getpid())):
         return True
-    return _is_held_by(system, port, host, system.ancestry().pids)
+    # A master may bind, and leave it to its workers to listen.
+    return not _pids_on(system, port, None).isdisjoint(system.ancestry().pids)
 
 
 def _is_command_of(key: str, command: Sequence[str]) -> bool:
@@ -3235,16 +3236,16 @@ def _is_of_our_server(port: int, host: str) -> bool:
     system = _ThisSystem()
     parent = system.process(os.getppid())
     shell = parent is None or _is_shell(parent.name)  # in which a reloader's variable was left
-    return _is_held_by(system, port, host, system.ancestry().pids + ([] if shell else system.children(os.getppid())))
+    pids = _pids_on(system, port, host)
+    return bool(pids) and pids <= {*system.ancestry().pids, *(() if shell else system.children(os.getppid()))}
 
 
-def _is_held_by(system: _System, port: int, host: str, pids: list[int]) -> bool:
-    """Whether all who hold the port are among these, also who has bound it and leaves it to others to listen."""
+def _pids_on(system: _System, port: int, host: str | None) -> set[int | None]:
+    """Whose sockets are on a port, also those that only bind; none where nobody can tell."""
     try:
-        holders = {row.pid for row in _search(system, port, host, True)}
+        return {row.pid for row in _search(system, port, host, True)}
     except PortError:
-        return False
-    return bool(holders) and holders <= {*pids}
+        return set()
 
 
 # ----------------------------------------------------------------------------------------------------
