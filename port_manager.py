@@ -3327,16 +3327,6 @@ class _WrongCall(PortError):
     """The call is wrong, and how."""
 
 
-class _Option(NamedTuple):
-    """An option, as its line of help declares it."""
-
-    short: str
-    name: str
-    kind: str  # what its value is; empty: it has none
-    verbs: str
-    line: str
-
-
 class _Request(NamedTuple):
     """What a call asks for."""
 
@@ -3373,11 +3363,10 @@ def _called(words: list[str]) -> int:
     if not words:
         write_line(sys.stderr, _HELP)
         return 2
-    options = [_declared(*row.split(" | ")) for row in _OPTIONS.splitlines()]
-    words, given = _parsed(words, options)
+    words, given, options = _parsed(words)
     spoken = next((word for word in words if word in _NAMES), None)
     verb = _NAMES.get(spoken or "", "check")
-    own = {option.name: option.line for option in options if verb in option.verbs}
+    own = {name: line for name, (line, verbs) in options.items() if verb in verbs}
     if "--help" in given:
         screen = [f"port_manager.py {verb} {_VERBS[verb]};\n2 a wrong call, 130 interrupted", "", *own.values()]
         _print("\n".join(screen) if spoken else _HELP)
@@ -3385,32 +3374,32 @@ def _called(words: list[str]) -> int:
     if "--version" in given:
         _print(f"port_manager {__version__}")
         return 0
-    if "--quiet" in given or "--verbose" in given:
+    level = ERROR if "--quiet" in given else DEBUG if "--verbose" in given else 0
+    if level:
         import logging
 
-        logging.getLogger("port_manager").setLevel(ERROR if "--quiet" in given else DEBUG)
-    for option in options:
-        if option.name in given and option.name not in own:
-            raise _WrongCall(f"{option.name} is an option of {option.verbs}, not of {verb}")
+        logging.getLogger("port_manager").setLevel(level)
+    for name in given:
+        if name not in own:
+            raise _WrongCall(f"{name} is an option of {options[name][1]}, not of {verb}")
     targets = _targets(verb, [word for word in words if word != spoken], given, [*own, *_VERBS])
     run = {"list": _list, "wait": _wait, "pick": _pick}.get(verb, _check_or_free)
     return 0 if run(_Request(verb, targets, given)) else 1
 
 
-def _declared(line: str, verbs: str) -> _Option:
-    name, _, kind = line[6:].partition("  ")[0].partition(" ")
-    return _Option(line[2:4], name, kind, verbs, line)
-
-
-def _parsed(words: list[str], options: list[_Option]) -> tuple[list[str], dict[str, str]]:
-    """The words that are left, and the values of the options by their long names."""
+def _parsed(words: list[str]) -> tuple[list[str], dict[str, str], dict[str, tuple[str, str]]]:
+    """The words that are left; by its long name, the value of each option, and the help and the verbs of every one."""
     given: dict[str, str] = {}
+    options = {}
     words = ["--help" if word == "help" else word for word in words]
-    for short, name, kind, _, _ in options:
-        values, words = take_options(words, f"{short} {name}", flags=not kind)
+    for row in _OPTIONS.splitlines():
+        line, _, verbs = row.partition(" | ")
+        name, _, kind = line[6:].partition("  ")[0].partition(" ")
+        options[name] = (line, verbs)
+        values, words = take_options(words, f"{line[2:4]} {name}", flags=not kind)
         given.update((name, _checked_value(name, kind, value)) for value in values)
         words += values if kind == "PORT" else []
-    return words, given
+    return words, given, options
 
 
 def _checked_value(name: str, kind: str, text: str) -> str:
@@ -3430,36 +3419,34 @@ def _checked_value(name: str, kind: str, text: str) -> str:
 
 
 def _targets(verb: str, words: list[str], given: dict[str, str], names: list[str]) -> dict[tuple[str, int], str]:
-    """The ports that are meant; names: what could have been meant by a word that is no port."""
+    """The ports that are meant by 8000, :8000, 3000-3010, 80,81, localhost:8000, http://localhost:8000/."""
     parts = [part for word in words for part in word.strip(",").split(",")] or ["8000"] * (verb == "pick")
     targets: dict[tuple[str, int], str] = {}
     for part in parts:
-        where, low, high = _port_range(part, names)
-        for port in range(low, high + 1):
-            host = where or given.get("--host", "0.0.0.0")
-            targets.setdefault((host, port), f"{low}-{high}" if high > low else "")
+        place = part.rpartition("://")[2]
+        host, _, numbers = (place.partition("/")[0] if ":" in part else place).rpartition(":")
+        low, dash, high = numbers.partition("-")
+        first, last = _number(low) or 0, _number(high if dash else low) or 0
+        if not 1 <= first <= last <= 65535 or (":" in host and host[0] != "["):
+            raise _no_port(part, names)
+        for port in range(first, last + 1):
+            targets.setdefault((host or given.get("--host", "0.0.0.0"), port), numbers if first < last else "")
     usage = _VERBS[verb].partition(" [OPTION")[0]
-    too_many = usage[-3:] not in ("...", "..]") and len(targets if usage == "PORT" else parts) > 1
+    too_many = "..." not in usage and len(targets if usage == "PORT" else parts) > 1
     if too_many or not (parts or usage[0] == "["):
         raise _WrongCall(f"type port_manager.py {verb} {usage}, such as 8000")
     return targets
 
 
-def _port_range(word: str, names: list[str]) -> tuple[str, int, int]:
-    """(host, first, last) of what a person may type for a port: 8000, :8000, 3000-3010, http://localhost:8000/."""
-    place = word.rpartition("://")[2]
-    host, _, numbers = (place.partition("/")[0] if ":" in word else place).rpartition(":")
-    low, dash, high = numbers.partition("-")
-    first, last = _number(low) or 0, _number(high if dash else low) or 0
-    if 1 <= first <= last <= 65535 and (":" not in host or host[0] == "["):
-        return host, first, last
+def _no_port(word: str, names: list[str]) -> _WrongCall:
+    """What is wrong with a word, and what could have been meant."""
     import difflib
 
     near = difflib.get_close_matches(word.partition("=")[0], names, 1, 0.7)
     hint = f"did you mean {near[0]}?" if near else "a port is a number from 1 to 65535, a range is 3000-3010"
-    if word[:1] == "-" and first == 0 < last:
-        hint = f"a signal is named with -s {last}"
-    raise _WrongCall(f"{_clean(word)!r} is neither a port nor a verb or option; {hint}")
+    if word[:1] == "-" and word[1:].isdecimal():
+        hint = f"a signal is named with -s {word[1:]}"
+    return _WrongCall(f"{_clean(word)!r} is neither a port nor a verb or option; {hint}")
 
 
 def _print(text: str) -> None:
