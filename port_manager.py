@@ -561,10 +561,10 @@ def _conflict(held: _Socket, wanted: str) -> bool | None:
     """
     address, wanted = _unmapped(held.address), _unmapped(wanted)
     if (":" in address) == (":" in wanted):
-        if address == wanted and address.startswith("fe80:"):
-            return None  # the same address, on which interface?
-        if address == wanted or _ThisSystem.shadows:
-            return address == wanted or _ThisSystem.shadows.get(wanted) == address
+        if address == wanted:
+            return None if address.startswith("fe80:") else True  # on which interface?
+        if _ThisSystem.shadows:
+            return _ThisSystem.shadows.get(wanted) == address
         return address in ("0.0.0.0", "::") or wanted in ("0.0.0.0", "::")
     if address == "::":
         return None if held.v6only is None else not held.v6only
@@ -717,8 +717,8 @@ def _ask_sockstat(port: int | None) -> _Told:
     return _parse_sockstat(_output("sockstat", "-46lw", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
 
 
-# Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks, or look like such columns. What has no PID
-# may not be seen.
+# Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN. A command may contain blanks, or look like such columns. What has
+# no PID may not be seen.
 _parse_sockstat = partial(
     _listeners, r"\S.* (?P<pid>\S+) \S+ (?P<v6only>tcp4|tcp46|tcp6) (?P<local>\S+) \*:\*\s*$", "PROTO"
 )
@@ -764,7 +764,8 @@ def _ask_macos(port: int | None) -> _Told:
 
 def _parse_netstat_bsd(text: str) -> dict[int, bool]:
     """For each port on which ``::`` listens, whether on IPv6 alone; ports that have both kinds are left out."""
-    told = {(int(row["port"]), row["dual"]) for row in _matches(r"tcp(?P<dual>4?)6 \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN", text)}
+    rows = _matches(r"tcp(?P<dual>4?)6 \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN", text)
+    told = {(int(row["port"]), row["dual"]) for row in rows}
     return {port: not dual for port, dual in told if (port, "" if dual else "4") not in told}
 
 
@@ -2934,9 +2935,9 @@ class Server:
         self.__dict__.update(texts)
 
 
-# A line for each: the programs; a second word is the verb without which one serves nothing. Then its own host and port (- for
-# none), and what the fields of Server say. Of those that serve a kind of app, the first is preferred. To add a server, write
-# its line here; run_backend.py reads the same table.
+# A line for each: the programs, where a second word is the verb without which one serves nothing; its own host and
+# port (-: none); then fields of Server. Of those that serve a kind of app, the first is preferred. To add a server,
+# write its line here; run_backend.py reads the same table.
 _SERVERS = """\
 uvicorn = 127.0.0.1 8000, hosts --host, ports --port, variables UVICORN_HOST UVICORN_PORT, \
 elsewhere --uds --fd UVICORN_UDS UVICORN_FD, files --env-file=UVICORN_PORT, serves asgi, \
@@ -2944,7 +2945,8 @@ start -m uvicorn APP --host HOST --port PORT, factory --factory
 hypercorn = 127.0.0.1 8000, binds -b --bind, files -c --config, serves quart asgi, \
 start -m hypercorn APP --bind ADDRESS, factory ()
 granian = 127.0.0.1 8000, hosts --host, ports --port, variables GRANIAN_HOST GRANIAN_PORT, \
-elsewhere --uds GRANIAN_UDS, serves asgi, start -m granian --interface asgi APP --host HOST --port PORT, factory --factory
+elsewhere --uds GRANIAN_UDS, serves asgi, factory --factory, \
+start -m granian --interface asgi APP --host HOST --port PORT
 daphne = 127.0.0.1 8000, hosts -b --bind, ports -p --port, elsewhere -u --unix-socket -e --endpoint --fd, serves asgi, \
 start -m daphne -b HOST -p PORT APP
 gunicorn = 127.0.0.1 8000, binds -b --bind, variables 0.0.0.0 PORT, elsewhere LISTEN_FDS, \
@@ -2954,7 +2956,8 @@ serves wsgi dash, start -m waitress --listen ADDRESS APP, factory --call
 wsgiref = 0.0.0.0 -, serves wsgi dash, start run_backend.py --wsgiref APP --host HOST --port PORT, factory ()
 page = 0.0.0.0 -, serves page, start run_backend.py --page --host HOST --port PORT
 flask run = 127.0.0.1 5000, hosts -h --host, ports -p --port, variables FLASK_RUN_HOST FLASK_RUN_PORT, \
-files .env=FLASK_RUN_ .flaskenv=FLASK_RUN_, serves flask, start -m flask --app APP run --host HOST --port PORT, factory ()
+files .env=FLASK_RUN_ .flaskenv=FLASK_RUN_, serves flask, factory (), \
+start -m flask --app APP run --host HOST --port PORT
 manage.py runserver = 127.0.0.1 8000, binds *, elsewhere -6 --ipv6, serves django, start APP runserver ADDRESS
 manage.py runserver_plus, django-admin runserver, django runserver = 127.0.0.1 8000, binds *, elsewhere -6 --ipv6
 litestar run = 127.0.0.1 8000, hosts -H --host, ports -p --port, variables LITESTAR_HOST LITESTAR_PORT, \
@@ -3212,12 +3215,13 @@ def _is_a_worker(key: str, host: str, port: int) -> bool:
     system = _ThisSystem()
     if not system.native and _probe(port, host) is None:  # nothing to be had without starting a tool
         return False
-    parent = system.process(os.getppid())
+    ancestors = system.ancestry().pids
+    parent = next(map(system.process, ancestors[1:]), None)
     words = system.describe(parent)[1].split() if parent and key and not system.redirects else []
     if words and (_is_command_of(key, words) or _master(system, os.getpid())):
         return True
     # A master may bind, and leave it to its workers to listen.
-    return not _pids_on(system, port, None).isdisjoint(system.ancestry().pids)
+    return not _pids_on(system, port, None).isdisjoint(ancestors)
 
 
 def _is_command_of(key: str, command: Sequence[str]) -> bool:
@@ -3303,8 +3307,8 @@ Exit status: 0 the port is in that state, 1 it was not in time""",
 Exit status: 0 the port is printed, 1 none is free""",
 }  # fmt: skip
 _NAMES = {**{verb: verb for verb in _VERBS}, "stop": "free", "kill": "free"}
-# An option is declared by its line of help: the short form, the long one, and what its value is; behind a bar, the verbs
-# that have it.
+# An option is declared by its line of help: the short form, the long one, and what its value is; behind a bar, the
+# verbs that have it.
 _OPTIONS = """\
   -n, --dry-run              stop nobody; say who would be stopped, or why not | free
       --grace SECONDS        time for the holder to stop by itself (5) | free

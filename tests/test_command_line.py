@@ -94,7 +94,8 @@ def test_a_wrong_port_is_one_clear_line(verb, wrong, capsys):
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ("check http", "'http' is neither a port nor a verb or option; a port is a number from 1 to 65535, a range is 3000-3010"),
+        ("check http", "'http' is neither a port nor a verb or option; a port is a number from 1 to 65535, a range "),
+        ("http", "; a port is a number from 1 to 65535, a range is 3000-3010"),
         ("fre 80", "'fre' is neither a port nor a verb or option; did you mean free?"), ("lst", "did you mean list?"),
         ("zzz", "'zzz' is neither a port nor a verb or option; a port is a number from 1 to 65535"),
         ("free 80 --jsn", "'--jsn' is neither a port nor a verb or option; did you mean --json?"),
@@ -111,7 +112,8 @@ def test_a_wrong_port_is_one_clear_line(verb, wrong, capsys):
         ("80 --policy kill", "--policy is an option of free, not of check"),
         ("free 80 --force=yes", "--force: it takes no value"),
         ("wait 80 --until gone", "'gone' is none of free, listening"),
-        ("free", "type port_manager.py free PORT..., such as 8000"), ("wait", "port_manager.py wait PORT, such as 8000"),
+        ("free", "type port_manager.py free PORT..., such as 8000"),
+        ("wait", "type port_manager.py wait PORT, such as 8000"),
         ("wait 80 81", "type port_manager.py wait PORT,"), ("wait 80-81", "type port_manager.py wait PORT,"),
         ("wait 80 --json", "--json is an option of list, check, free, not of wait"),
         ("pick 80 81", "type port_manager.py pick [PORT or range], such as 8000"),
