@@ -674,16 +674,16 @@ def _matches(pattern: str, text: str) -> list[dict[str, str]]:
 
 
 def _listeners(pattern: str, heading: str, text: str) -> _Told:
-    """The listeners of a table with such rows; None for what has neither a row nor the heading."""
+    """The listeners of a table with such rows; None for what has neither a row nor the heading (patterns, too)."""
     rows = []
     for told in _matches(pattern, text):
-        only = told.get("v6only") or told["local"][0]  # ss writes a dual-stack wildcard as *
+        only = told.get("v6only") or told["local"].partition(":")[0]  # ss writes a dual-stack wildcard as *
         local = _endpoint(told["local"], v6=only != "tcp4")
         if local:
             v6only = {"*": False, "0": False, "tcp46": False, "1": True, "tcp6": True}.get(only)
             pid, inode = _number(told.get("pid", ""), 2), _number(told.get("inode", ""))
             rows.append(_Socket(*local, True, None, pid, _number(told.get("uid", "")), inode or 0, v6only))
-    return rows if rows or heading in text else None
+    return rows if rows or _matches(heading, text) else None
 
 
 # On Linux, PIDs are not asked for: /proc tells who holds a socket.
@@ -697,8 +697,8 @@ def _ask_ss(port: int | None) -> _Told:
 _parse_ss = partial(
     _listeners,
     r"LISTEN \d+ \d+ (?P<local>\S+) \S+"
-    r"(?=(?:.* uid:(?P<uid>\d+))?)(?=(?:.* ino:(?P<inode>\d+))?)(?=(?:.* v6only:(?P<v6only>[01]))?)",
-    "State",
+    r"(?=(?:.*? uid:(?P<uid>\d+)(?!\S))?)(?=(?:.*? ino:(?P<inode>\d+)(?!\S))?)(?=(?:.*? v6only:(?P<v6only>[01])(?!\S))?)",
+    "State Recv-Q",
 )
 
 
@@ -708,7 +708,7 @@ def _ask_netstat(port: int | None) -> _Told:
 
 
 _parse_netstat = partial(
-    _listeners, r"tcp6? \d+ \d+ (?P<local>\S+) \S+ LISTEN(?: (?P<uid>\d+) (?P<inode>\d+))?", "Proto"
+    _listeners, r"tcp6? \d+ \d+ (?P<local>\S+) \S+ LISTEN(?!\S)(?: (?P<uid>\d+) (?P<inode>\d+)(?!\S))?", "Proto Recv-Q"
 )
 
 
@@ -720,7 +720,7 @@ def _ask_sockstat(port: int | None) -> _Told:
 # Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN. A command may contain blanks, or look like such columns. What has
 # no PID may not be seen.
 _parse_sockstat = partial(
-    _listeners, r"\S.* (?P<pid>\S+) \S+ (?P<v6only>tcp4|tcp46|tcp6) (?P<local>\S+) \*:\*\s*$", "PROTO"
+    _listeners, r"\S.* (?P<pid>\S+) \S+ (?P<v6only>tcp4|tcp46|tcp6) (?P<local>\S+) \*:\*\s*$", ".* PROTO"
 )
 
 
@@ -740,7 +740,7 @@ def _parse_lsof(text: str) -> _Told:
     ignores every option and lists every open file of the system.
     """
     rows, known = [], not text.strip()
-    for process in f"\n{text}".split("\np")[1:]:
+    for process in "\n".join(["", *text.splitlines()]).split("\np")[1:]:
         head, *files = process.split("\nf")
         pid = _number(head.split("\n")[0], 2)
         known = known or pid is not None
@@ -764,7 +764,7 @@ def _ask_macos(port: int | None) -> _Told:
 
 def _parse_netstat_bsd(text: str) -> dict[int, bool]:
     """For each port on which ``::`` listens, whether on IPv6 alone; ports that have both kinds are left out."""
-    rows = _matches(r"tcp(?P<dual>4?)6 \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN", text)
+    rows = _matches(r"tcp(?P<dual>4?)6 \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN(?!\S)", text)
     told = {(int(row["port"]), row["dual"]) for row in rows}
     return {port: not dual for port, dual in told if (port, "" if dual else "4") not in told}
 
@@ -775,9 +775,9 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
     # lstart: Mon Nov 23 10:15:00 2026; FreeBSD prints - for the kernel's own processes
     keys = r"(?P<pid>\d+) (?P<parent>\d+) (?P<group>\d+) (?P<state>\S+) (?P<tty>\S+) (?P<user>\S+)"
     processes = {}
-    for row in _matches(keys + r" (?P<start>-|\S+ \S+ \S+ \S+ \S+)(?P<command>.*)", text):
+    for row in _matches(keys + r" (?P<start>-|\S+ \S+ \S+ \S+ \S+)(?P<command> .*|)$", text):
         pid, parent, group = (int(row[key]) for key in ("pid", "parent", "group"))
-        command, tty, start = _clean(row["command"].strip()), row["tty"].strip("?-"), row["start"].strip("-")
+        command, tty, start = _clean(row["command"].strip()), row["tty"].strip("?-"), row["start"].lstrip("-")
         try:
             started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y")) if start else 0.0
         except (ValueError, OverflowError):
