@@ -22,12 +22,13 @@ one look; who must stay; stop and verify; the calls people use; servers; the com
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import socket
 import sys
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 
 TYPE_CHECKING = False
@@ -37,33 +38,11 @@ if TYPE_CHECKING:
 __version__ = "1.1.0"
 
 __all__ = [
-    "SERVERS",
-    "CannotTell",
-    "Endpoint",
-    "Holder",
-    "Manager",
-    "PortError",
-    "PortManager",
-    "PortResult",
-    "PortTimeout",
-    "Server",
-    "bind_port",
-    "ensure_port_available",
-    "find_free_port",
-    "find_listeners",
-    "find_server",
-    "guard",
-    "is_development",
-    "main",
-    "names_app",
-    "preview_port",
-    "server_endpoints",
-    "shell_commands",
-    "take_options",
-    "wait_until_free",
-    "wait_until_listening",
-    "write_line",
-]
+    "SERVERS", "CannotTell", "Endpoint", "Holder", "Manager", "PortError", "PortManager", "PortResult", "PortTimeout",
+    "Server", "bind_port", "ensure_port_available", "find_free_port", "find_listeners", "find_server", "guard",
+    "is_development", "main", "names_app", "preview_port", "server_endpoints", "shell_commands", "take_options",
+    "wait_until_free", "wait_until_listening", "write_line",
+]  # fmt: skip
 
 DEVELOPMENT_NAMES = ("", "dev", "development", "local", "test", "testing", "debug")
 POLICIES = ("kill", "own", "ask", "refuse")  # from the least strict to the strictest
@@ -85,23 +64,19 @@ DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # logging's numbers, without its i
 
 if not TYPE_CHECKING:
 
-    class _Annotated(type):
-        """Makes a property of each annotated field."""
-
-        def __new__(cls, name, bases, members):
-            fields = tuple(members.get("__annotations__", ()))
-            places = {field: property(itemgetter(place)) for place, field in enumerate(fields)}
-            return super().__new__(cls, name, bases, {**members, **places, "__slots__": (), "_fields": fields})
-
-    class NamedTuple(tuple, metaclass=_Annotated):
+    class NamedTuple(tuple):
         """What is used here of typing.NamedTuple, whose import takes as long as all of this file's others."""
 
+        def __init_subclass__(cls):
+            cls._fields = tuple(cls.__annotations__)
+            for place, field in enumerate(cls._fields):
+                setattr(cls, field, property(itemgetter(place)))
+
         def __new__(cls, *values, **named):
-            if named:
-                values += tuple(named.pop(field) for field in cls._fields[len(values) :] if field in named)
-            if named or len(values) != len(cls._fields):
+            missing = cls._fields[len(values) :]
+            if len(values) > len(cls._fields) or {*missing} != {*named}:
                 raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
-            return tuple.__new__(cls, values)
+            return tuple.__new__(cls, (*values, *map(named.get, missing)))
 
         def __getnewargs__(self):
             return tuple(self)
@@ -290,44 +265,40 @@ if TYPE_CHECKING:
 def _say(level: int, text: str) -> None:
     """Log a line; a process that has configured no logging gets it on standard error."""
     logging = sys.modules.get("logging")  # where it was never imported, nobody can have configured it
-    if logging is None:
-        if level >= INFO:
-            write_line(sys.stderr, text)
-        return
-    logger = logging.getLogger("port_manager")
-    if logger.hasHandlers():
-        if logger.isEnabledFor(level):
-            logger.log(level, _encodable(text, _streams(logger)))
-    elif not logger.disabled and level >= (logger.level or INFO) and level > logger.manager.disable:
+    wanted = level >= INFO
+    if logging:
+        logger = logging.getLogger("port_manager")
+        if logger.hasHandlers():
+            for handler in (*logger.handlers, *logging.root.handlers):
+                text = _encodable(text, getattr(handler, "stream", None))
+            logger.log(level, text)
+            return
+        wanted = not logger.disabled and level >= (logger.level or INFO) and level > logger.manager.disable
+    if wanted:
         write_line(sys.stderr, text)
 
 
-def _streams(logger: Any) -> Iterator[TextIO]:
-    while logger is not None:
-        yield from (handler.stream for handler in logger.handlers if getattr(handler, "stream", None))
-        logger = logger.parent if logger.propagate else None
+_PLAIN = {**dict.fromkeys("✅⚠\ufe0f💡🚨❌⏳", ""), "→": "->", "…": "..."}
 
 
-_PLAIN = (("️", ""), ("✅ ", ""), ("⚠  ", ""), ("💡 ", ""), ("🚨 ", ""), ("❌ ", ""), ("⏳ ", ""),
-          ("→", "->"), ("…", "..."))  # fmt: skip
+def _in_plain(error: Any) -> tuple[str | bytes, int]:
+    """What stands for a character that a stream cannot encode: a sign goes, and the blanks behind it."""
+    symbol, rest = error.object[error.start], error.object[error.start + 1 :]
+    if symbol not in _PLAIN:
+        return codecs.backslashreplace_errors(error)
+    return _PLAIN[symbol], len(error.object) - len(rest if _PLAIN[symbol] else rest.lstrip(" "))
 
 
-def _encodable(text: str, streams: Iterable[TextIO]) -> str:
-    """The text, with what one of the streams cannot encode in a plain form."""
-    for stream in streams:
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        try:
-            text.encode(encoding)
-            continue
-        except (LookupError, TypeError):
-            encoding = "ascii"
-        except UnicodeError:
-            pass
-        for symbol, plain in _PLAIN:
-            if symbol.encode(encoding, "ignore").decode(encoding) != symbol:
-                text = text.replace(symbol, plain)
-        text = text.encode(encoding, "backslashreplace").decode(encoding)
-    return text
+codecs.register_error("port_manager", _in_plain)
+
+
+def _encodable(text: str, stream: TextIO | None) -> str:
+    """The text, with what the stream cannot encode in a plain form."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        return text.encode(encoding, "port_manager").decode(encoding)
+    except (LookupError, TypeError):
+        return text.encode("ascii", "port_manager").decode()
 
 
 def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
@@ -339,7 +310,7 @@ def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
     if stream is None:  # its descriptor was closed at the start, and pythonw.exe has none
         return None
     try:
-        text = _encodable(_painted(text, stream), [stream]) + end
+        text = _encodable(_painted(text, stream), stream) + end
         stream.flush()
         if any(stream is own for own in (sys.__stdout__, sys.__stderr__)):
             with open(stream.fileno(), "w", encoding=stream.encoding, closefd=False) as unbuffered:
@@ -357,11 +328,7 @@ def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
 
 def _status(text: str) -> None:
     """Show one passing line on a terminal; an empty text removes it."""
-    try:
-        width = (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1
-    except (OSError, ValueError, AttributeError):
-        width = 60
-    write_line(sys.stderr, "\r" + text[:width].ljust(width) + ("" if text else "\r"), end="")
+    write_line(sys.stderr, "\r" + _cut(text, 60).ljust(60) + ("" if text else "\r"), end="")
 
 
 def _on_terminal(stream: TextIO | None) -> bool:
@@ -373,7 +340,7 @@ def _on_terminal(stream: TextIO | None) -> bool:
 
 def _clean(text: str) -> str:
     """The text without control characters, which another process may have put there for our terminal."""
-    return text if text.isprintable() else text.translate({ord(c): "?" for c in set(text) if not c.isprintable()})
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _sentence(reason: str) -> str:
@@ -402,10 +369,8 @@ def _short_folder(folder: str, width: int = 30) -> str:
     home = os.path.expanduser("~")
     if len(home) > 1 and (folder + os.sep).startswith(home + os.sep):
         folder = "~" + folder[len(home) :]
-    tail = folder.split(os.sep)
-    while _columns(folder) > width and len(tail) > 1:
-        del tail[0]
-        folder = os.sep.join(["…", *tail])
+    while _columns(folder) > width and folder.count(os.sep) > 1:
+        folder = f"…{os.sep}{folder.split(os.sep, 2)[2]}"
     return _cut(folder, width)
 
 
@@ -420,11 +385,15 @@ def _branch(folder: str) -> str:
     return _clean(head.partition("refs/heads/")[2] or head[:7])
 
 
-def _duration(seconds: float) -> str:
+def _age(holder: Holder) -> str:
+    """How long ago a process was started; empty where that is not told."""
+    if not holder.started:
+        return ""
+    seconds = int(max(0, time.time() - holder.started))
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{max(0, int(seconds))} s"
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
 
 
 def _title(holder: Holder, children: Sequence[Holder] = (), full: bool = False) -> str:
@@ -432,8 +401,8 @@ def _title(holder: Holder, children: Sequence[Holder] = (), full: bool = False) 
     facts = [_short_command(holder.command) or "unknown"]
     if holder.user and (full or not holder.command):
         facts.append(f"user {holder.user}")
-    if holder.started and full:
-        facts.append(f"started {_duration(time.time() - holder.started)} ago")
+    if full and holder.started:
+        facts.append(f"started {_age(holder)} ago")
     if holder.cwd:
         facts.append(f"in {_short_folder(holder.cwd)}")
     return f"{holder.pid or '?'} ({', '.join(facts)}){_and_children(children)}"
@@ -456,12 +425,8 @@ def _columns(text: str) -> int:
 
 def _cut(text: str, width: int) -> str:
     """The text in so many columns at most. It is cut in the middle, since a command often ends with its port."""
-    if _columns(text) <= width:
-        return text
-    head, tail = text[:width], text[-width:]
-    while tail and _columns(head) + _columns(tail) >= width:
-        head, tail = head[:-1], tail[1:]
-    return f"{head}…{tail}"
+    cuts = (f"{text[:half]}…{text[-half:]}" for half in range(width // 2, 0, -1))
+    return text if _columns(text) <= width else next((cut for cut in cuts if _columns(cut) <= width), "…")
 
 
 def _painted(text: str, stream: TextIO) -> str:
@@ -497,7 +462,7 @@ def _addresses(host: str, port: int) -> list[_Address]:
     """
     if host == "localhost":
         return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
-    numeric = _numeric(host[1:-1] if host.startswith("[") and host.endswith("]") else host or "0.0.0.0")
+    numeric = _numeric(host.strip("[]") if host else "0.0.0.0")
     if numeric:
         return [(socket.AF_INET6 if ":" in numeric else socket.AF_INET, (numeric, port))]
     try:
@@ -514,9 +479,6 @@ def _numeric(host: str) -> str:
         return socket.inet_ntop(family, socket.inet_pton(family, host))
     except (OSError, ValueError):
         return ""
-
-
-_FAMILY_IS_OFF = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 
 def _bound(
@@ -546,6 +508,10 @@ def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = Non
     return None
 
 
+# Where localhost has two families, one of them may be switched off.
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+
+
 def _probe(port: int, host: str) -> _Obstacle | None:
     """What keeps a server from binding here; None when nothing does."""
     try:
@@ -559,33 +525,33 @@ def _probe(port: int, host: str) -> _Obstacle | None:
             error = _bind_error(family, (shadow, port))
             if error and error.errno != errno.EADDRINUSE:
                 continue
-        if error and host == "localhost" and error.errno in (errno.EADDRNOTAVAIL, *_FAMILY_IS_OFF):
-            absent += 1  # one family of the two may be switched off
-            if absent < len(addresses):
-                continue
-        if error:
+        absent += error is not None and error.errno in _ABSENT
+        if error and not (host == "localhost" and error.errno in _ABSENT and absent < len(addresses)):
             return _explained(error, address[0], port)
     return None
 
 
+_REASONS = {
+    "EADDRINUSE": "port {port} is already in use",
+    "10013": "Windows forbids port {port} (error 10013): another program owns it exclusively, or it lies in a reserved "
+    "range, which this command shows: netsh int ipv4 show excludedportrange protocol=tcp",
+    **dict.fromkeys(("EACCES", "EPERM"), "no permission to bind port {port}: {rule}"),
+    **dict.fromkeys(("EMFILE", "ENFILE"), "port {port} cannot be checked: too many files are open"),
+    "EADDRNOTAVAIL": "{address} is not an address of this machine",
+    **dict.fromkeys(
+        ("EAFNOSUPPORT", "EPROTONOSUPPORT"),
+        "{address} cannot be used: its address family is switched off on this machine",
+    ),
+}
+
+
 def _explained(error: OSError, address: str, port: int) -> _Obstacle:
-    if error.errno == errno.EADDRINUSE:
-        return _Obstacle(True, f"port {port} is already in use")
-    if getattr(error, "winerror", None) == 10013:
-        return _Obstacle(True, (
-            f"Windows forbids port {port} (error 10013): another program owns it exclusively, or it lies in a "
-            "reserved range, which this command shows: netsh int ipv4 show excludedportrange protocol=tcp"
-        ))  # fmt: skip
-    if error.errno in (errno.EACCES, errno.EPERM):
-        why = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
-        return _Obstacle(False, f"no permission to bind port {port}: {why}")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return _Obstacle(None, f"port {port} cannot be checked: too many files are open")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return _Obstacle(False, f"{address} is not an address of this machine")
-    if error.errno in _FAMILY_IS_OFF:
-        return _Obstacle(False, f"{address} cannot be used: its address family is switched off on this machine")
-    return _Obstacle(False, f"{address} port {port} cannot be bound: {error.strerror or error}")
+    name = "10013" if getattr(error, "winerror", None) == 10013 else errno.errorcode.get(error.errno or 0, "")
+    name = name.replace("WSA", "")  # Windows
+    held = {"EADDRINUSE": True, "10013": True, "EMFILE": None, "ENFILE": None}.get(name, False)
+    rule = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
+    reason = _REASONS.get(name, "{address} port {port} cannot be bound: {error}")
+    return _Obstacle(held, reason.format(address=address, port=port, rule=rule, error=error.strerror or error))
 
 
 def _conflict(held: _Socket, wanted: str) -> bool | None:
@@ -597,10 +563,10 @@ def _conflict(held: _Socket, wanted: str) -> bool | None:
     """
     address, wanted = _unmapped(held.address), _unmapped(wanted)
     if (":" in address) == (":" in wanted):
-        if address == wanted and address.startswith("fe80:"):
-            return None  # the same address, on which interface?
-        if address == wanted or _ThisSystem.shadows:
-            return address == wanted or _ThisSystem.shadows.get(wanted) == address
+        if address == wanted:
+            return None if address.startswith("fe80:") else True  # on which interface?
+        if _ThisSystem.shadows:
+            return _ThisSystem.shadows.get(wanted) == address
         return address in ("0.0.0.0", "::") or wanted in ("0.0.0.0", "::")
     if address == "::":
         return None if held.v6only is None else not held.v6only
@@ -671,10 +637,10 @@ def _output(tool: str, *options: str) -> str:
 
 def _found(tool: str) -> str | None:
     """The full path of a tool; shutil.which would look in the current folder first, on Windows."""
-    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
+    folders = [folder for folder in os.get_exec_path() if os.path.isabs(folder)]
     folders += ["/usr/sbin", "/sbin", "/usr/local/sbin"] if os.sep == "/" else []
-    paths = [tool] if os.path.isabs(tool) else [os.path.join(folder, tool) for folder in folders]
-    paths = [path + suffix for path in paths for suffix in ("", ".exe")]
+    # An absolute path stays what it is.
+    paths = [os.path.join(folder, tool + suffix) for folder in folders for suffix in ("", ".exe")]
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
@@ -701,55 +667,76 @@ def _endpoint(text: str, v6: bool = False) -> Endpoint | None:
     return Endpoint(host, port) if host and port is not None and port <= 65535 else None
 
 
-def _number(text: str) -> int | None:
+def _number(text: str, least: int = 0) -> int | None:
     """A decimal number as tools write it: no sign, no leading zero, no other digits than 0 to 9.
 
     >>> [_number(text) for text in ("80", "0", "080", "-80", "8_0", "²", "")]
     [80, 0, None, None, None, None, None]
     """
-    plain = text.isascii() and text.isdigit() and len(text) <= 10 and (text[0] != "0" or text == "0")
-    return int(text) if plain else None
+    try:
+        number = int(text[:11])
+    except ValueError:
+        return None
+    return number if str(number) == text and number >= least else None
 
 
-def _pid(text: str) -> int | None:
-    """The PID of a process that could be a holder."""
-    number = _number(text)
-    return number if number is not None and number >= 2 else None
+def _matches(pattern: str, text: str) -> list[dict[str, str]]:
+    """The named groups of the lines that match; a blank in the pattern stands for any number of them."""
+    import re
+
+    row = re.compile(" *" + pattern.replace(" ", "[ \\t]+"), re.ASCII)
+    return [found.groupdict("") for found in map(row.match, text.splitlines()) if found]
+
+
+def _listeners(pattern: str, heading: str, text: str) -> _Told:
+    """The listeners of a table with such rows; None for what has neither a row nor the heading (patterns, too)."""
+    rows = []
+    for told in _matches(pattern, text):
+        only = told.get("v6only") or told["local"].partition(":")[0]  # ss writes a dual-stack wildcard as *
+        local = _endpoint(told["local"], v6=only != "tcp4")
+        if local:
+            v6only = {"*": False, "0": False, "tcp46": False, "1": True, "tcp6": True}.get(only)
+            pid, inode = _number(told.get("pid", ""), 2), _number(told.get("inode", ""))
+            rows.append(_Socket(*local, True, None, pid, _number(told.get("uid", "")), inode or 0, v6only))
+    return rows if rows or _matches(heading, text) else None
+
+
+# On Linux, PIDs are not asked for: /proc tells who holds a socket.
 
 
 def _ask_ss(port: int | None) -> _Told:
     """Linux: ss, from iproute2."""
-    return _parse_listeners(_output("ss", "-ltne"))
+    return _parse_ss(_output("ss", "-ltne"))
+
+
+_parse_ss = partial(
+    _listeners,
+    r"LISTEN \d+ \d+ (?P<local>\S+) \S+"
+    r"(?=(?:.*? uid:(?P<uid>\d+)(?!\S))?)(?=(?:.*? ino:(?P<inode>\d+)(?!\S))?)(?=(?:.*? v6only:(?P<v6only>[01])(?!\S))?)",
+    "State Recv-Q",
+)
 
 
 def _ask_netstat(port: int | None) -> _Told:
     """Linux: netstat, from net-tools or busybox (which may have been built without -e)."""
-    return _parse_listeners(_output("netstat", "-ltne") or _output("netstat", "-ltn"))
+    return _parse_netstat(_output("netstat", "-ltne") or _output("netstat", "-ltn"))
 
 
-def _parse_listeners(text: str) -> _Told:
-    """Linux: ss -ltne, and netstat -ltne of net-tools and busybox.
+_parse_netstat = partial(
+    _listeners, r"tcp6? \d+ \d+ (?P<local>\S+) \S+ LISTEN(?!\S)(?: (?P<uid>\d+) (?P<inode>\d+)(?!\S))?", "Proto Recv-Q"
+)
 
-    In both the fourth column is the local address. They are not asked for PIDs: /proc tells who holds a
-    socket.
-    """
-    rows, known = [], False
-    for line in text.splitlines():
-        fields = line.split()
-        known = known or fields[:1] in (["State"], ["Proto"])
-        local = _endpoint(fields[3]) if len(fields) >= 5 and "LISTEN" in (fields[0], *fields[5:6]) else None
-        if local is None:
-            continue
-        known = True
-        details = dict(field.split(":", 1) for field in fields[5:] if ":" in field)
-        if fields[0] != "LISTEN":  # netstat's last columns
-            details = dict(zip(("uid", "ino"), fields[6:8]))
-        only = {"0": False, "1": True}.get(details.get("v6only", ""))
-        if fields[3].startswith("*:"):  # ss writes a dual-stack wildcard in this way
-            local, only = Endpoint("::", local.port), False
-        uid, inode = _number(details.get("uid", "")), _number(details.get("ino", "")) or 0
-        rows.append(_Socket(*local, True, None, None, uid, inode, only))
-    return rows if known else None
+
+def _ask_sockstat(port: int | None) -> _Told:
+    """FreeBSD: sockstat."""
+    return _parse_sockstat(_output("sockstat", "-46lw", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
+
+
+# Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN. A command may contain blanks, or look like such columns. What has
+# no PID may not be seen.
+_parse_sockstat = partial(
+    _listeners, r"\S.* (?P<pid>\S+) \S+ (?P<v6only>tcp4|tcp46|tcp6) (?P<local>\S+) \*:\*\s*$", ".* PROTO"
+)
 
 
 def _ask_lsof(port: int | None) -> _Told:
@@ -767,29 +754,18 @@ def _parse_lsof(text: str) -> _Told:
     Without a single p line the text is not lsof's field output: busybox has a lsof of its own, which
     ignores every option and lists every open file of the system.
     """
-    rows: _Sockets = []
-    file: dict[str, str] = {}
-    pid, known = None, not text.strip()
-    for line in [*text.splitlines(), "f"]:
-        key, value = line[:1], line[1:]
-        if key in ("p", "f"):
-            rows += _lsof_socket(file, pid)
-            file = {}
-        if key == "p":
-            pid = _pid(value)
-            known = known or pid is not None
-        file[line[:4] if key == "T" else key] = value
+    rows, known = [], not text.strip()
+    for process in "\n".join(["", *text.splitlines()]).split("\np")[1:]:
+        head, *files = process.split("\nf")
+        pid = _number(head.split("\n")[0], 2)
+        known = known or pid is not None
+        for file in map(str.splitlines, files if pid else ()):
+            told = {line[:1]: line[1:] for line in file if line[:1] != "T"}
+            local = _endpoint(told.get("n", ""), v6=told.get("t") == "IPv6")
+            listening = "TST=LISTEN" in file
+            if local and told.get("P") == "TCP" and (listening or "TST=CLOSED" in file):  # closed: bound alone
+                rows.append(_Socket(*local, listening, None, pid, None, _number(told.get("d", "")) or 0, None))
     return rows if known else None
-
-
-def _lsof_socket(file: dict[str, str], pid: int | None) -> _Sockets:
-    state = file.get("TST=", "")[3:]
-    local = _endpoint(file.get("n", ""), v6=file.get("t") == "IPv6")
-    if not (pid and local and file.get("P") == "TCP" and file.get("t") in ("IPv4", "IPv6")):
-        return []
-    if state not in ("LISTEN", "CLOSED"):  # closed: bound, and not listening
-        return []
-    return [_Socket(*local, state == "LISTEN", None, pid, None, _number(file.get("d", "")) or 0, None)]
 
 
 def _ask_macos(port: int | None) -> _Told:
@@ -803,58 +779,28 @@ def _ask_macos(port: int | None) -> _Told:
 
 def _parse_netstat_bsd(text: str) -> dict[int, bool]:
     """For each port on which ``::`` listens, whether on IPv6 alone; ports that have both kinds are left out."""
-    kinds: dict[int | None, set[str]] = {}
-    for fields in map(str.split, text.splitlines()):
-        if len(fields) >= 6 and fields[0] in ("tcp6", "tcp46") and fields[3][:2] == "*." and fields[5] == "LISTEN":
-            kinds.setdefault(_number(fields[3][2:]), set()).add(fields[0])
-    return {port: found == {"tcp6"} for port, found in kinds.items() if port is not None and len(found) == 1}
-
-
-def _ask_sockstat(port: int | None) -> _Told:
-    """FreeBSD: sockstat."""
-    return _parse_sockstat(_output("sockstat", "-46lw", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
-
-
-def _parse_sockstat(text: str) -> _Told:
-    """Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN; a command may contain blanks."""
-    rows, known = [], "PROTO" in text
-    v6only = {"tcp4": None, "tcp6": True, "tcp46": False}
-    for line in text.splitlines():
-        fields = line.split()
-        at = max((at for at, field in enumerate(fields[:-2]) if field in v6only), default=0)
-        if at < 4:
-            continue
-        pid, _, protocol, address, peer = fields[at - 2 : at + 3]
-        local = _endpoint(address, v6=protocol != "tcp4")
-        if local and peer == "*:*":  # without a PID, it is one that may not be seen
-            rows.append(_Socket(*local, True, None, _pid(pid), None, 0, v6only[protocol]))
-    return rows if known else None
+    rows = _matches(r"tcp(?P<dual>4?)6 \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN(?!\S)", text)
+    told = {(int(row["port"]), row["dual"]) for row in rows}
+    return {port: not dual for port, dual in told if (port, "" if dual else "4") not in told}
 
 
 def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
     """pid, ppid, pgid, stat, tty, user, lstart and command of every process; names: its pid and program."""
-    named = (line.strip().partition(" ") for line in names.splitlines())
-    programs = {pid: program.strip() for pid, _, program in named}
+    programs = {row["pid"]: row["program"] for row in _matches(r"(?P<pid>\d+) (?P<program>.*\S)", names)}
+    # lstart: Mon Nov 23 10:15:00 2026; FreeBSD prints - for the kernel's own processes
+    keys = r"(?P<pid>\d+) (?P<parent>\d+) (?P<group>\d+) (?P<state>\S+) (?P<tty>\S+) (?P<user>\S+)"
     processes = {}
-    for line in text.splitlines():
-        fields = line.split(None, 6)
-        pid, parent, group = map(_number, fields[:3]) if len(fields) == 7 else (None, None, None)
-        if pid is None or parent is None or group is None:
+    for row in _matches(keys + r" (?P<start>-|\S+ \S+ \S+ \S+ \S+)(?P<command> .*|)$", text):
+        pid, parent, group = (int(row[key]) for key in ("pid", "parent", "group"))
+        command, tty, start = _clean(row["command"].strip()), row["tty"].strip("?-"), row["start"].lstrip("-")
+        try:
+            started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y")) if start else 0.0
+        except (ValueError, OverflowError):
             continue
-        _, _, _, state, tty, user, rest = fields
-        words = rest.split(None, 5)  # lstart: Mon Nov 23 10:15:00 2026
-        start, started, command = " ".join(words[:5]), 0.0, "".join(words[5:])
-        if words[0] == "-":  # FreeBSD prints this for the kernel's own processes
-            start, command = "", rest[1:]
-        else:
-            try:
-                started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y"))
-            except (ValueError, OverflowError):
-                continue
-        command, tty = _clean(command.strip()), tty.strip("?-")
-        program = programs.get(fields[0]) or command.split(" ", 1)[0]
+        program = programs.get(row["pid"]) or command.split(" ", 1)[0]
         name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
-        facts = (start, started, _clean(user), name, command, state[0] == "Z", False, "s" in state and tty != "")
+        zombie, leader = row["state"][0] == "Z", "s" in row["state"] and tty != ""
+        facts = (start, started, _clean(row["user"]), name, command, zombie, False, leader)
         processes[pid] = _Process(pid, parent, group, tty, *facts)
     return processes
 
@@ -1790,7 +1736,7 @@ def _parse_netstat_ano(text: str) -> dict[Endpoint | None, int | None]:
     import re
 
     rows = re.findall(r"(?m)^ *TCP +(\S+) +(?:0\.0\.0\.0|\[::\]):0 [^\r\n]* (\d+)\s*$", text)
-    return {_endpoint(local): _pid(pid) for local, pid in rows}
+    return {_endpoint(local): _number(pid, 2) for local, pid in rows}
 
 
 _WINDOWS_SERVICES = {
@@ -2913,60 +2859,64 @@ class Server:
         self.__dict__.update(texts)
 
 
-# By program; a second word is the verb without which it serves nothing. Of those that serve a kind of app, the first is
-# preferred. To add a server: write its line here; run_backend.py reads the same table.
-SERVERS = {
-    "uvicorn": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="UVICORN_HOST UVICORN_PORT",
-                      elsewhere="--uds --fd UVICORN_UDS UVICORN_FD", files="--env-file=UVICORN_PORT", serves="asgi",
-                      start="-m uvicorn APP --host HOST --port PORT", factory="--factory"),
-    "hypercorn": Server("127.0.0.1", 8000, binds="-b --bind", files="-c --config", serves="quart asgi",
-                        start="-m hypercorn APP --bind ADDRESS", factory="()"),
-    "granian": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="GRANIAN_HOST GRANIAN_PORT",
-                      elsewhere="--uds GRANIAN_UDS", serves="asgi",
-                      start="-m granian --interface asgi APP --host HOST --port PORT", factory="--factory"),
-    "daphne": Server("127.0.0.1", 8000, hosts="-b --bind", ports="-p --port",
-                     elsewhere="-u --unix-socket -e --endpoint --fd", serves="asgi",
-                     start="-m daphne -b HOST -p PORT APP"),
-    "gunicorn": Server("127.0.0.1", 8000, binds="-b --bind", variables="0.0.0.0 PORT", elsewhere="LISTEN_FDS",
-                       files="-c --config GUNICORN_CMD_ARGS gunicorn.conf.py", serves="wsgi",
-                       start="-m gunicorn APP --bind ADDRESS", factory="()"),
-    **dict.fromkeys(("waitress", "waitress-serve"),
-                    Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen",
-                           elsewhere="--unix-socket", serves="wsgi dash", start="-m waitress --listen ADDRESS APP",
-                           factory="--call")),
-    "wsgiref": Server("0.0.0.0", None, serves="wsgi dash", factory="()",
-                      start="run_backend.py --wsgiref APP --host HOST --port PORT"),
-    "page": Server("0.0.0.0", None, serves="page", start="run_backend.py --page --host HOST --port PORT"),
-    "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port",
-                        variables="FLASK_RUN_HOST FLASK_RUN_PORT", serves="flask", files=".env=FLASK_RUN_ "
-                        ".flaskenv=FLASK_RUN_", start="-m flask --app APP run --host HOST --port PORT", factory="()"),
-    "manage.py runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6", serves="django",
-                                  start="APP runserver ADDRESS"),
-    **dict.fromkeys(("manage.py runserver_plus", "django-admin runserver", "django runserver"),
-                    Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6")),
-    "litestar run": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port",
-                           variables="LITESTAR_HOST LITESTAR_PORT",
-                           elsewhere="-U --uds --unix-domain-socket -F --fd --file-descriptor", serves="litestar",
-                           start="-m litestar --app APP run --host HOST --port PORT"),
-    "sanic": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port", elsewhere="-u --unix", serves="sanic",
-                    start="-m sanic APP --host HOST --port PORT", factory="--factory"),
-    "quart run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port"),
-    "fastapi dev": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="- PORT"),
-    "fastapi run": Server("0.0.0.0", 8000, hosts="--host", ports="--port", variables="- PORT"),
-    "http.server": Server("0.0.0.0", 8000, hosts="-b --bind", binds="*"),
-    "php": Server("127.0.0.1", None, binds="-S"),
-    **dict.fromkeys(("next dev", "next start"), Server("0.0.0.0", 3000, hosts="-H --hostname", ports="-p --port",
-                                                       variables="- PORT")),
-    **dict.fromkeys(("npm", "pnpm", "yarn", "bun", "vite"), Server("0.0.0.0", None, hosts="--host", ports="--port",
-                                                                   variables="HOST PORT")),
-}  # fmt: skip
-_SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")  # any other program
+# A line for each: the programs, where a second word is the verb without which one serves nothing; its own host and
+# port (-: none); then fields of Server. Of those that serve a kind of app, the first is preferred. To add a server,
+# write its line here; run_backend.py reads the same table.
+_SERVERS = """\
+uvicorn = 127.0.0.1 8000, hosts --host, ports --port, variables UVICORN_HOST UVICORN_PORT, \
+elsewhere --uds --fd UVICORN_UDS UVICORN_FD, files --env-file=UVICORN_PORT, serves asgi, \
+start -m uvicorn APP --host HOST --port PORT, factory --factory
+hypercorn = 127.0.0.1 8000, binds -b --bind, files -c --config, serves quart asgi, \
+start -m hypercorn APP --bind ADDRESS, factory ()
+granian = 127.0.0.1 8000, hosts --host, ports --port, variables GRANIAN_HOST GRANIAN_PORT, \
+elsewhere --uds GRANIAN_UDS, serves asgi, factory --factory, \
+start -m granian --interface asgi APP --host HOST --port PORT
+daphne = 127.0.0.1 8000, hosts -b --bind, ports -p --port, elsewhere -u --unix-socket -e --endpoint --fd, serves asgi, \
+start -m daphne -b HOST -p PORT APP
+gunicorn = 127.0.0.1 8000, binds -b --bind, variables 0.0.0.0 PORT, elsewhere LISTEN_FDS, \
+files -c --config GUNICORN_CMD_ARGS gunicorn.conf.py, serves wsgi, start -m gunicorn APP --bind ADDRESS, factory ()
+waitress, waitress-serve = 0.0.0.0 8080, hosts --host, ports --port, binds --listen, elsewhere --unix-socket, \
+serves wsgi dash, start -m waitress --listen ADDRESS APP, factory --call
+wsgiref = 0.0.0.0 -, serves wsgi dash, start run_backend.py --wsgiref APP --host HOST --port PORT, factory ()
+page = 0.0.0.0 -, serves page, start run_backend.py --page --host HOST --port PORT
+flask run = 127.0.0.1 5000, hosts -h --host, ports -p --port, variables FLASK_RUN_HOST FLASK_RUN_PORT, \
+files .env=FLASK_RUN_ .flaskenv=FLASK_RUN_, serves flask, factory (), \
+start -m flask --app APP run --host HOST --port PORT
+manage.py runserver = 127.0.0.1 8000, binds *, elsewhere -6 --ipv6, serves django, start APP runserver ADDRESS
+manage.py runserver_plus, django-admin runserver, django runserver = 127.0.0.1 8000, binds *, elsewhere -6 --ipv6
+litestar run = 127.0.0.1 8000, hosts -H --host, ports -p --port, variables LITESTAR_HOST LITESTAR_PORT, \
+elsewhere -U --uds --unix-domain-socket -F --fd --file-descriptor, serves litestar, \
+start -m litestar --app APP run --host HOST --port PORT
+sanic = 127.0.0.1 8000, hosts -H --host, ports -p --port, elsewhere -u --unix, serves sanic, \
+start -m sanic APP --host HOST --port PORT, factory --factory
+quart run = 127.0.0.1 5000, hosts -h --host, ports -p --port
+fastapi dev = 127.0.0.1 8000, hosts --host, ports --port, variables - PORT
+fastapi run = 0.0.0.0 8000, hosts --host, ports --port, variables - PORT
+http.server = 0.0.0.0 8000, hosts -b --bind, binds *
+php = 127.0.0.1 -, binds -S
+next dev, next start = 0.0.0.0 3000, hosts -H --hostname, ports -p --port, variables - PORT
+npm, pnpm, yarn, bun, vite = 0.0.0.0 -, hosts --host, ports --port, variables HOST PORT
+any other script = 0.0.0.0 -, hosts --host, ports --port, variables HOST PORT"""
+
+
+def _servers() -> Iterator[tuple[str, Server]]:
+    for line in _SERVERS.splitlines():
+        programs, _, facts = line.partition(" = ")
+        address, *texts = facts.split(", ")
+        host, port = address.split()
+        server = Server(host, _number(port), **dict(text.split(" ", 1) for text in texts))
+        for program in programs.split(", "):
+            yield program, server
+
+
+SERVERS = dict(_servers())
+_SCRIPT = SERVERS.pop("any other script")
 
 # What these programs start listens on another machine, or in a container.
 _ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-compose", "nerdctl", "kubectl", "vagrant")
 # Options whose value is a word of its own, which is neither a verb nor a port.
 _VALUED = "-A --app -e --env-file -v --verbosity --settings --pythonpath -d --directory"
-_SERVES_NOTHING = ("--help", "--version", "--check-config", "--print-config")
+_SERVES_NOTHING = "--help --version --check-config --print-config"
 
 
 def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None = None) -> list[Endpoint]:
@@ -2998,39 +2948,39 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
 
 def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str]) -> list[Endpoint]:
     host_variable, _, port_variable = server.variables.partition(" ")
-    named = environ.get(port_variable, "")
-    with_port = host_variable if named and host_variable[:1].isdigit() else environ.get(host_variable, "")
-    hosts = [host for host in take_options(words, server.hosts)[0] if host[:1] not in ("", "-")]  # vite: a bare --host
-    host = [with_port or server.host, *hosts][-1]
-    idle = any(word in _SERVES_NOTHING for word in words)
-    if idle or host.startswith("unix:") or _given(server.elsewhere, words, environ):
+    named, host = environ.get(port_variable, ""), environ.get(host_variable) or server.host
+    if named and host_variable[:1].isdigit():
+        host = host_variable
+    for value in take_options(words, server.hosts)[0]:
+        host = value if value[:1] not in ("", "-") else host  # vite: a bare --host
+    if host.startswith("unix:") or _given(f"{_SERVES_NOTHING} {server.elsewhere}", words, environ):
         return []
-    values = take_options(words, server.binds)[0]
-    binds = [_split_address(bind) for value in values for bind in value.split() or [""]]
+    binds = [_split_address(bind) for value in take_options(words, server.binds)[0] for bind in value.split() or [""]]
     binds += _bare_addresses(words) if "*" in server.binds.split() else []
     if all(bind and bind[1] is None for bind in binds):
-        ports = list(map(_number, take_options(words, server.ports)[0]))
+        ports = take_options(words, server.ports)[0]
         if not ports and _may_stand_in_a_file(server, words, environ, named):
             return []
         host = binds[-1][0] if binds and binds[-1] else host
-        binds = [("", [_number(named) if named else server.port, *ports][-1])]
+        binds = [("", _number([named, *ports][-1]) if named or ports else server.port)]
     return [Endpoint(bind[0] or host, bind[1]) for bind in binds if bind and bind[1] and bind[1] <= 65535]
 
 
-def take_options(words: Sequence[str], options: str) -> tuple[list[str], list[str]]:
-    """The values that words give to one of these options, and the words that are left.
+def take_options(words: Sequence[str], options: str, flags: bool = False) -> tuple[list[str], list[str]]:
+    """The values that words give to one of these options, and the words that are left; flags: these take no value.
 
     >>> take_options(["-b", ":80", "-b:81", "main:app", "--bind=:82", "--bi", ":83"], "-b --bind")
     ([':80', ':81', ':82', ':83'], ['main:app'])
     """
     values, rest, left = [], [], iter(words)
+    following = iter(()) if flags else left
     for word in left:
         name, equals, value = word.partition("=")
         # argparse lets options be shortened.
         if len(name) > 3 and any(option.startswith(name) for option in options.split()):
-            values.append(value if equals else next(left, ""))
+            values.append(value if equals else next(following, ""))
         elif word[:2] in options.split():
-            values.append(word[2:] or next(left, ""))
+            values.append(word[2:] or next(following, ""))
         else:
             rest.append(word)
     return values, rest
@@ -3051,7 +3001,7 @@ def _bare_addresses(words: Sequence[str]) -> Iterator[tuple[str, int | None] | N
     for before, word in _bare(words):
         bind = _split_address(word)
         if bind and bind[1]:  # a small number after an option may be its value
-            yield bind if bind[1] >= 1024 or ":" in word or not before.startswith("-") else None
+            yield bind if bind[1] >= 1024 or ":" in word or before[:1] != "-" else None
 
 
 def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[str, str], named: str) -> bool:
@@ -3077,31 +3027,28 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
         program, rest = _program(word), words[at + 1 :]
         if program in _ON_ANOTHER_MACHINE:
             return None
-        for key, server in SERVERS.items():
-            name, _, verb = key.partition(" ")
-            if name != program:
-                continue
-            if verb:
-                starts = [verb] == [word for _, word in _bare(rest)][:1]
-            else:  # where it is not the program itself, an app tells it from a mere mention
-                starts = at == 0 or words[at - 1] == "-m" or server.port is None or any(map(names_app, rest))
-            if starts:
-                return key, at
+        verb = next((each for _, each in _bare(rest)), "")
+        if f"{program} {verb}" in SERVERS:
+            return f"{program} {verb}", at
+        server = SERVERS.get(program)
+        # Where it is not the program itself, an app tells it from a mere mention.
+        if server and (at == 0 or words[at - 1] == "-m" or server.port is None or any(map(names_app, rest))):
+            return program, at
     return None
 
 
 def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
     """A command line as it is, or the commands of the script in it (``bash -lc '…'``), with its variables."""
-    shell = next((at for at, word in enumerate(command) if _is_shell(_program(word))), len(command))
-    options = (at for at, word in enumerate(command[:-1]) if at > shell and word[:1] == "-" and word[-1:] == "c")
-    option = next(options, None)
-    if option is None:
+    words = iter(command)
+    shell = any(_is_shell(_program(word)) for word in words)
+    script = next(words, "") if shell and any(word[:1] == "-" and word[-1:] == "c" for word in words) else ""
+    if not script:
         return [list(command)]
     import re
     import shlex
 
     variable = re.compile(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}")
-    script = variable.sub(lambda found: environ.get(found[1] or found[2]) or found[3] or "", command[option + 1])
+    script = variable.sub(lambda found: environ.get(found[1] or found[2]) or found[3] or "", script)
     lexer = shlex.shlex(script.replace("\n", ";"), posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split, lexer.commenters = True, ""
     commands: list[list[str]] = [[]]
@@ -3167,35 +3114,38 @@ def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
     module = sys._getframe(1).f_globals
     script = module.get("__name__") == "__main__" and "__file__" in module
     key, at = find_server(sys.argv) or ("", -1)
-    if at != 0 and not script:  # what is no server's program itself has loaded us
+    if _is_reloaded() or (at != 0 and not script):  # what is no server's program itself has loaded us
         return
     told = server_endpoints(sys.argv, None if at == 0 else {})
-    own = [Endpoint(host, port)] if port is not None and not any(word in _SERVES_NOTHING for word in sys.argv) else []
+    own = [Endpoint(host, port)] if port is not None and not _given(_SERVES_NOTHING, sys.argv, {}) else []
     try:
         for endpoint in told or own:
-            if not _is_a_child(key, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
+            if not _is_a_worker(key, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
                 raise SystemExit(1)
     except KeyboardInterrupt as interruption:
         _say(WARNING, str(interruption) or "Interrupted")
         raise SystemExit(130) from None
 
 
-def _is_a_child(key: str, host: str, port: int) -> bool:
-    """Whether this is the child of a reloader or master, which has bound the port or is the same server."""
+def _is_reloaded() -> bool:
+    """Whether this process was spawned by multiprocessing (as uvicorn and watchfiles do), or by a reloader."""
+    spawned = sys.modules.get("multiprocessing.process")
+    marked = any(os.environ.get(name) == "true" for name in ("RUN_MAIN", "WERKZEUG_RUN_MAIN"))  # Django's; flask's
+    return marked or bool(spawned and spawned.parent_process() is not None)
+
+
+def _is_a_worker(key: str, host: str, port: int) -> bool:
+    """Whether this process is the child of a master, which is the same server, or has bound its port."""
     system = _ThisSystem()
-    if _is_reloaded():
-        return True
     if not system.native and _probe(port, host) is None:  # nothing to be had without starting a tool
         return False
     ancestors = system.ancestry().pids
-    parent = system.process(ancestors[1]) if len(ancestors) > 1 else None
+    parent = next(map(system.process, ancestors[1:]), None)
     words = system.describe(parent).command.split() if parent and key and not system.redirects else []
     if words and (_is_command_of(key, words) or _master(system, os.getpid())[0]):
         return True
-    try:  # a master may bind, and leave it to its workers to listen
-        return any(row.pid in ancestors for row in _search(system, port, None, True))
-    except PortError:
-        return False
+    # A master may bind, and leave it to its workers to listen.
+    return not _pids_on(system, port, None).isdisjoint(ancestors)
 
 
 def _is_command_of(key: str, command: Sequence[str]) -> bool:
@@ -3206,14 +3156,7 @@ def _is_command_of(key: str, command: Sequence[str]) -> bool:
     """
     program, at = find_server(command) or ("", 0)
     between = [word for before, word in zip(command, command[1:at]) if word[:1] != "-" and before not in ("-X", "-W")]
-    return program == key != "" and not between and (at == 0 or "py" in _program(command[0]))
-
-
-def _is_reloaded() -> bool:
-    """Whether this process was spawned by multiprocessing (as uvicorn and watchfiles do), or by a reloader."""
-    spawned = sys.modules.get("multiprocessing.process")
-    marked = any(os.environ.get(name) == "true" for name in ("RUN_MAIN", "WERKZEUG_RUN_MAIN"))  # Django's; flask's
-    return marked or bool(spawned and spawned.parent_process() is not None)
+    return program == key and not between and (at == 0 or "py" in _program(command[0]))
 
 
 def _is_of_our_server(port: int, host: str) -> bool:
@@ -3221,12 +3164,16 @@ def _is_of_our_server(port: int, host: str) -> bool:
     system = _ThisSystem()
     parent = system.process(os.getppid())
     shell = parent is None or _is_shell(parent.name)  # in which a reloader's variable was left
-    family = {*system.ancestry().pids, *(() if shell else system.children(os.getppid()))}
+    pids = _pids_on(system, port, host)
+    return bool(pids) and pids <= {*system.ancestry().pids, *(() if shell else system.children(os.getppid()))}
+
+
+def _pids_on(system: _System, port: int, host: str | None) -> set[int | None]:
+    """Whose sockets are on a port, also those that only bind; none where nobody can tell."""
     try:
-        rows = _search(system, port, host, True)
+        return {row.pid for row in _search(system, port, host, True)}
     except PortError:
-        return False
-    return bool(rows) and all(row.pid in family for row in rows)
+        return set()
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -3244,84 +3191,64 @@ Free a TCP port in development, and never stop the wrong process.
   port_manager.py pick 8000   print a free port, 8000 or a later one
 
 PORT: 8000, 3000-3010, 8000,8001, :8000, localhost:8000, http://localhost:8000/
-Without a verb: check. Options and more: port_manager.py free --help
+Without a verb: check. Options: port_manager.py free --help
+stop and kill mean free.
 
 Exit status: 0 available, 1 not, 2 a wrong call, 130 interrupted.
 It is development where ENVIRONMENT is unset, empty or one of
 dev, development, local, test, testing, debug."""
 
-# The help of a verb declares its options: the short form stands in columns 2 and 3, the long one and the name of
-# its value in columns 6 to 23.
-_COMMON = """
-  -p, --port PORT        the same as PORT
-  -q, --quiet            say only what goes wrong
-  -v, --verbose          say more
-  -h, --help             show this
-  -V, --version          show the version
-
-Exit status 2 is a wrong call, 130 interrupted."""
-_HOST = """
-      --host HOST        where to bind (0.0.0.0); localhost: IPv4 and IPv6"""
-_JSON = """
-      --json             data for programs, on standard output"""
 _VERBS = {
     "list": """\
-port_manager.py list [PORT...] [OPTION...]
+[PORT...] [OPTION...]
 
-  port_manager.py list                   who listens, and on which port
   port_manager.py list 8000-8010 --json  only these ports, for programs
 
-Exit status: 0 listed, 1 the system does not tell.
-""" + _JSON + _COMMON,
+Exit status: 0 listed, 1 the system does not tell""",
     "check": """\
-port_manager.py check PORT... [OPTION...]
+PORT... [OPTION...]
 
-  port_manager.py check 8000  who holds a port, and what free would do
-  port_manager.py 3000-3100   the held ones of 101 ports
+  port_manager.py check 3000-3100  the held ones of 101 ports
 
-Exit status: 0 every port is available, 1 one is not.
-""" + _HOST + _JSON + _COMMON,
+Exit status: 0 every port is available, 1 one is not""",
     "free": """\
-port_manager.py free PORT... [OPTION...]  (or stop, kill)
+PORT... [OPTION...]
 
-  port_manager.py free 8000          stop whoever holds it, if that is safe
   port_manager.py free 8000 9229 -n  only say who would be stopped
 
-Exit status: 0 every port is available (after -n: would be), 1 one is not.
-PORT_MANAGER_POLICY is a default for --policy.
-
-  -n, --dry-run          stop nobody; say who would be stopped, or why not
-      --grace SECONDS    time for the holder to stop by itself (5)
-  -s, --signal SIGNAL    the first, polite signal (TERM): a name, or 9
-      --policy POLICY    kill, own (only of this project), ask, refuse
-      --force            also outside development; nothing else is overridden""" + _HOST + _JSON + _COMMON,
+Exit status: 0 every port is available (after -n: would be), 1 one is not""",
     "wait": """\
-port_manager.py wait PORT [OPTION...]
+PORT [OPTION...]
 
-  port_manager.py wait 8000                    until it is free
   port_manager.py wait 8000 --until listening  until a server is up
 
-Exit status: 0 the port is in that state, 1 it was not in time.
-
-      --until STATE      free (the default) or listening
-      --timeout SECONDS  give up after this time (without it: never)""" + _HOST + _COMMON,
+Exit status: 0 the port is in that state, 1 it was not in time""",
     "pick": """\
-port_manager.py pick [PORT] [OPTION...]
+[PORT or range] [OPTION...]
 
-  port_manager.py pick 8000       print a free port, 8000 or a later one
   port_manager.py pick 3000-3010  print a free one of these
 
-Exit status: 0 the port is printed, 1 none is free.
-""" + _HOST + _COMMON,
+Exit status: 0 the port is printed, 1 none is free""",
 }  # fmt: skip
 _NAMES = {**{verb: verb for verb in _VERBS}, "stop": "free", "kill": "free"}
-_NEEDS = {"wait": "one port, such as 8000", "pick": "one port or range, such as 3000-3010"}
+# An option is declared by its line of help: the short form, the long one, and what its value is; behind a bar, the
+# verbs that have it.
+_OPTIONS = """\
+  -n, --dry-run              stop nobody; say who would be stopped, or why not | free
+      --grace SECONDS        time for the holder to stop by itself (5) | free
+  -s, --signal TERM/INT/QUIT/HUP/USR1/USR2/KILL  the first, polite one; or 9 | free
+      --policy kill/own/ask/refuse  or PORT_MANAGER_POLICY; own: this project | free
+      --force                also outside development; overrides nothing else | free
+      --until free/listening  what to wait for (free) | wait
+      --timeout SECONDS      give up after this time (without it: never) | wait
+      --host HOST            where to bind (0.0.0.0); localhost: IPv4 and IPv6 | check, free, wait, pick
+      --json                 data for programs, on standard output | list, check, free
+  -p, --port PORT            the same as PORT | list, check, free, wait, pick
+  -q, --quiet                say only what goes wrong | list, check, free, wait, pick
+  -v, --verbose              say more | list, check, free, wait, pick
+  -h, --help                 show this | list, check, free, wait, pick
+  -V, --version              show the version | list, check, free, wait, pick"""
 _SIGNALS = {"1": "HUP", "2": "INT", "3": "QUIT", "9": "KILL", "15": "TERM"}
-_ALLOWED: dict[str, tuple[str, ...]] = {
-    "POLICY": POLICIES,
-    "STATE": ("free", "listening"),
-    "SIGNAL": ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL"),
-}
 
 
 class _WrongCall(PortError):
@@ -3331,7 +3258,7 @@ class _WrongCall(PortError):
 class _Request(NamedTuple):
     """What a call asks for."""
 
-    verb: str  # empty: none
+    verb: str
     targets: dict[tuple[str, int], str]  # (host, port): the range that named it, or ""
     given: dict[str, str]  # the values of the options by their long names
 
@@ -3364,112 +3291,90 @@ def _called(words: list[str]) -> int:
     if not words:
         write_line(sys.stderr, _HELP)
         return 2
-    verb, plain, given = _parsed(words)
-    if "--help" in given or "--version" in given:
-        _print(_VERBS.get(verb, _HELP) if "--help" in given else f"port_manager {__version__}")
+    words, given, options = _parsed(words)
+    spoken = next((word for word in words if word in _NAMES), None)
+    verb = _NAMES.get(spoken or "", "check")
+    own = {name: line for name, (line, verbs) in options.items() if verb in verbs}
+    if "--help" in given:
+        screen = [f"port_manager.py {verb} {_VERBS[verb]};\n2 a wrong call, 130 interrupted", "", *own.values()]
+        _print("\n".join(screen) if spoken else _HELP)
         return 0
-    if "--quiet" in given or "--verbose" in given:
+    if "--version" in given:
+        _print(f"port_manager {__version__}")
+        return 0
+    level = ERROR if "--quiet" in given else DEBUG if "--verbose" in given else 0
+    if level:
         import logging
 
-        logging.getLogger("port_manager").setLevel(ERROR if "--quiet" in given else DEBUG)
-    targets = _targets(verb or "check", plain, given.get("--host", "0.0.0.0"))
+        logging.getLogger("port_manager").setLevel(level)
+    for name in given:
+        if name not in own:
+            raise _WrongCall(f"{name} is an option of {options[name][1]}, not of {verb}")
+    targets = _targets(verb, [word for word in words if word != spoken], given, [*own, *_VERBS])
     run = {"list": _list, "wait": _wait, "pick": _pick}.get(verb, _check_or_free)
     return 0 if run(_Request(verb, targets, given)) else 1
 
 
-def _parsed(words: list[str]) -> tuple[str, list[str], dict[str, str]]:
-    """The verb (empty: none), the words that are left, and the values of the options by their long names."""
-    if words[0] == "help":
-        words = [*words[1:], "--help"]
-    pairs = zip(words, ["", *words])
-    spoken = next((word for word, before in pairs if word in _NAMES and before not in ("--policy", "--until")), None)
-    if not spoken and words[0][:1].isalpha() and ":" not in words[0]:
-        raise _WrongCall(f"{_clean(words[0])!r} is neither a verb nor a port{_nearest(words[0], _VERBS)}")
-    verb = _NAMES.get(spoken or "", "")
-    options = _declared(verb or "check")
-    plain: list[str] = []
+def _parsed(words: list[str]) -> tuple[list[str], dict[str, str], dict[str, tuple[str, str]]]:
+    """The words that are left; by its long name, the value of each option, and the help and the verbs of every one."""
     given: dict[str, str] = {}
-    queue = iter(words)
-    for word in queue:
-        if word[:1] != "-" or not word.lstrip("-")[:1].isalpha():
-            plain += [word] if word != spoken else []
-            continue
-        form, glued, value = word.partition("=") if word[1] == "-" else (word[:2], word[2:], word[2:])
-        if form not in options:
-            raise _WrongCall(f"{verb or 'check'} has no option {_clean(form)}{_hint(form, options)}")
-        name, kind = options[form]
-        value = next(queue, "--") if kind and not glued else value
-        if value[:2] == "--" if kind else glued:
-            raise _WrongCall(f"{name} needs a value: {name} {kind}" if kind else f"{name} takes no value")
-        given[name] = _checked_value(name, kind, value)
-        plain += [value] if name == "--port" else []
-    return verb, plain, given
-
-
-def _declared(verb: str) -> dict[str, tuple[str, str]]:
-    """By its short and its long form, each option that the help of a verb declares: (long form, name of its value)."""
     options = {}
-    for line in _VERBS[verb].splitlines():
-        name, _, value = line[6:24].rstrip().partition(" ")
-        if name[:2] == "--":
-            options[line[2:4]] = options[name] = (name, value)
-    return options
-
-
-def _hint(form: str, options: Iterable[str]) -> str:
-    """Where to find an option that a verb has not."""
-    others = [verb for verb in _VERBS if form in _declared(verb)]
-    if others:
-        return f"; it is an option of {', '.join(others)}"
-    return _nearest(form, [name for name in options if name[2:]])
+    words = ["--help" if word == "help" else word for word in words]
+    for row in _OPTIONS.splitlines():
+        line, _, verbs = row.partition(" | ")
+        name, _, kind = line[6:].partition("  ")[0].partition(" ")
+        options[name] = (line, verbs)
+        values, words = take_options(words, f"{line[2:4]} {name}", flags=not kind)
+        given.update((name, _checked_value(name, kind, value)) for value in values)
+        words += values if kind == "PORT" else []
+    return words, given, options
 
 
 def _checked_value(name: str, kind: str, text: str) -> str:
-    if kind == "SIGNAL":
+    if name == "--signal":
         text = text.upper().replace("SIG", "")
         text = _SIGNALS.get(text, text)
-    allowed = _ALLOWED.get(kind, (text,))
-    wrong = "" if text in allowed else f"none of {', '.join(allowed)}"
-    if kind == "SECONDS" and not (text.replace(".", "", 1).isdecimal() and float(text) < 1e6):
-        wrong = "not a number of seconds"
+    wrong = ""
+    if bool(kind) != bool(text) or text[:2] == "--":
+        wrong = f"it takes {f'a value, {kind}' if kind else 'no value'}"
+    elif "/" in kind and text not in kind.split("/"):
+        wrong = f"{_clean(text)!r} is none of {kind.replace('/', ', ')}"
+    elif kind == "SECONDS" and not (text.replace(".", "", 1).isdecimal() and float(text) < 1e6):
+        wrong = f"{_clean(text)!r} is not a number of seconds"
     if wrong:
-        raise _WrongCall(f"{name}: {_clean(text)!r} is {wrong}")
+        raise _WrongCall(f"{name}: {wrong}")
     return text
 
 
-def _nearest(word: str, words: Iterable[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(word, list(words), 1, 0.7)
-    return f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(words)}"
-
-
-def _targets(verb: str, words: list[str], host: str) -> dict[tuple[str, int], str]:
-    parts = [part for word in words for part in word.strip(",").split(",")]
-    if verb == "pick" and not parts:
-        parts = ["8000"]
+def _targets(verb: str, words: list[str], given: dict[str, str], names: list[str]) -> dict[tuple[str, int], str]:
+    """The ports that are meant by 8000, :8000, 3000-3010, 80,81, localhost:8000, http://localhost:8000/."""
+    parts = [part for word in words for part in word.strip(",").split(",")] or ["8000"] * (verb == "pick")
     targets: dict[tuple[str, int], str] = {}
     for part in parts:
-        where, low, high = _port_range(part)
-        for port in range(low, high + 1):
-            targets.setdefault((where or host, port), f"{low}-{high}" if high > low else "")
-    too_many = verb in _NEEDS and len(parts if verb == "pick" else targets) > 1
-    if too_many or not (parts or verb == "list"):
-        raise _WrongCall(f"{verb} needs {_NEEDS.get(verb, 'at least one port, such as 8000')}")
+        place = part.rpartition("://")[2]
+        host, _, numbers = (place.partition("/")[0] if ":" in part else place).rpartition(":")
+        low, dash, high = numbers.partition("-")
+        first, last = _number(low) or 0, _number(high if dash else low) or 0
+        if not 1 <= first <= last <= 65535 or (":" in host and host[0] != "["):
+            raise _no_port(part, names)
+        for port in range(first, last + 1):
+            targets.setdefault((host or given.get("--host", "0.0.0.0"), port), numbers if first < last else "")
+    usage = _VERBS[verb].partition(" [OPTION")[0]
+    too_many = "..." not in usage and len(targets if usage == "PORT" else parts) > 1
+    if too_many or not (parts or usage[0] == "["):
+        raise _WrongCall(f"type port_manager.py {verb} {usage}, such as 8000")
     return targets
 
 
-def _port_range(word: str) -> tuple[str, int, int]:
-    """(host, first, last) of what a person may type for a port: 8000, :8000, 3000-3010, http://localhost:8000/."""
-    place = word.rpartition("://")[2]
-    host, _, numbers = (place.partition("/")[0] if ":" in word else place).rpartition(":")
-    first, *others = (_number(text) or 0 for text in numbers.split("-"))
-    last = others.pop() if others else first
-    if not 1 <= first <= last <= 65535 or others or (":" in host and host[0] != "["):
-        hint = f"; a signal is named with -s {word[1:]}" if word[:1] == "-" else ""
-        wrong = f"{_clean(word)!r} is not a port"
-        raise _WrongCall(f"{wrong}; a port is a number from 1 to 65535, a range is 3000-3010{hint}")
-    return host, first, last
+def _no_port(word: str, names: list[str]) -> _WrongCall:
+    """What is wrong with a word, and what could have been meant."""
+    import difflib
+
+    near = difflib.get_close_matches(word.partition("=")[0], names, 1, 0.7)
+    hint = f"did you mean {near[0]}?" if near else "a port is a number from 1 to 65535, a range is 3000-3010"
+    if word[:1] == "-" and word[1:].isdecimal():
+        hint = f"a signal is named with -s {word[1:]}"
+    return _WrongCall(f"{_clean(word)!r} is neither a port nor a verb or option; {hint}")
 
 
 def _print(text: str) -> None:
@@ -3489,23 +3394,14 @@ def _print_results(results: Iterable[PortResult]) -> None:
     """The JSON of list, check and free."""
     system, ports = _ThisSystem(), []
     for result in results:
-        holders = []
-        for holder in result.holders:
-            manager = result.managers.get(holder.pid)
-            holders.append({
-                **holder._asdict(),
-                **_facts(system, holder),
-                "addresses": list(map(str, holder.addresses)),
-                "manager": manager and manager._asdict(),
-            })  # fmt: skip
-        entry = {**result._asdict(), "host": result.host or None, "holders": holders}
-        del entry["plan"], entry["managers"]
-        ports.append(entry)
+        holders = [_facts(system, result, holder) for holder in result.holders]
+        ports.append({**result._asdict(), "host": result.host or None, "holders": holders})
+        del ports[-1]["plan"], ports[-1]["managers"]
     _print(_json({"ports": ports}))
 
 
-def _facts(system: _System, holder: Holder) -> dict[str, Any]:
-    """What JSON tells of a holder beyond its own fields; its ancestry begins at a shell or the service above it."""
+def _facts(system: _System, result: PortResult, holder: Holder) -> dict[str, Any]:
+    """What JSON tells of a holder; its ancestry begins at a shell or the service above it."""
     ancestry: list[dict[str, object]] = []
     for process in map(system.process, system.parents(holder.pid)[:12]):
         if process is None or process.pid == 1:
@@ -3513,24 +3409,26 @@ def _facts(system: _System, holder: Holder) -> dict[str, Any]:
         ancestry.insert(0, {"pid": process.pid, "name": process.name})
         if _is_shell(process.name) and process.tty:
             break
-    folder = _place(system, holder)
+    (folder, project), manager = _place(system, holder), result.managers.get(holder.pid)
     return {
-        "project": _marked_project(folder) or None,
+        **holder._asdict(),
+        "addresses": list(map(str, holder.addresses)),
+        "project": project or None,
         "branch": _in_time(lambda: folder and _branch(folder), "") or None,
         "ancestry": ancestry,
+        "manager": manager and manager._asdict(),
         "state": system.state(holder.pid or 0) or None,
     }
 
 
-def _place(system: _System, holder: Holder) -> str:
-    """The folder of a holder, also of one that has been stopped since; empty where it is out of reach from here."""
+def _place(system: _System, holder: Holder) -> tuple[str, str]:
+    """The folder of a holder, also of one that has been stopped since, and its project, where that has a mark.
+
+    The folder is empty where it is out of reach from here.
+    """
     told = _folder_of(system, holder.pid or 0)
-    return "" if told is None else told or holder.cwd
-
-
-def _marked_project(folder: str) -> str:
-    """The project of a folder, where it has a mark."""
-    return _clean(_root_of(folder, _MARKS))
+    folder = "" if told is None else told or holder.cwd
+    return folder, _clean(_root_of(folder, _MARKS))
 
 
 def _check_or_free(request: _Request) -> bool:
@@ -3563,88 +3461,80 @@ def _screens(results: list[PortResult], ranges: list[str]) -> Iterator[str]:
     for named in dict.fromkeys(ranges):
         some = [result for result, its_range in zip(results, ranges) if its_range == named]
         if named:
-            kinds = [
-                "available" if each.available else "held" if _is_held(each) else "cannot be bound" for each in some
-            ]
-            yield f"{named}: " + ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted({*kinds}, reverse=True))
-            held = [each for each, kind in zip(some, kinds) if kind == "held"]
-            some = held or [each for each in some if not each.available][:1]
+            held = list(filter(_is_held, some))
+            bad = [result for result in some if not result.available]
+            kinds = {"held": len(held), "cannot be bound": len(bad) - len(held), "available": len(some) - len(bad)}
+            yield f"{named}: " + ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+            some = held or bad[:1]
         yield from map(_screen, some)
 
 
 def _is_held(result: PortResult) -> bool:
-    obstacle = _probe(result.port, result.host)
+    obstacle = None if result.available else _probe(result.port, result.host)
     return bool(obstacle and obstacle.held)
 
 
 def _screen(result: PortResult) -> str:
     """What check says about a port: the verdict, whom it is about, and what free would do."""
-    system, port, reason, room = _ThisSystem(), result.port, result.reason or "", _room()
+    system, port, reason = _ThisSystem(), result.port, result.reason or ""
     if result.available:
         beside = system.beside(port) if result.host == "0.0.0.0" else []
         return "\n  beside it   ".join([f"✅ Port {port} is available", *beside])
     if not _is_held(result):
         return f"❌ {_sentence(reason)}"
-    lines = [f"⚠️  Port {port} is already in use"]
+    lines, room = [f"⚠️  Port {port} is already in use"], _room()
     for root, children in _families(result.holders):
-        lines += [_cut(line, room) for line in _about(system, root, children, room - 14) if line[14:]]
-        manager = result.managers.get(root.pid)
-        if manager and manager.name not in reason:
-            lines.append(f"  managed by  {manager.name}")
+        about = _about(system, result, root, children, room - 14).items()
+        lines += [_cut(f"  {label:10}  {fact}", room) for label, fact in about if fact]
     whom, alone, why = reason.partition(" is left alone: ")
     would = result.plan or (f"leave {whom.split()[1]} alone: {why}" if alone else f"refuse: {reason}")
-    last = f"  free would  {would}"
-    # A line that is too long is broken where a clause ends, so that a command to copy stays whole.
-    lines.append(last if _columns(last) <= room else last.replace("; ", ";\n" + " " * 14))
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  free would  {would}"])
 
 
-def _about(system: _System, root: Holder, children: list[Holder], room: int) -> list[str]:
-    """What is told of a holder and its children; where nothing follows a label, there is nothing to tell."""
-    facts, command = _facts(system, root), _short_command(root.command, room - 10)
-    branch, line = facts["branch"], "".join(f"{process['name']} → " for process in facts["ancestry"])
-    ago = f"{_duration(time.time() - root.started)} ago " if root.started else ""
+def _about(
+    system: _System, result: PortResult, root: Holder, children: list[Holder], room: int
+) -> dict[str, str]:
+    """What is told of a holder and its children, by label; empty where there is nothing to tell."""
+    facts, command = _facts(system, result, root), _short_command(root.command, room - 10)
     states = {"suspended": "suspended (Ctrl+Z)", "deleted": "its program was deleted or replaced"}
-    return [
-        f"  process     {f'{root.pid} ({command})' if root.pid else 'one that you may not see'}",
-        f"  children    {_listed(sorted(children))}",
-        f"  folder      {_short_folder(root.cwd, room)}{f' ({branch})' if branch else ''}",
-        f"  started     {ago}{f'by {root.user}' if root.user else ''}{f': {line}{root.name}' if line else ''}",
-        f"  state       {states.get(facts['state'], '')}",
-        f"  listens on  {', '.join(map(str, root.addresses))}",
-    ]
+    branch, age, manager = facts["branch"], _age(root), facts["manager"]
+    line = [process["name"] for process in facts["ancestry"]]
+    return {
+        "process": f"{root.pid} ({command})" if root.pid else "one that you may not see",
+        "children": _listed(sorted(children)),
+        "folder": _short_folder(root.cwd, room) + (f" ({branch})" if branch else ""),
+        "started": (f"{age} ago " if age else "")
+        + (f"by {root.user}" if root.user else "")
+        + (f": {' → '.join([*line, root.name])}" if line else ""),
+        "state": states.get(facts["state"], ""),
+        "listens on": ", ".join(facts["addresses"]),
+        "managed by": manager["name"] if manager and manager["name"] not in (result.reason or "") else "",
+    }
 
 
 def _room() -> int:
     """The columns of the terminal; a pipe has no width, unless COLUMNS gives it one."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return int(columns)
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
-    except (AttributeError, OSError, ValueError):
-        return 10_000
+    import shutil
+
+    return shutil.get_terminal_size((10_000, 1)).columns or 80
 
 
 def _list(request: _Request) -> bool:
-    wanted, everyone = {port for _, port in request.targets}, find_listeners()
-    held = {address.port for holder in everyone for address in holder.addresses}
-    results = []
-    for port in sorted(held & wanted if wanted else held):
-        holders = [holder for holder in everyone if any(address.port == port for address in holder.addresses)]
-        results.append(PortResult(port, "", False, holders, [], [], None, None, {}))
+    wanted, everyone, results = {port for _, port in request.targets}, find_listeners(), []
+    for port in sorted({address.port for holder in everyone for address in holder.addresses}):
+        holders = [holder for holder in everyone if port in {address.port for address in holder.addresses}]
+        results += [PortResult(port, "", False, holders, [], [], None, None, {})] if port in (wanted or {port}) else []
     if "--json" in request.given:
         _print_results(results)
     elif "--quiet" not in request.given:
         system, room = _ThisSystem(), _room()
         rows = [row for result in results for row in _rows(system, result, min(30, room // 4))]
-        for line in _table(rows, room) if rows else ():
-            _print(line)
-        if not rows:
+        if rows:
+            _print("\n".join(_table(rows, room)))
+        else:
             write_line(sys.stderr, f"Nobody listens on {'these ports' if wanted else 'any TCP port'}")
-        elif not "".join(row[2] for row in rows).isdigit():
-            legend = "+N: N child processes hold the port, too; -: a process that you may not see"
-            write_line(sys.stderr, legend)
+        if not "".join(["0", *(row[2] for row in rows)]).isdigit():
+            write_line(sys.stderr, "+N: N child processes hold the port, too; -: a process that you may not see")
     return True
 
 
@@ -3653,10 +3543,9 @@ def _rows(system: _System, result: PortResult, room: int) -> Iterator[list[str]]
     for root, children in _families(result.holders):
         addresses = ", ".join(address.host for address in root.addresses if address.port == port)
         pid = f"{root.pid or '-'}{f' +{len(children)}' if children else ''}"
-        up = _duration(time.time() - root.started) if root.started else "-"
-        folder = _short_folder(_marked_project(_place(system, root)) or root.cwd or "-", room)
+        folder = _short_folder(_place(system, root)[1] or root.cwd or "-", room)
         command = _short_command(root.command, 10_000) or f"(user {root.user or 'unknown'})"
-        yield [str(port), addresses, pid, up, root.user or "-", folder, command]
+        yield [str(port), addresses, pid, _age(root) or "-", root.user or "-", folder, command]
 
 
 def _table(rows: list[list[str]], room: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ address, port, listening, pid, inode and v6only; processes pid, parent, name, co
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, Callable, Iterable
 
 import port_manager as pm
@@ -24,8 +25,8 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "sockstat": pm._ask_sockstat,
 }  # fmt: skip
 PARSERS: dict[str, Callable[..., Any]] = {
-    "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_listeners, "lsof": pm._parse_lsof,
-    "netstat": pm._parse_listeners, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
+    "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_ss, "lsof": pm._parse_lsof,
+    "netstat": pm._parse_netstat, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
     "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
     # Windows; all but netstat's take bytes, and the address at which they are, or whether it is a table of IPv6
     "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table,
@@ -34,10 +35,10 @@ PARSERS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
 write, say, on_terminal = pm.write_line, pm._say, pm._on_terminal
-clean, span, title, decoded, short_folder = pm._clean, pm._duration, pm._title, pm._decoded, pm._short_folder
+clean, title, decoded, short_folder = pm._clean, pm._title, pm._decoded, pm._short_folder
 bind_error, run, found, windows_tool = pm._bind_error, pm._run, pm._found, pm._windows_tool
 proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear
-roots_first, families, is_in_the_family = pm._roots_first, pm._families, pm._is_a_child
+roots_first, families, is_in_the_family = pm._roots_first, pm._families, pm._is_a_worker
 
 # What a test may put in the place of a part: stand_in(patch, "bind", answer).
 PARTS: dict[str, tuple[Any, str]] = {
@@ -59,6 +60,11 @@ def stand_in(patch: Any, part: str, answer: Callable[..., Any]) -> None:
     patch.setattr(*PARTS[part], answer)
     if part == "sock_diag":
         patch.setattr(pm._Linux, "sources", (answer, *pm._Linux.sources[1:]))
+
+
+def span(seconds: float) -> str:
+    """How the age of a process is told that was started so many seconds ago."""
+    return pm._age(Holder(9, 1, "", "", "", "", time.time() - seconds, ()))
 
 
 def taken_before_the_bind(patch: Any) -> None:

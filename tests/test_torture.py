@@ -105,6 +105,7 @@ def test_unharmed_listings_are_read(name):
         rows = seam.on(PORT, seam.parse(name, text))
         assert rows and all(row.port == PORT and isinstance(row.listening, bool) for row in rows)
         assert all(told(row) is None or justified(row, text) for row in rows)
+        assert all(not row.v6only or ":" in row.address for row in rows)
         assert all(row.pid is None for row in rows) == (name in ("ss", "netstat"))  # on Linux, /proc tells it
         assert {row.port for row in seam.parse(name, text)} >= {PORT}
 
