@@ -113,6 +113,7 @@ FOLDERS = [
     ({"src/main.py": FASTAPI, "main.py": FLASK}, "", UVICORN.format("src.main:app")),
     ({"src/main.py": "from src.db import x\n" + FASTAPI, "src/db.py": "x = 1"}, "", UVICORN.format("src.main:app")),
     ({"app.py": FLASK, "other.py": FLASK}, "", GUNICORN.format("app:app")),
+    ({"api.py": "x = = 1", "main.py": FASTAPI}, "", UVICORN.format("main:app")),
     ({"wsgi.py": "from app import app as application\n", "app.py": FLASK}, "", GUNICORN.format("wsgi:application")),
     # a module of any name, and any name in it
     ({"server.py": FASTAPI.replace("app =", "api =")}, "", UVICORN.format("server:api")),
@@ -167,6 +168,7 @@ FOLDERS = [
     ({"app.py": "from litestar import Litestar\napp = Litestar([])"}, "", "-m litestar --app app:app run --host 0.0.0.0 --port §"),
     ({"app.py": "from quart import Quart\napp = Quart('x')"}, "", "-m hypercorn app:app --bind 0.0.0.0:§"),
     ({"app.py": "from sanic import Sanic\napp = Sanic('x')"}, "", "-m sanic app:app --host 0.0.0.0 --port §"),
+    ({"app.py": "from sanic import Sanic\napp = Sanic('x')"}, "--fast", "-m sanic app:app --host 0.0.0.0 --port § --fast"),
     ({"app.py": "from dash import Dash\napp = Dash('x')\nserver = app.server\n"}, "", GUNICORN.format("app:server")),
     ({"app.py": "from dash import Dash\napp = Dash('x')\n"}, "", "-m waitress --listen 0.0.0.0:§ app:app.server"),
     ({"app.py": FLASK}, "--debug", "-m flask --app app:app run --host 0.0.0.0 --port § --debug"),
@@ -200,6 +202,10 @@ FOLDERS = [
      "-m flask --app shop:app run --host 0.0.0.0 --port § --debug"),
     ({"pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n", "main.py": FASTAPI,
       "shop/web.py": FASTAPI.replace("app =", "api =")}, "", UVICORN.format("shop.web:api")),
+    ({"pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'web:app'\n", "main.py": FASTAPI, "web.py": FASTAPI}, "",
+     UVICORN.format("web:app")),
+    ({"Procfile": "web: ;", "web.py": FLASK}, "", GUNICORN.format("web:app")),
+    ({"Procfile": "web: gunicorn app:app --chdir backend", "backend/app.py": FLASK}, "", GUNICORN.format("app:app") + " --chdir backend"),
     # named on the command line
     ({"shop/web.py": FLASK}, "shop/web.py", GUNICORN.format("shop.web:app")),
     ({"shop/wsgi.py": WSGI}, "shop.wsgi", GUNICORN.format("shop.wsgi:application")),
@@ -240,10 +246,12 @@ def test_the_command_for_a_folder(project, port, all_servers, files, words, comm
         ({"server/app.py": FLASK, "server/requirements.txt": "flask"}, "", "cd server && python "),
         ({"package.json": "{}"}, "", "python run_backend.py -- npm run dev"),
         ({"main.go": "package main"}, "", "No app was found"),
-        ({"src/main.py": "import os\n\napp = = 1\n"}, "", "src/main.py cannot be read: line 3: invalid syntax"),
-        ({"src/main.py": "app = = 1\n"}, "src.main:app", "src/main.py cannot be read: line 1"),
+        ({"main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"}, "", "No app was found"),
+        ({"main.py": FASTAPI.replace("app", "_app")}, "", "No app was found"),
+        ({"src/main.py": "import os\n\napp = = 1\n"}, "", "src/main.py cannot be read: invalid syntax (main.py, line 3)"),
+        ({"src/main.py": "app = = 1\n"}, "src.main:app", "src/main.py cannot be read: invalid syntax (main.py, line 1)"),
         ({"main.py": FASTAPI}, "main:nope", "main.py has no nope at its top"),
-        ({"main.py": FASTAPI}, "mian:app", "There is no mian in this folder"),
+        ({"main.py": FASTAPI}, "mian:app", "There is no mian:app in this folder"),
         ({"main.py": FASTAPI}, "nosuch.py", "There is no nosuch.py in this folder"),
         ({"main.py": FASTAPI}, "../main.py", "There is no ../main.py in this folder"),
         ({"main.py": FASTAPI}, "--no-such-option", "uvicorn has no option --no-such-option"),
@@ -357,7 +365,7 @@ def test_next_stops_nobody_for_a_command_with_a_port_of_its_own(project, port, h
     held = hold(("127.0.0.1", port))
     command = [sys.executable, "-m", "http.server", str(port)]
     done = call("--next", "--port", str(port), "--", *command)
-    assert done.returncode == 2 and "leave out --next" in done.stderr and held.alive() == [held.pid]
+    assert done.returncode == 1 and "The command itself names" in done.stderr and held.alive() == [held.pid]
 
 
 @pytest.mark.parametrize(
@@ -486,7 +494,8 @@ def test_the_next_run_takes_the_port_over(project, port, start, kind):
 def test_nobody_but_another_page_is_stopped_for_the_page(project, port, hold):
     held = hold(("127.0.0.1", port))
     done = call("--port", str(port))
-    assert done.returncode == 1 and f"nobody is stopped for a small page: port {port} is held by process {held.pid} (" in done.stderr
+    assert done.returncode == 1 and "a small page is served, for which nobody else is stopped" in done.stdout
+    assert f"process {held.pid} (" in done.stderr and "is left alone" in done.stderr
     assert held.alive() == [held.pid]
 
 
