@@ -109,6 +109,7 @@ FOLDERS = [
     ("uvicorn src.main:app", {"src/main.py": FASTAPI, "main.py": FLASK}),
     ("uvicorn src.main:app", {"src/main.py": "from src.db import x\n" + FASTAPI, "src/db.py": "x = 1"}),
     ("gunicorn app:app", {"app.py": FLASK, "other.py": FLASK}),
+    ("uvicorn main:app", {"api.py": "x = = 1", "main.py": FASTAPI}),
     ("gunicorn wsgi:application", {"wsgi.py": "from app import app as application\n", "app.py": FLASK}),
     # a module of any name, and any name in it
     ("uvicorn server:api", {"server.py": FASTAPI.replace("app =", "api =")}),
@@ -168,6 +169,7 @@ FOLDERS = [
       "app.py": "from litestar import Litestar\napp = Litestar([])"}),
     ("-m hypercorn app:app --bind 0.0.0.0:§", {"app.py": "from quart import Quart\napp = Quart('x')"}),
     ("-m sanic app:app --host 0.0.0.0 --port §", {"app.py": "from sanic import Sanic\napp = Sanic('x')"}),
+    ("-m sanic app:app --host 0.0.0.0 --port § --fast", {"app.py": "from sanic import Sanic\napp = Sanic('x')"}, "--fast"),
     ("gunicorn app:server", {"app.py": "from dash import Dash\napp = Dash('x')\nserver = app.server\n"}),
     ("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": "from dash import Dash\napp = Dash('x')\n"}),
     ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", {"app.py": FLASK}, "--debug"),
@@ -204,6 +206,10 @@ FOLDERS = [
     ("uvicorn shop.web:api", {
       "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n",
       "main.py": FASTAPI, "shop/web.py": FASTAPI.replace("app =", "api =")}),
+    ("uvicorn web:app", {
+      "pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'web:app'\n", "main.py": FASTAPI, "web.py": FASTAPI}),
+    ("gunicorn web:app", {"Procfile": "web: ;", "web.py": FLASK}),
+    ("gunicorn app:app --chdir backend", {"Procfile": "web: gunicorn app:app --chdir backend", "backend/app.py": FLASK}),
     # named on the command line
     ("gunicorn shop.web:app", {"shop/web.py": FLASK}, "shop/web.py"),
     ("gunicorn shop.wsgi:application", {"shop/wsgi.py": WSGI}, "shop.wsgi"),
@@ -244,6 +250,9 @@ STOPS_NOBODY = [
     (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
     (1, "No app was found", {"main.py": "print('a tool')"}),
     (1, "No app was found", {"main.go": "package main"}),
+    (1, "No app was found", {
+      "main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"}),
+    (1, "No app was found", {"main.py": FASTAPI.replace("app", "_app")}),
     (1, "No app was found", {"jobs.py": "from celery import Celery\napp = Celery()\n"}),
     (1, "No app was found", AIOHTTP),
     (1, "app.py has no app at its top that a server can serve", AIOHTTP, "app:app"),
@@ -251,10 +260,10 @@ STOPS_NOBODY = [
     (1, "cd backend && python ", {"backend/main.py": FASTAPI, "frontend/package.json": "{}"}),
     (1, "cd server && python ", {"server/app.py": FLASK, "server/requirements.txt": "flask"}),
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
-    (1, "src/main.py cannot be read: line 3: invalid syntax", {"src/main.py": "import os\n\napp = = 1\n"}),
-    (1, "src/main.py cannot be read: line 1", {"src/main.py": "app = = 1\n"}, "src.main:app"),
+    (1, "src/main.py cannot be read: invalid syntax (main.py, line 3)", {"src/main.py": "import os\n\napp = = 1\n"}),
+    (1, "src/main.py cannot be read: invalid syntax (main.py, line 1)", {"src/main.py": "app = = 1\n"}, "src.main:app"),
     (1, "main.py has no nope at its top", MAIN, "main:nope"),
-    (1, "There is no mian in this folder", MAIN, "mian:app"),
+    (1, "There is no mian:app in this folder", MAIN, "mian:app"),
     (1, "There is no nosuch.py in this folder", MAIN, "nosuch.py"),
     (1, "There is no ../main.py in this folder", MAIN, "../main.py"),
     (2, "uvicorn has no option --no-such-option", MAIN, "--no-such-option"),
@@ -266,7 +275,7 @@ STOPS_NOBODY = [
     (1, "192.0.2.1 is not an address of this machine", MAIN, "--host 192.0.2.1"),
     (1, "PRODUCTION", MAIN, "main.py", {"ENVIRONMENT": "production"}),
     (1, "PRODUCTION", {}, "-- true", {"ENVIRONMENT": "production"}),
-    (1, f"nobody is stopped for a small page: port § is held by {HELD}", {}),
+    (1, f"a small page is served, for which nobody else is stopped\n⚠️  Port § is already in use", {}),
     # it is only shown, or started elsewhere
     (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", MAIN, "--dry-run"),
     (1, "outside development", MAIN, "--dry-run", {"ENVIRONMENT": "production"}),
