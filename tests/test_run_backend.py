@@ -275,7 +275,7 @@ STOPS_NOBODY = [
     (1, "192.0.2.1 is not an address of this machine", MAIN, "--host 192.0.2.1"),
     (1, "PRODUCTION", MAIN, "main.py", {"ENVIRONMENT": "production"}),
     (1, "PRODUCTION", {}, "-- true", {"ENVIRONMENT": "production"}),
-    (1, f"a small page is served, for which nobody else is stopped\n⚠️  Port § is already in use", {}),
+    (1, "a small page is served, for which nobody else is stopped\n⚠️  Port § is already in use", {}),
     # it is only shown, or started elsewhere
     (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", MAIN, "--dry-run"),
     (1, "outside development", MAIN, "--dry-run", {"ENVIRONMENT": "production"}),
