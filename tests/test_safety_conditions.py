@@ -25,6 +25,7 @@ import pytest
 from port_manager import CannotTell, PortManager, PortTimeout, ensure_port_available, find_listeners, main
 from port_manager import wait_until_free
 
+from . import seam
 from .apart import ALPINE, FOREIGN, KILL, NETLINK, STAND_IN, WORKERS, InFlight, apart, boxed, family, forked, free
 from .apart import give_up_rights, held_by, mounted, nothing_native, plant, refuse_call, swapped, when_it_says
 from .conftest import HOLDER, LINUX, NOBODY, PORT_MANAGER, ROOT, ROOT_USER, as_nobody, birth, bound_is_told
@@ -269,6 +270,50 @@ def test_a_parent_that_is_hidden_is_not_one_that_ended(begun):
     assert os.read(read, 9).decode() == str(begun == "after us") and bool(birth(holder)) is (begun == "above us")
 
 
+OLD = 1000.0  # seconds since 1970
+TOLD = {  # what the system tells of the holder (None: nothing), the start of our oldest known ancestor, and why it stays
+    "kernel": ({"kernel": True}, None, "it is a thread of the kernel"),
+    "nothing": (None, None, "it could not be looked at"),
+    "no start": ({"started": None}, OLD, "it may be one of our own ancestors"),
+    "as old": ({"started": OLD}, OLD, "it may be one of our own ancestors"),
+    "terminal": ({"leader": True, "name": "-zsh"}, None, "it runs on a terminal of its own"),
+}
+
+
+@pytest.mark.parametrize("told", TOLD)
+def test_what_is_told_of_a_holder_keeps_it_alive(port, hold, monkeypatch, said, sent, told):
+    (changes, oldest, sentence), held, real = TOLD[told], hold((MINE, port)), seam.reader("linux")
+
+    def read(pid):
+        if pid != held.pid:
+            return real(pid)
+        return {} if changes is None else {pid: real(pid)[pid]._replace(**changes)}
+
+    seam.readings(monkeypatch, "linux", read)
+    if oldest:
+        seam.ancestry_is_hidden(monkeypatch, oldest)
+    assert ensure_port_available(port, MINE) is False
+    assert sentence in said() and sent == [] and held.alive()
+
+
+@as_root
+def test_only_root_takes_a_worker_of_another_user_along(port, hold, monkeypatch, sent):
+    held = hold((MINE, port), children=1, uid=NOBODY)
+    seam.is_superuser(monkeypatch, False)
+    assert ensure_port_available(port, MINE) is False and sent == [] and len(held.alive()) == 2
+
+
+@pytest.mark.parametrize("uid", [None, 0], ids=["", "root"])
+@pytest.mark.parametrize("superuser", [True, False])
+def test_of_a_hidden_holder_its_user_is_told_as_far_as_it_is_known(port, hold, monkeypatch, said, uid, superuser):
+    hold((MINE, port))
+    seam.owners_answer(monkeypatch, lambda rows: [row._replace(pid=None, uid=uid) for row in rows])
+    seam.is_superuser(monkeypatch, superuser)
+    assert ensure_port_available(port, MINE) is False
+    whom = "by a process that" if uid is None else "by a process of user root that"
+    assert f"{whom} {'cannot be seen from here' if superuser else 'you may not see; to find out: sudo'}" in said()
+
+
 # What is in the way, and what is not
 
 
@@ -351,6 +396,21 @@ def test_parents_are_asked_before_their_children_whatever_their_pids(sent):
     assert held_by(8000)[0] == pid
     assert ensure_port_available(8000, MINE) is True
     assert [asked for asked, number in sent if number == signal.SIGTERM] in ([pid, 3000, 7000], [pid, 7000, 3000])
+
+
+def test_who_was_asked_is_not_forced_where_another_may_not_be_stopped(port, hold, monkeypatch, said, sent):
+    """The family stays as it is: nobody is forced for a port that will not be free."""
+    held, order = hold((MINE, port), children=1, ignore_term=True), []
+
+    def refused(pid, firmly, send):
+        order.append((pid, firmly))
+        if pid == held.children[0]:
+            raise PermissionError(1, "Operation not permitted")
+        send()
+
+    seam.on_signal(monkeypatch, refused)
+    assert ensure_port_available(port, MINE, grace=0.1) is False and len(held.alive()) == 2
+    assert order == [(held.pid, False), (held.children[0], False)] and "did not stop" not in said()
 
 
 @pytest.mark.parametrize("name", ["systemd", "launchd", "init"])
