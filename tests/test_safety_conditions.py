@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from port_manager import CannotTell, PortManager, PortTimeout, ensure_port_available, find_listeners, main
-from port_manager import wait_until_free
+from port_manager import preview_port, wait_until_free
 
 from . import seam
 from .apart import ALPINE, FOREIGN, KILL, NETLINK, STAND_IN, WORKERS, InFlight, apart, boxed, family, forked, free
@@ -200,8 +200,9 @@ def test_an_lsof_that_lists_everything_tells_nothing(hold, tmp_path, sent):
     held = hold((MINE, 8000))
     nothing_native()
     plant(tmp_path, lsof=ALPINE)
-    with pytest.raises(CannotTell):
+    with pytest.raises(CannotTell) as unknown:
         find_listeners(8000)
+    assert (unknown.value.port, unknown.value.host, unknown.value.holders) == (8000, "", ())
     assert ensure_port_available(8000, MINE) is False and sent == [] and held.alive()
 
 
@@ -363,6 +364,21 @@ def test_a_bound_wildcard_of_ipv6_alone_is_probed_as_such(hold):
 
 
 @bound_is_told
+@pytest.mark.parametrize("host", [MINE, "::1"])
+def test_a_bound_socket_that_shares_its_address_with_nobody_counts(port, hold, host):
+    held = hold((host, port), reuse=False, listen=False)
+    assert held_by(port, "--host", host) == [held.pid]
+    assert free(port, "--host", host)[:2] == (0, [held.pid])
+
+
+def test_one_that_listens_on_both_families_is_in_the_way_of_the_wildcard(port, hold):
+    """One on IPv4 alone might not be."""
+    held = hold((MINE, port), ("::1", port))
+    assert preview_port(port, "::").managers == {}
+    assert ensure_port_available(port, "::") is True and held.alive() == []
+
+
+@bound_is_told
 def test_a_socket_that_was_there_before_is_no_restart(port, hold):
     """It shared the listener's address, and stands in the way only when that has gone."""
     bound = hold((MINE, port), reuse=False, reuseport=True, listen=False)
@@ -411,6 +427,16 @@ def test_who_was_asked_is_not_forced_where_another_may_not_be_stopped(port, hold
     seam.on_signal(monkeypatch, refused)
     assert ensure_port_available(port, MINE, grace=0.1) is False and len(held.alive()) == 2
     assert order == [(held.pid, False), (held.children[0], False)] and "did not stop" not in said()
+
+
+@pytest.mark.parametrize("children", [8, 9])
+def test_a_large_family_is_told_in_one_line(port, hold, said, children):
+    held = hold((MINE, port), children=children)
+    assert ensure_port_available(port, MINE) is True
+    told = said().partition(f"Successfully killed process {held.pid} and its {children} children ")[2].partition(" (")[0]
+    assert told.endswith("…") is (children > 8)
+    named = [int(pid) for pid in told.rstrip("…").split(", ")]
+    assert len(named) == 8 and {*named} <= {*held.children}
 
 
 @pytest.mark.parametrize("name", ["systemd", "launchd", "init"])
