@@ -104,11 +104,33 @@ def test_the_pid_changes_hands_before_it_is_forced(sent, pinning):
     assert (pid, signal.SIGKILL) not in sent and birth(pid)
 
 
+@pytest.mark.parametrize("taken", [False, True], ids=["", "and another takes it"])
 @apart
-def test_one_that_lets_go_of_the_port_between_look_and_signal_lives(port, hold, sent):
-    held = hold((MINE, port), drain=True)
-    when_it_says(str(held.pid), lambda: (KILL(held.pid, signal.SIGTERM), eventually(lambda: can_bind(port))))
-    assert ensure_port_available(port, MINE) is True and sent == [] and held.alive()
+def test_one_that_lets_go_of_the_port_between_look_and_signal_lives(port, hold, sent, monkeypatch, taken):
+    """Nobody was stopped yet: its parent is not watched for a restart, and the other one is an ordinary holder."""
+    seam.limits(monkeypatch, restart_watch=40)
+    held, others = hold((MINE, port), children=1, silent_parent=True, drain=True), []
+
+    def let_go():
+        KILL(held.children[0], signal.SIGTERM)
+        eventually(lambda: can_bind(port))
+        if taken:
+            others.append(hold((MINE, port)))
+
+    when_it_says(str(held.children[0]), let_go)
+    begun = time.monotonic()
+    assert ensure_port_available(port, MINE) is True and time.monotonic() - begun < 30
+    assert {pid for pid, _ in sent} == {other.pid for other in others} and len(held.alive()) == 2
+
+
+@apart
+def test_of_a_socket_that_outlives_its_holder_nobody_is_known(port, sent, said):
+    """It lies in a Unix socket: whoever takes it out may serve on."""
+    flight = InFlight(port)
+    pid = forked(lambda: None)
+    flight.send_off()
+    assert ensure_port_available(port, MINE) is False and {to for to, _ in sent} == {pid}
+    assert "cannot be seen from here" in said() and "was taken again" not in said()
 
 
 OUTCOMES = {  # of a look at a port: (the holder's kind, the call)
