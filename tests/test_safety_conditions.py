@@ -436,19 +436,21 @@ def test_parents_are_asked_before_their_children_whatever_their_pids(sent):
     assert [asked for asked, number in sent if number == signal.SIGTERM] in ([pid, 3000, 7000], [pid, 7000, 3000])
 
 
-def test_who_was_asked_is_not_forced_where_another_may_not_be_stopped(port, hold, monkeypatch, said, sent):
-    """The family stays as it is: nobody is forced for a port that will not be free."""
+@pytest.mark.parametrize("refusing", [0, 1], ids=["the first", "the second"])
+def test_who_was_asked_is_not_forced_where_another_may_not_be_stopped(port, hold, monkeypatch, said, refusing):
+    """The family stays as it is: nobody else is asked, or forced, for a port that will not be free."""
     held, order = hold((MINE, port), children=1, ignore_term=True), []
+    pids = [held.pid, *held.children]
 
     def refused(pid, firmly, send):
         order.append((pid, firmly))
-        if pid == held.children[0]:
+        if pid == pids[refusing]:
             raise PermissionError(1, "Operation not permitted")
         send()
 
     seam.on_signal(monkeypatch, refused)
-    assert ensure_port_available(port, MINE, grace=0.1) is False and len(held.alive()) == 2
-    assert order == [(held.pid, False), (held.children[0], False)] and "did not stop" not in said()
+    assert ensure_port_available(port, MINE, grace=0.1) is False and held.alive() == pids
+    assert order == [(pid, False) for pid in pids[: refusing + 1]] and "did not stop" not in said()
 
 
 @pytest.mark.parametrize("children", [8, 9])
