@@ -659,3 +659,25 @@ def test_guard_in_a_worker_leaves_its_siblings_alone(port, tmp_path, master, mon
     words = [sys.executable, *master, "--port", str(port)]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "b'serves\\n' [None]\nb'serves\\n' [None, None]\n", done
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "freed"),
+    [
+        (["pipenv", "run", "uvicorn"], {}, True),  # it waits for the server, and is none
+        (["-m", "uvicorn"], {}, True),
+        (["-m", "uvicorn"], {"RUN_MAIN": "true"}, False),
+    ],
+    ids=["a launcher", "alone", "a reloader"],
+)
+def test_guard_below_a_launcher_and_below_a_reloader(port, hold, tmp_path, words, variables, freed):
+    (tmp_path / "main.py").write_text("import port_manager; port_manager.guard(); print('loaded')")
+    (tmp_path / "uvicorn").mkdir()
+    (tmp_path / "uvicorn/__init__.py").touch()
+    (tmp_path / "uvicorn/__main__.py").write_text("import main")
+    (tmp_path / "pipenv").write_text("import subprocess as s, sys; s.call([sys.executable, '-m', *sys.argv[2:]])")
+    held = hold((MINE, port), cwd=str(tmp_path), children=1, silent_parent=True)  # the holder is no child of ours
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    words = [sys.executable, *words, "main:app", "--port", str(port)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=environ)
+    assert done.stdout == "loaded\n" and (held.children[0] in held.alive()) is not freed, done
