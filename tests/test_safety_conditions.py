@@ -394,7 +394,6 @@ def test_a_bound_socket_that_shares_its_address_with_nobody_counts(port, hold, h
 
 
 def test_one_that_listens_on_both_families_is_in_the_way_of_the_wildcard(port, hold):
-    """One on IPv4 alone might not be."""
     held = hold((MINE, port), ("::1", port))
     assert preview_port(port, "::").managers == {}
     assert ensure_port_available(port, "::") is True and held.alive() == []
@@ -457,10 +456,8 @@ def test_who_was_asked_is_not_forced_where_another_may_not_be_stopped(port, hold
 def test_a_large_family_is_told_in_one_line(port, hold, said, children):
     held = hold((MINE, port), children=children)
     assert ensure_port_available(port, MINE) is True
-    told = said().partition(f"Successfully killed process {held.pid} and its {children} children ")[2].partition(" (")[0]
-    assert told.endswith("…") is (children > 8)
-    named = [int(pid) for pid in told.rstrip("…").split(", ")]
-    assert len(named) == 8 and {*named} <= {*held.children}
+    told = said().rpartition(f" {held.pid} and its {children} children ")[2].partition(" (")[0]
+    assert told.endswith("…") is (children > 8) and told.count(",") == 7
 
 
 @pytest.mark.parametrize("name", ["systemd", "launchd", "init"])
@@ -661,16 +658,15 @@ def test_guard_in_a_worker_leaves_its_siblings_alone(port, tmp_path, master, mon
     assert done.stdout == "b'serves\\n' [None]\nb'serves\\n' [None, None]\n", done
 
 
-@pytest.mark.parametrize(
-    ("words", "variables", "freed"),
-    [
-        (["pipenv", "run", "uvicorn"], {}, True),  # it waits for the server, and is none
-        (["-m", "uvicorn"], {}, True),
-        (["-m", "uvicorn"], {"RUN_MAIN": "true"}, False),
-    ],
-    ids=["a launcher", "alone", "a reloader"],
-)
-def test_guard_below_a_launcher_and_below_a_reloader(port, hold, tmp_path, words, variables, freed):
+GUARDED = {  # what starts a server that calls guard(): (the words, the variables, whether the port is freed)
+    "a launcher that waits": (["pipenv", "run", "uvicorn"], {}, True),
+    "a reloader": (["-m", "uvicorn"], {"RUN_MAIN": "true"}, False),
+}
+
+
+@pytest.mark.parametrize("by", GUARDED)
+def test_guard_below_a_launcher_and_below_a_reloader(port, hold, tmp_path, by):
+    words, variables, freed = GUARDED[by]
     (tmp_path / "main.py").write_text("import port_manager; port_manager.guard(); print('loaded')")
     (tmp_path / "uvicorn").mkdir()
     (tmp_path / "uvicorn/__init__.py").touch()
