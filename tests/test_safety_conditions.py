@@ -335,6 +335,7 @@ def test_of_a_hidden_holder_its_user_is_told_as_far_as_it_is_known(port, hold, m
     assert ensure_port_available(port, MINE) is False
     whom = "by a process that" if uid is None else "by a process of user root that"
     assert f"{whom} {'cannot be seen from here' if superuser else 'you may not see; to find out: sudo'}" in said()
+    assert "Process using port" not in said()
 
 
 # What is in the way, and what is not
