@@ -158,6 +158,7 @@ def test_every_handle_is_closed_whatever_comes_of_the_look(port, hold, outcome, 
     held, flight = hold((MINE, port), **spec), InFlight(port, "127.0.0.9")
     held.process.stdout.close()
     opened, handles = os.pidfd_open, []
+    seam.one_look(monkeypatch)
 
     def noted(pid, *flags):
         handles.append(opened(pid, *flags))
@@ -203,7 +204,8 @@ CLAIMS = {
 
 @pytest.mark.parametrize("tool", CLAIMS)
 @boxed
-def test_what_a_tool_claims_and_proc_does_not_show_is_not_believed(hold, tmp_path, sent, tool):
+def test_what_a_tool_claims_and_proc_does_not_show_is_not_believed(hold, tmp_path, sent, monkeypatch, tool):
+    seam.one_look(monkeypatch)
     held, bystander = hold((MINE, 8000)), hold((MINE, 9000))
     inode = int(os.readlink(f"/proc/{held.pid}/fd/3")[len("socket:[") : -1])
     nothing_native()
@@ -332,6 +334,7 @@ def test_of_a_hidden_holder_its_user_is_told_as_far_as_it_is_known(port, hold, m
     hold((MINE, port))
     seam.owners_answer(monkeypatch, lambda rows: [row._replace(pid=None, uid=uid) for row in rows])
     seam.is_superuser(monkeypatch, superuser)
+    seam.one_look(monkeypatch)
     assert ensure_port_available(port, MINE) is False
     whom = "by a process that" if uid is None else "by a process of user root that"
     assert f"{whom} {'cannot be seen from here' if superuser else 'you may not see; to find out: sudo'}" in said()
@@ -461,17 +464,17 @@ def test_a_large_family_is_told_in_one_line(port, hold, said, children):
     assert told.endswith("…") is (children > 8) and told.count(",") == 7
 
 
-@pytest.mark.parametrize("name", ["systemd", "launchd", "init"])
-def test_what_starts_everything_is_no_supervisor(port, start, name):
+def test_what_starts_everything_is_no_supervisor(port, start):
     """It outlives the holder, and is not watched for a restart, which takes two seconds."""
-    server, times = f"'{sys.executable}' -S -E '{HOLDER}' '{json.dumps({'bind': [[MINE, port]]})}'", []
-    for title in [name] * 3 + ["other"]:
+    server, times = f"'{sys.executable}' -S -E '{HOLDER}' '{json.dumps({'bind': [[MINE, port]]})}'", {}
+    for title in ["systemd", "launchd", "init"] * 3 + ["other"]:
         parent = start("sh", "-c", f"printf {title} > /proc/$$/comm; {server}; sleep 30")
         assert '"pid"' in parent.stdout.readline()
         begun = time.monotonic()
         assert ensure_port_available(port, MINE) is True
-        times.append(time.monotonic() - begun)
-    assert min(times[:3]) < 2 <= times[3]
+        times.setdefault(title, []).append(time.monotonic() - begun)
+    quickest = {title: min(took) for title, took in times.items()}
+    assert quickest.pop("other") >= 2 > max(quickest.values())
 
 
 def test_who_is_just_ending_is_waited_for(port, start):
