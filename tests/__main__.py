@@ -55,7 +55,7 @@ def environment(needed: list[str]) -> str:
 def shares() -> list[list[str]]:
     """The modules in as many shares as run at once; the longest first, each to the share that has least so far."""
     modules = {str(path): path.stat().st_size for path in Path("tests").glob("test_*.py")}
-    found: list[list[str]] = [[] for _ in range(min(4, 1 + (os.cpu_count() or 1)))]
+    found: list[list[str]] = [[] for _ in range(2 + min(4, os.cpu_count() or 1))]
     for module in sorted(modules, key=modules.__getitem__, reverse=True):
         min(found, key=lambda share: sum(map(modules.__getitem__, share))).append(module)
     return found
