@@ -2374,7 +2374,7 @@ class _Freeing:
         self.port, self.host, self.options, self.began = port, host, options, time.time()
         self.holders: list[Holder] = []  # of the last look
         self.managers: _Managers = {}
-        self.agreed: list[int | None] | None = None  # whom a person has just agreed to stop
+        self.agreed: list[object] | None = None  # whom a person has just agreed to stop
         self.gone = False  # somebody was asked to stop, or ended in time
         self.stopped: list[int] = []  # the PIDs of those that were asked
         self.sockets: set[int] = set()  # the inodes of those that were on the port before anybody was stopped
@@ -2414,7 +2414,8 @@ class _Freeing:
     def stop(self, look: _Look) -> str | None:
         """Stop all of the holders of a look, or none: why somebody lives on."""
         families = _families(look.holders)
-        roots, agreed, self.agreed = [root.pid for root, _ in families], self.agreed, None
+        agreed, self.agreed = self.agreed, None
+        roots: list[object] = [(root.pid, root.started) for root, _ in families]
         if agreed and agreed != roots:
             return "somebody else holds the port now: nobody was stopped; try again"
         for root, children in families:
@@ -2966,20 +2967,23 @@ def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str])
     return [Endpoint(bind[0] or host, bind[1]) for bind in binds if bind and bind[1] and bind[1] <= 65535]
 
 
-def take_options(words: Sequence[str], options: str, flags: bool = False) -> tuple[list[str], list[str]]:
-    """The values that words give to one of these options, and the words that are left; flags: these take no value.
+def take_options(
+    words: Sequence[str], options: str, flags: bool = False, whole: bool = False
+) -> tuple[list[str], list[str]]:
+    """The values that words give to one of these options, and the words that are left.
+
+    flags: these options take no value. whole: none may be shortened, as argparse lets them be.
 
     >>> take_options(["-b", ":80", "-b:81", "main:app", "--bind=:82", "--bi", ":83"], "-b --bind")
     ([':80', ':81', ':82', ':83'], ['main:app'])
     """
-    values, rest, left = [], [], iter(words)
+    values, rest, left, names = [], [], iter(words), options.split()
     following = iter(()) if flags else left
     for word in left:
         name, equals, value = word.partition("=")
-        # argparse lets options be shortened.
-        if len(name) > 3 and any(option.startswith(name) for option in options.split()):
+        if len(name) > 3 and (name in names if whole else any(option.startswith(name) for option in names)):
             values.append(value if equals else next(following, ""))
-        elif word[:2] in options.split():
+        elif word[:2] in names:
             values.append(word[2:] or next(following, ""))
         else:
             rest.append(word)
@@ -3324,7 +3328,7 @@ def _parsed(words: list[str]) -> tuple[list[str], dict[str, str], dict[str, tupl
         line, _, verbs = row.partition(" | ")
         name, _, kind = line[6:].partition("  ")[0].partition(" ")
         options[name] = (line, verbs)
-        values, words = take_options(words, f"{line[2:4]} {name}", flags=not kind)
+        values, words = take_options(words, f"{line[2:4]} {name}", flags=not kind, whole=True)
         given.update((name, _checked_value(name, kind, value)) for value in values)
         words += values if kind == "PORT" else []
     return words, given, options
