@@ -1913,7 +1913,7 @@ class _Look(NamedTuple):
     system: _System
     sockets: _Sockets
     holders: list[Holder]
-    managers: _Managers
+    managers: _Managers  # as far as they were asked for, since that may start tools
     ancestry: _Ancestry
 
     @property
@@ -1928,10 +1928,7 @@ def _look(system: _System, port: int, host: str, pid: int | None = None) -> _Loo
     system.hold({row.pid for row in sockets if row.pid} if pid is None else {pid})
     system.hold(_masters(system, sockets))
     holders = _holders(system, sockets, _masters(system, sockets) if pid is None else [pid])
-    pids = [holder.pid for holder in holders if holder.pid]
-    found = {holder.pid: system.managed_by(holder, port, pids) for holder in holders}
-    managers = {pid: manager for pid, manager in found.items() if manager}
-    return _Look(port, host, system, sockets, holders, managers, system.ancestry())
+    return _Look(port, host, system, sockets, holders, {}, system.ancestry())
 
 
 def _search(system: _System, port: int | None, host: str | None, thorough: bool) -> _Sockets:
@@ -2096,6 +2093,8 @@ def _decide(look: _Look, options: _Options) -> tuple[str | None, str]:
     """
     if not look.holders:
         return look.system.hint(look.port, look.host), ""
+    found = {holder.pid: look.system.managed_by(holder, look.port, look.pids) for holder in look.holders}
+    look.managers.update((pid, manager) for pid, manager in found.items() if manager)
     strangers = ""
     for holder in look.holders:
         asked = options.policy in ("own", "")

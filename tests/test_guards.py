@@ -673,6 +673,16 @@ def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch,
     assert "it is precious" in said() and held.alive() == [held.pid]
 
 
+@as_root
+def test_the_engines_of_containers_are_asked_once_about_a_hidden_holder(port, hold, monkeypatch):
+    """It may be just exiting, so there are several looks; each question may take as long as a tool may."""
+    asked: list[str] = []
+    seam.stand_in(monkeypatch, "run a tool", lambda tool, *_: asked.append(tool))
+    hold(port)
+    freed, tools = as_nobody(lambda: (ensure_port_available(port), asked))
+    assert freed is False and len(tools) == len({*tools})
+
+
 # All or none
 
 
