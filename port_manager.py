@@ -1573,7 +1573,7 @@ def _published(holder: Holder, port: int) -> Manager | None:
     """The container whose published port a process holds for it; of a hidden process nothing is guessed."""
     _, podman, words = holder.command.partition(" -c ")
     if holder.name == "conmon" and podman:
-        return _container(f"id={words.partition(' ')[0]}", None)
+        return _container_by_identity("", words.partition(" ")[0])
     if holder.pid is None and (_container_of("self") or _has_own_pids()):
         return None  # what an engine publishes is the host's, and not in our network
     ways = f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)"

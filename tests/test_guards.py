@@ -209,6 +209,19 @@ def test_a_proxy_stays_and_the_words_help(port, hold, tools, refused, script, se
 
 
 @pytest.mark.parametrize(
+    ("script", "who"),
+    [("exit 1", "the container abababababab runs it; stop it there"), ("echo web", "podman stop web")],
+)
+def test_podman_s_monitor_stays_whatever_podman_says(port, hold, tools, refused, script, who):
+    """It keeps the published ports of its container, which is named on its command line."""
+    monitor = hold(("0.0.0.0", port), name="conmon", more=["-c", "ab" * 32, "-u", "ab" * 32])
+    tools("exit 1", "docker")
+    tools(script, "podman")
+    refused(port, who)
+    assert monitor.alive() == [monitor.pid]
+
+
+@pytest.mark.parametrize(
     ("names", "remedy"),
     [
         ("ssh sshd dropbear kubectl ngrok cloudflared adb", "it is a tunnel"),
