@@ -164,15 +164,17 @@ def _read_call(words: Words) -> SimpleNamespace:
     end = words.index("--") if "--" in words else len(words)
     hosts, rest = take_options(words[:end], "--host")
     ports, rest = take_options(rest, "-p --port")
+    to_next, rest = take_options(rest, "--next", flags=True)
+    dry_run, rest = take_options(rest, "--dry-run", flags=True)
     if "" in hosts + ports:
         raise _CannotStart(f"--{'host' if '' in hosts else 'port'} needs a value", 2)
     return SimpleNamespace(
         host=[environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]"),
         port=[environ.get("PORT", ""), *ports][-1],
-        names_port=bool(ports) or "--next" in rest or end == len(words),  # else a command after -- says its own
-        next="--next" in rest,
-        dry_run="--dry-run" in rest,
-        words=[word for word in rest if word not in ("--next", "--dry-run")],
+        names_port=bool(ports + to_next) or end == len(words),  # else a command after -- says its own
+        next=bool(to_next),
+        dry_run=bool(dry_run),
+        words=rest,
         command=words[end + 1 :] if end < len(words) else None,
     )
 

@@ -278,6 +278,7 @@ STOPS_NOBODY = [
     (1, "a small page is served, for which nobody else is stopped\n⚠️  Port § is already in use", {}),
     # it is only shown, or started elsewhere
     (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", MAIN, "--dry-run"),
+    (0, f"Found manage.py: Django's manage.py\nPort §: {HELD}", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
     (1, "outside development", MAIN, "--dry-run", {"ENVIRONMENT": "production"}),
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run -- true"),
