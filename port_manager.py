@@ -1573,7 +1573,7 @@ def _published(holder: Holder, port: int) -> Manager | None:
     """The container whose published port a process holds for it; of a hidden process nothing is guessed."""
     _, podman, words = holder.command.partition(" -c ")
     if holder.name == "conmon" and podman:
-        return _container(f"id={words.partition(' ')[0]}", None)
+        return _container_by_identity("", words.partition(" ")[0])
     if holder.pid is None and (_container_of("self") or _has_own_pids()):
         return None  # what an engine publishes is the host's, and not in our network
     ways = f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)"
@@ -1913,7 +1913,7 @@ class _Look(NamedTuple):
     system: _System
     sockets: _Sockets
     holders: list[Holder]
-    managers: _Managers
+    managers: _Managers  # as far as they were asked for, since that may start tools
     ancestry: _Ancestry
 
     @property
@@ -1928,10 +1928,7 @@ def _look(system: _System, port: int, host: str, pid: int | None = None) -> _Loo
     system.hold({row.pid for row in sockets if row.pid} if pid is None else {pid})
     system.hold(_masters(system, sockets))
     holders = _holders(system, sockets, _masters(system, sockets) if pid is None else [pid])
-    pids = [holder.pid for holder in holders if holder.pid]
-    found = {holder.pid: system.managed_by(holder, port, pids) for holder in holders}
-    managers = {pid: manager for pid, manager in found.items() if manager}
-    return _Look(port, host, system, sockets, holders, managers, system.ancestry())
+    return _Look(port, host, system, sockets, holders, {}, system.ancestry())
 
 
 def _search(system: _System, port: int | None, host: str | None, thorough: bool) -> _Sockets:
@@ -2096,6 +2093,8 @@ def _decide(look: _Look, options: _Options) -> tuple[str | None, str]:
     """
     if not look.holders:
         return look.system.hint(look.port, look.host), ""
+    found = {holder.pid: look.system.managed_by(holder, look.port, look.pids) for holder in look.holders}
+    look.managers.update((pid, manager) for pid, manager in found.items() if manager)
     strangers = ""
     for holder in look.holders:
         asked = options.policy in ("own", "")
@@ -2374,7 +2373,7 @@ class _Freeing:
         self.port, self.host, self.options, self.began = port, host, options, time.time()
         self.holders: list[Holder] = []  # of the last look
         self.managers: _Managers = {}
-        self.agreed: list[int | None] | None = None  # whom a person has just agreed to stop
+        self.agreed: list[object] | None = None  # whom a person has just agreed to stop
         self.gone = False  # somebody was asked to stop, or ended in time
         self.stopped: list[int] = []  # the PIDs of those that were asked
         self.sockets: set[int] = set()  # the inodes of those that were on the port before anybody was stopped
@@ -2414,7 +2413,8 @@ class _Freeing:
     def stop(self, look: _Look) -> str | None:
         """Stop all of the holders of a look, or none: why somebody lives on."""
         families = _families(look.holders)
-        roots, agreed, self.agreed = [root.pid for root, _ in families], self.agreed, None
+        agreed, self.agreed = self.agreed, None
+        roots: list[object] = [(root.pid, root.started) for root, _ in families]
         if agreed and agreed != roots:
             return "somebody else holds the port now: nobody was stopped; try again"
         for root, children in families:
@@ -2962,20 +2962,23 @@ def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str])
     return [Endpoint(bind[0] or host, bind[1]) for bind in binds if bind and bind[1] and bind[1] <= 65535]
 
 
-def take_options(words: Sequence[str], options: str, flags: bool = False) -> tuple[list[str], list[str]]:
-    """The values that words give to one of these options, and the words that are left; flags: these take no value.
+def take_options(
+    words: Sequence[str], options: str, flags: bool = False, whole: bool = False
+) -> tuple[list[str], list[str]]:
+    """The values that words give to one of these options, and the words that are left.
+
+    flags: these options take no value. whole: none may be shortened, as argparse lets them be.
 
     >>> take_options(["-b", ":80", "-b:81", "main:app", "--bind=:82", "--bi", ":83"], "-b --bind")
     ([':80', ':81', ':82', ':83'], ['main:app'])
     """
-    values, rest, left = [], [], iter(words)
+    values, rest, left, names = [], [], iter(words), options.split()
     following = iter(()) if flags else left
     for word in left:
         name, equals, value = word.partition("=")
-        # argparse lets options be shortened.
-        if len(name) > 3 and any(option.startswith(name) for option in options.split()):
+        if len(name) > 3 and (name in names if whole else any(option.startswith(name) for option in names)):
             values.append(value if equals else next(following, ""))
-        elif word[:2] in options.split():
+        elif word[:2] in names:
             values.append(word[2:] or next(following, ""))
         else:
             rest.append(word)
@@ -3320,7 +3323,7 @@ def _parsed(words: list[str]) -> tuple[list[str], dict[str, str], dict[str, tupl
         line, _, verbs = row.partition(" | ")
         name, _, kind = line[6:].partition("  ")[0].partition(" ")
         options[name] = (line, verbs)
-        values, words = take_options(words, f"{line[2:4]} {name}", flags=not kind)
+        values, words = take_options(words, f"{line[2:4]} {name}", flags=not kind, whole=True)
         given.update((name, _checked_value(name, kind, value)) for value in values)
         words += values if kind == "PORT" else []
     return words, given, options

@@ -164,15 +164,17 @@ def _read_call(words: Words) -> SimpleNamespace:
     end = words.index("--") if "--" in words else len(words)
     hosts, rest = take_options(words[:end], "--host")
     ports, rest = take_options(rest, "-p --port")
+    to_next, rest = take_options(rest, "--next", flags=True)
+    dry_run, rest = take_options(rest, "--dry-run", flags=True)
     if "" in hosts + ports:
         raise _CannotStart(f"--{'host' if '' in hosts else 'port'} needs a value", 2)
     return SimpleNamespace(
         host=[environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]"),
         port=[environ.get("PORT", ""), *ports][-1],
-        names_port=bool(ports) or "--next" in rest or end == len(words),  # else a command after -- says its own
-        next="--next" in rest,
-        dry_run="--dry-run" in rest,
-        words=[word for word in rest if word not in ("--next", "--dry-run")],
+        names_port=bool(ports + to_next) or end == len(words),  # else a command after -- says its own
+        next=bool(to_next),
+        dry_run=bool(dry_run),
+        words=rest,
         command=words[end + 1 :] if end < len(words) else None,
     )
 
@@ -655,8 +657,8 @@ def _serve(call: SimpleNamespace) -> int:
 
 def _leave_others_alone(where: Endpoint) -> None:
     """Nobody but another small page is stopped for one."""
-    holders = preview_port(where.port, where.host).holders
-    if any(f"{SCRIPT} --page" not in holder.command for holder in holders):
+    pages = [f"{SCRIPT} --page" in holder.command for holder in preview_port(where.port, where.host).holders]
+    if not (pages and all(pages)):  # whoever takes a free port in the meantime keeps it
         environ["PORT_MANAGER_POLICY"] = "refuse"
 
 
@@ -732,7 +734,7 @@ def _next(wanted: Endpoint) -> Endpoint:
     port = find_free_port(wanted.port, wanted.host)
     if port != wanted.port:
         who = _who(preview_port(wanted.port, wanted.host).holders)
-        _say(f"Port {wanted.port} is held by {who}: {port} is taken instead")
+        _say(f"Port {wanted.port} {f'is held by {who}' if who else 'cannot be had'}: {port} is taken instead")
     return Endpoint(wanted.host, port)
 
 
@@ -795,6 +797,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return _serve(call) if {"--page", "--wsgiref"} & {*call.words[:1]} else _run(call)
     except (PortError, FileNotFoundError) as error:
+        if error.filename:  # of an app
+            raise
         status = getattr(error, "status", 1)
         removed = "The working directory has been removed: cd into the repository again"
         write_line(sys.stderr, ("run_backend: " if status == 2 else "❌ ") + getattr(error, "reason", removed))

@@ -178,8 +178,8 @@ def called(name: str) -> None:
     Path("/proc/self/comm").write_text(name)
 
 
-def swapped(port: int) -> tuple[int, Callable[[], None]]:
-    """A holder, and a call that ends it and gives its PID and its very socket to a tunnel."""
+def swapped(port: int, name: str = "ssh") -> tuple[int, Callable[[], None]]:
+    """A holder, and a call that ends it and gives its PID and its very socket to another program, a tunnel."""
 
     flight = InFlight(port)
     pid = forked(lambda: None)
@@ -190,7 +190,7 @@ def swapped(port: int) -> tuple[int, Callable[[], None]]:
         KILL(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         descriptor = flight.take_out()
-        forked(lambda: called("ssh"), pid)
+        forked(lambda: called(name), pid)
         os.close(descriptor)
 
     return pid, swap

@@ -104,7 +104,7 @@ def test_a_wrong_port_is_one_clear_line(verb, wrong, capsys):
         ("fre 80", "'fre' is neither a port nor a verb or option; did you mean free?"), ("lst", "did you mean list?"),
         ("zzz", "'zzz' is neither a port nor a verb or option; a port is a number from 1 to 65535"),
         ("free 80 --jsn", "'--jsn' is neither a port nor a verb or option; did you mean --json?"),
-        ("free 80 --dryrun", "did you mean --dry-run?"),
+        ("free 80 --dryrun", "did you mean --dry-run?"), ("free 80 --for", "did you mean --force?"),
         ("check 80 --grace 5", "--grace is an option of free, not of check"),
         ("free 80 -x", "'-x' is neither a port nor a verb or option; "), ("kill -9 80", "a signal is named with -s 9"),
         ("free 80 --grace soon", "--grace: 'soon' is not a number of seconds"),

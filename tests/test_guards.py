@@ -209,6 +209,19 @@ def test_a_proxy_stays_and_the_words_help(port, hold, tools, refused, script, se
 
 
 @pytest.mark.parametrize(
+    ("script", "who"),
+    [("exit 1", "the container abababababab runs it; stop it there"), ("echo web", "podman stop web")],
+)
+def test_podman_s_monitor_stays_whatever_podman_says(port, hold, tools, refused, script, who):
+    """It keeps the published ports of its container, which is named on its command line."""
+    monitor = hold(("0.0.0.0", port), name="conmon", more=["-c", "ab" * 32, "-u", "ab" * 32])
+    tools("exit 1", "docker")
+    tools(script, "podman")
+    refused(port, who)
+    assert monitor.alive() == [monitor.pid]
+
+
+@pytest.mark.parametrize(
     ("names", "remedy"),
     [
         ("ssh sshd dropbear kubectl ngrok cloudflared adb", "it is a tunnel"),
@@ -671,6 +684,16 @@ def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch,
     seam.stand_in(monkeypatch, "question", lambda *_: seam.precious(monkeypatch, held.pid) or True)
     assert ensure_port_available(port, policy="ask") is False
     assert "it is precious" in said() and held.alive() == [held.pid]
+
+
+@as_root
+def test_the_engines_of_containers_are_asked_once_about_a_hidden_holder(port, hold, monkeypatch):
+    """It may be just exiting, so there are several looks; each question may take as long as a tool may."""
+    asked: list[str] = []
+    seam.stand_in(monkeypatch, "run a tool", lambda tool, *_: asked.append(tool))
+    hold(port)
+    freed, tools = as_nobody(lambda: (ensure_port_available(port), asked))
+    assert freed is False and len(tools) == len({*tools})
 
 
 # All or none

@@ -278,6 +278,7 @@ STOPS_NOBODY = [
     (1, "a small page is served, for which nobody else is stopped\n⚠️  Port § is already in use", {}),
     # it is only shown, or started elsewhere
     (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", MAIN, "--dry-run"),
+    (0, f"Found manage.py: Django's manage.py\nPort §: {HELD}", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
     (1, "outside development", MAIN, "--dry-run", {"ENVIRONMENT": "production"}),
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run -- true"),
@@ -480,12 +481,37 @@ def test_the_next_run_takes_the_port_over(project, port, start, kind):
     assert f"✅ Starting server on 0.0.0.0:{port}: http://127.0.0.1:{port} ({what})" in said and "Traceback" not in said
 
 
-def test_an_app_that_crashes_stops_nobody(project, port, hold):
+@pytest.mark.parametrize("error", ["RuntimeError: no database", "FileNotFoundError: [Errno 2] No such file: 'db'"])
+def test_an_app_that_crashes_stops_nobody(project, port, hold, error):
     """The module is imported before the port is freed."""
-    project({"wsgi.py": WSGI + "raise RuntimeError('no database')"})
+    crash = "FileNotFoundError(2, 'No such file', 'db')" if "Errno" in error else "RuntimeError('no database')"
+    project({"wsgi.py": f"{WSGI}raise {crash}"})
     held = hold(("127.0.0.1", port))
     done = call("--port", str(port), python=["-S"])
-    assert done.returncode == 1 and done.stderr.endswith("RuntimeError: no database\n") and held.alive() == [held.pid]
+    assert done.returncode == 1 and done.stderr.endswith(f"{error}\n") and held.alive() == [held.pid]
+
+
+def test_a_page_stops_nobody_who_was_faster(project, port, hold, monkeypatch):
+    """The port is free at first, and another program takes it before the page does."""
+    bind = run_backend.bind_port
+
+    def late(port, host):
+        held = hold(port)
+        with pytest.raises(port_manager.PortError):
+            bind(port, host).close()
+        sys.exit(" ".join(map(str, held.alive())))
+
+    monkeypatch.setattr(run_backend, "bind_port", late)
+    monkeypatch.setenv("PORT_MANAGER_POLICY", "")
+    with pytest.raises(SystemExit, match=r"\d"):
+        run_backend.main(["--page", "--port", str(port)])
+
+
+def test_the_next_port_where_nobody_holds_the_first(project, port, hold):
+    """A browser would meet who listens at ::1."""
+    hold(("::1", port))
+    said = call("--port", str(port), "--next", "--dry-run").stdout
+    assert said.startswith(f"Port {port} cannot be had: ") and " is taken instead\n" in said
 
 
 def test_head_has_no_body(project, port, start):

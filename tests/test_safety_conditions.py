@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -642,6 +643,16 @@ def test_another_holder_since_the_question_means_no(port, hold):
     os.write(terminal, b"y\nn\n")
     shown += shown_until_closed(terminal)
     assert os.waitpid(pid, 0)[1] >> 8 == 1 and second.alive() and shown.count("[y/N]") == 1
+
+
+@boxed
+def test_another_holder_with_the_same_pid_since_the_question_means_no(sent, monkeypatch):
+    pid, swap = swapped(8000, "node")
+    person = SimpleNamespace(isatty=lambda: True, readline=lambda: swap() or "y\n")
+    monkeypatch.setattr(sys, "stdin", person)
+    monkeypatch.setattr(sys.stderr, "isatty", person.isatty)
+    assert ensure_port_available(8000, MINE, policy="ask", grace=1) is False
+    assert sent == [] and birth(pid)
 
 
 @pytest.mark.parametrize(
