@@ -20,7 +20,7 @@ from typing import Any
 
 import port_manager
 
-from .benchmark import CROWD, HOLDER, ROOT, child, some_port, timed, too_many
+from .benchmark import CROWD, HOLDER, ROOT, child, some_port, timed
 
 # The same server with children, which share its socket and end with the end of their input.
 FORKS = "for _ in range(3): os.fork() or os.read(0, 1) or os._exit(0)\n"
@@ -81,10 +81,6 @@ def main() -> int:
     reader.add_argument("--minutes", type=float, default=5.0)
     wish = reader.parse_args()
     logging.getLogger("port_manager").setLevel(logging.CRITICAL)
-    why = too_many(wish.processes, 0)
-    if why:
-        print(f"{wish.processes} processes: {why}")
-        return 1
     port, other = some_port(), some_port()
     with contextlib.ExitStack() as stack:
         _, crowd = stack.enter_context(child(CROWD, wish.processes, 0, lines=wish.processes))

@@ -469,3 +469,10 @@ def test_many_callers_at_once(port, ports, hold, start, callers, rounds, workers
         assert held.alive() == []
         held.end()
     assert bystander.alive() == [bystander.pid]
+
+
+def test_the_soak_runs():
+    """A short one; the long one is for a quiet machine."""
+    words = "-m tests.soak --take-overs 3 --minutes 0.01 --callers 2 --processes 5"
+    done = subprocess.run([sys.executable, *words.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "no wrong stop, nothing left behind" in done.stdout, done
