@@ -21,7 +21,7 @@ import re
 import sys
 import warnings
 from functools import lru_cache
-from glob import glob
+from glob import escape, glob
 from importlib.machinery import PathFinder
 from os import chdir, curdir, environ, getcwd, listdir, sep
 from os.path import abspath, basename, dirname, isdir, isfile, relpath
@@ -53,7 +53,7 @@ del sys.path[0]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Sequence
+    from typing import Any, Iterable, Sequence
 
     Words = Sequence[str]  # of a command line
 
@@ -95,7 +95,7 @@ KINDS = {
     "get_asgi_application ProtocolTypeRouter falcon.asgi.App blacksheep.Application scope,receive,send",
     "wsgi": "Bottle default_app get_wsgi_application make_wsgi_app WSGIApplication WSGIApp DispatcherMiddleware "
     "wsgifunc falcon.App falcon.API environ,start_response env,start_response",
-    "flask wsgi": "Flask APIFlask Eve FlaskApp flask_openapi3.OpenAPI",
+    "flask wsgi": "Flask APIFlask Eve FlaskApp connexion.App flask_openapi3.OpenAPI",
     "dash": "Dash",
     "quart asgi": "Quart",
     "litestar asgi": "Litestar",
@@ -103,19 +103,31 @@ KINDS = {
     "": "aiohttp.web.Application tornado.web.Application celery.Celery typer.Typer",
 }
 MAKERS = {maker: kinds for kinds, makers in KINDS.items() for maker in makers.split()}
+# What runs a server until it ends, and the same in a line at a module's top, which runs when it is imported.
+RUNS = (
+    r"\b(?:run_app|run_server|serve_forever|start_server|launch|quickstart|run(?=\((?:app|host|port))|"
+    r"(?:uvicorn|bottle|ui|socketio|reactor|app|application|server|api)\.run|waitress\.serve|panel\.serve|"
+    r"wsgi\.server|(?:app|application|server)\.(?:listen|start)|IOLoop\.(?:current|instance)\(\)\.start)\("
+)
+RUNS_AT_ONCE = rf"(?m)^(?!def |async |class |[\s#]).*?{RUNS}"
+IN_A_THREAD = r"def (\w+)\(.*\n\s+\w+\.run\([^\0]*\bThread\(\s*target\s*=\s*\1\b"  # a part of another program
 
 # fastapi's and flask's own search, and ours: the first of these that has an app is taken.
 CONVENTIONS = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
                "src/app.py", "asgi.py")  # fmt: skip
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
-BESIDE = ("backend", "server", "api")  # folders in which another program than the one at the top may live
-OWN = (*CONVENTIONS, "manage.py", "Procfile", "requirements.txt", "pyproject.toml")  # what shows that it does
-CODE = (".py", ".js", ".ts", ".go", ".rs", ".rb", ".java", ".kt", ".php", ".cs", ".ex", ".c", ".cpp")
+BESIDE = ("backend", "server")  # folders that are no packages: another program than the one at the top lives there
+CODE = (".py", ".js", ".ts", ".jsx", ".tsx", ".go", ".rs", ".rb", ".java", ".kt", ".php", ".cs", ".ex", ".c", ".cpp",
+        "pyproject.toml", "package.json")  # fmt: skip
+ENTRIES = 5000  # files and folders that are looked at, the highest ones first
 
 PROGRAM = abspath(__file__)
 SCRIPT = basename(PROGRAM)
-SKIPPED = {"tests", "test", "migrations", "alembic", "node_modules", "venv", "env", "docs", "examples", "build", "dist",
-           "setup.py", "conftest.py", "port_manager.py", SCRIPT}  # fmt: skip
+OURS = {"tests", "test", "conftest.py", "port_manager.py", SCRIPT}  # no code of the repository's own program
+NOT_OURS = {"node_modules", "venv", "env", "site-packages"}
+SKIPPED = {*OURS, *NOT_OURS, "migrations", "alembic", "docs", "examples", "build", "dist", "setup.py"}
+TESTS = "(?<![a-zA-Z])[Tt]est"
+OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app
 VARIABLE = r"""^\s*(?:export\s+)?(\w+)[ \t]*=[ \t]*["']?(.*?)["']?\s*$"""
 ELSEWHERE = {"--app-dir", "--chdir", "--pythonpath"}  # options that let a server look for the app in another folder
@@ -127,10 +139,11 @@ class Found(SimpleNamespace):
     app: src.main:app, app:create_app('dev'), manage.py; of a command its program. kinds: the best first; none where a
     function needs arguments. why: how it is known. path: the module that binds it. call: "" for an app, "class" for a
     class, for a function the arguments that it needs, as in "()". server, options: what is declared; typed: the options
-    of the command line. port: the repository's own.
+    of the command line. port: the repository's own. asked: it is named, and started only when it is typed.
     """
 
     app = kinds = why = path = call = server = ""
+    asked = False
     options: Words = ()
     typed: Words = ()
     command: Words = ()
@@ -284,7 +297,8 @@ class _Module:
                 return Found(kinds=kinds, why=f"callable object in {self.path}")
             if statement.decorator_list or ast.Return not in map(type, inside):
                 return None
-            call = f"({', '.join(needs[: -len(statement.args.defaults) or None])})"
+            needs = needs[: -len(statement.args.defaults) or None]
+            call = "class" if needs and statement.args.kwarg else f"({', '.join(needs)})"  # main(settings, **more)
         made = [each for each in map(self.find, map(self.name, makers)) if each and each.call]
         best = min(made, key=lambda each: not each.kinds, default=None)
         return best and Found(**{**vars(best), "call": call})
@@ -343,36 +357,59 @@ def _folders(path: str) -> list[str]:
 
 
 def find_app() -> list[Found]:
-    """The apps that the modules here build: one of a usual place alone, else all, the best first."""
-    sources = _sources()
+    """The apps that the modules here build: one of a usual place alone, else all, the best first.
+
+    Where there is none at the top, in src or one folder down, those below. Where there is no app, the programs that
+    start a server of their own.
+    """
+    sources = _sources(path for pattern in ("*.py", "*/*.py", "src/*/*.py") for path in sorted(glob(pattern)))
     for path in filter(sources.__contains__, CONVENTIONS):
         usual = _app_of(_readable(path))
         if usual:
             return [usual]
+    found = _best(sources)
+    return found if any(each.kinds for each in found) else _best(_sources(_walk()), deep=True)
+
+
+def _best(sources: list[str], deep: bool = False) -> list[Found]:
+    """What these modules build or run, the best first; only the best where all are made in one place."""
     every = [found for found in map(_app_of, map(_read, sources)) if found]
+    if not every or any(found.asked for found in every):
+        every += [found for found in map(_program_of, map(_read, sources)) if found]
     imports = [(name, found.path) for found in every for name in _read(found.path).imports.values()]
     parts = {_file_of(name.rpartition(".")[0], path) for name, path in imports}  # of another app here
 
     def rank(found: Found) -> tuple[bool, ...]:
-        """Django, no script (such as one that fills a database), a whole app, at the top: the best first."""
+        """Django at the top, no script (such as one that fills a database), a whole app, at the top: the best first."""
         script = "\nwith " in _read(found.path).source
-        return found.kinds != "django", script, found.path in parts, "/" in found.path
+        return found.app != "manage.py", script, found.path in parts, "/" in (found.path or found.app)
 
     every.sort(key=lambda found: (rank(found), not found.kinds, found.call, found.port == 8000, found.app))
     best = [found for found in every if rank(found) == rank(every[0])]
-    return best[:1] if len({found.why for found in best}) == 1 else every  # made in one place
+    if deep and every and every[0].kinds and parts <= {""}:
+        every[0].asked = True  # nothing tells in which folder its imports begin
+    return best[:1] if len({found.why for found in best}) == 1 else every
 
 
-def _sources() -> list[str]:
-    every = [path.replace(sep, "/") for pattern in ("*.py", "*/*.py", "src/*/*.py") for path in sorted(glob(pattern))]
+def _sources(paths: Iterable[str]) -> list[str]:
+    """The modules among these files that may have an app."""
     skipped = SKIPPED.union(filter(_has_program, BESIDE))
-    found = [path for path in every if "test" not in path and skipped.isdisjoint(path.split("/"))]
-    return [path for path in found if not isfile(join(path[:-3], "__init__.py"))]
+    found = [path.replace(sep, "/") for path in paths if path.endswith(".py") and not re.search(TESTS, path)]
+    return [path for path in found if skipped.isdisjoint(path.split("/")) and not isfile(path[:-3] + "/__init__.py")]
+
+
+def _walk() -> list[str]:
+    """What stands here, the highest first, without hidden folders, node_modules and virtual environments."""
+    found = sorted(glob("*"))
+    for path in found:  # what stands in a folder is added at the end
+        if len(found) < ENTRIES and basename(path) not in NOT_OURS and not isfile(join(path, "pyvenv.cfg")):
+            found += sorted(glob(join(escape(path), "*")))
+    return found
 
 
 def _has_program(folder: str) -> bool:
     """Whether a folder has a program of its own, and is no package of this one."""
-    return not isfile(join(folder, "__init__.py")) and any(isfile(join(folder, name)) for name in OWN)
+    return isdir(folder) and not glob(join(folder, "__*__.py"))
 
 
 def _app_of(module: _Module) -> Found | None:
@@ -381,17 +418,32 @@ def _app_of(module: _Module) -> Found | None:
     if path.endswith("manage.py") and "django.core.management" in source:
         return Found(app=path, kinds="django", why=f"Django's {path}")
     usual = path in CONVENTIONS
-    names = [name for name in module.bound if usual or name not in module.imports or f"{name}.run(" in source]
+    served = [] if re.search(RUNS_AT_ONCE, source) else module.bound  # another server could not import it
+    names = [name for name in served if usual or name not in module.imports or f"{name}.run(" in source]
     names = [*filter(names.__contains__, NAMES), *(name for name in names if name[0] != "_")]
     apps = [found for found in (_found(module, name) for name in names) if found]
     if apps:
-        return min(apps, key=lambda found: found.call)  # an app before what makes one
+        best = min(apps, key=lambda found: found.call)  # an app before what makes one
+        best.asked = bool(re.search(IN_A_THREAD, source))
+        return best
     run = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']([^)]*\bport\s*=\s*(\d+))?""", source)
-    if not run or not _file_of(run[2]):
+    if not run or _file_of(run[2]) in ("", path):
         return None
     launched = _named(run[1])  # uvicorn.run("app.main:app", port=8080)
     launched.port = int(run[4] or 8000)
     return launched
+
+
+def _program_of(module: _Module) -> Found | None:
+    """A module that starts a server of its own, or a usual program, as the command to paste: no server can load it."""
+    path, runs = module.path, re.search(RUNS + "|import streamlit", module.source)
+    if module.error or not (runs or path in CONVENTIONS or path.endswith("/__main__.py")):
+        return None
+    command = f"streamlit run {path}" if "import streamlit" in module.source else f"python {path}"
+    if glob(join(dirname(path), "__*__.py")):  # of a package
+        command = f"python -m {path[:-3].replace('/', '.').replace('.__main__', '')}"
+    why = f"{runs[0].rstrip('(') if runs else 'a program'} in {path}"
+    return Found(app=f"-- {command}", path=path, kinds="program" if runs else "", why=why, asked=True)
 
 
 def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:
@@ -754,20 +806,35 @@ def _chosen(words: list[str]) -> Found:
 def _guessed() -> Found:
     """The only app here; else it is said what to type, and a small page is for a folder without any code."""
     found = find_app()
-    if len(found) == 1:
+    if len(found) == 1 and not found[0].asked:
         return found[0]
-    title, ways = "Several apps were found; name one:", [f"python {SCRIPT} {each.app}  # {each.why}" for each in found]
-    if not found:
-        title = "No app was found at the top, in src or one folder down; try:"
-        folders = filter(_has_program, [*BESIDE, *({dirname(PROGRAM)} - {getcwd()})])
-        ways = [f"cd {folder} && python {relpath(PROGRAM, folder)}" for folder in folders]
-        ways = ways or [f"python {SCRIPT} -- npm run dev"] * isfile("package.json")
-    code = [name for name in listdir(curdir) if name.endswith(CODE) and name not in SKIPPED]
-    if ways or code or _sources():
-        ways = ways or [f"python {SCRIPT} src.main:app", f"python {SCRIPT} -- COMMAND"]
-        raise _CannotStart("\n  ".join([title, *ways]))
+    ways = [*dict.fromkeys(map(_way, found))]  # an app and its launcher are one way
+    for folder in filter(_has_program, [*BESIDE, *({dirname(PROGRAM)} - {getcwd()})]):
+        ways += _ways_beside(folder)
+    ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
+    title = "No app was found at the top, in src or one folder down"
+    if ways:
+        several = len([each for each in found if each.kinds]) > 1
+        raise _CannotStart("\n  ".join(["Several apps were found; name one:" if several else f"{title}; try:", *ways[:9]]))
+    if any(path.endswith(CODE) and OURS.isdisjoint(path.split("/")) for path in _walk()):
+        raise _CannotStart(f"{title}; name it, as in src.main:app, or put a command after --")
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
     return Found(app="no app", kinds="page", why=why)
+
+
+def _way(found: Found, program: str = f"python {SCRIPT}") -> str:
+    return f"{program} {found.app.replace('()', '')}  # {found.why}"
+
+
+def _ways_beside(folder: str) -> list[str]:
+    """The lines that start what another folder has."""
+    top = getcwd()
+    chdir(folder)
+    _read.cache_clear()  # paths begin elsewhere now
+    ways = [_way(found, f"cd {folder} && python {relpath(PROGRAM)}") for found in find_app()]
+    chdir(top)
+    _read.cache_clear()
+    return ways
 
 
 def _given(call: SimpleNamespace) -> Found:
