@@ -107,7 +107,7 @@ MAKERS = {maker: kinds for kinds, makers in KINDS.items() for maker in makers.sp
 RUNS = (
     r"\b(?:run_app|run_server|serve_forever|start_server|launch|quickstart|run(?=\((?:app|host|port))|"
     r"(?:uvicorn|bottle|ui|socketio|reactor|app|application|server|api)\.run|waitress\.serve|panel\.serve|"
-    r"wsgi\.server|(?:app|application|server)\.(?:listen|start)|IOLoop\.(?:current|instance)\(\)\.start)\("
+    r"wsgi\.server|(?:app|application|server)\.(?:listen|start)|IOLoop\.(?:current|instance)\(\)\.start)(?=\()"
 )
 RUNS_AT_ONCE = rf"(?m)^(?!def |async |class |[\s#]).*?{RUNS}"
 IN_A_THREAD = r"def (\w+)\(.*\n\s+\w+\.run\([^\0]*\bThread\(\s*target\s*=\s*\1\b"  # a part of another program
@@ -130,6 +130,7 @@ TESTS = "(?<![a-zA-Z])[Tt]est"
 OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app
 VARIABLE = r"""^\s*(?:export\s+)?(\w+)[ \t]*=[ \t]*["']?(.*?)["']?\s*$"""
+ENTRYPOINT = r"""(?m)^\[tool\.fastapi\]\s*\n(?:(?!\[).*\n)*?\s*entrypoint\s*=\s*["'](.+?)["']"""
 ELSEWHERE = {"--app-dir", "--chdir", "--pythonpath"}  # options that let a server look for the app in another folder
 
 
@@ -359,41 +360,44 @@ def _folders(path: str) -> list[str]:
 def find_app() -> list[Found]:
     """The apps that the modules here build: one of a usual place alone, else all, the best first.
 
-    Where there is none at the top, in src or one folder down, those below. Where there is no app, the programs that
-    start a server of their own.
+    Where there is none at the top, in src or one folder down: those below, and the programs that start a server of
+    their own.
     """
-    sources = _sources(path for pattern in ("*.py", "*/*.py", "src/*/*.py") for path in sorted(glob(pattern)))
+    near = [path for pattern in ("*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py") for path in sorted(glob(pattern))]
+    sources = _sources(near, SKIPPED.union(_beside()))
     for path in filter(sources.__contains__, CONVENTIONS):
         usual = _app_of(_readable(path))
-        if usual:
+        if usual and not usual.asked:
             return [usual]
-    found = _best(sources)
-    return found if any(each.kinds for each in found) else _best(_sources(_walk()), deep=True)
+    found = _best([*filter(None, map(_app_of, map(_read, sources)))])
+    if found and not any(each.asked for each in found):
+        return found
+    below = [*map(_read, _sources(_walk(), SKIPPED))]
+    found = [*filter(None, [*map(_app_of, below), *map(_program_of, below)])]
+    for each in found:
+        each.asked = True  # in which folder its imports begin is not certain
+    return _best(found)
 
 
-def _best(sources: list[str], deep: bool = False) -> list[Found]:
-    """What these modules build or run, the best first; only the best where all are made in one place."""
-    every = [found for found in map(_app_of, map(_read, sources)) if found]
-    if not every or any(found.asked for found in every):
-        every += [found for found in map(_program_of, map(_read, sources)) if found]
-    imports = [(name, found.path) for found in every for name in _read(found.path).imports.values()]
-    parts = {_file_of(name.rpartition(".")[0], path) for name, path in imports}  # of another app here
+def _best(every: list[Found]) -> list[Found]:
+    """The best first; it alone, and started, where none is as good, or all as good are made in one place."""
+    parts = {
+        _file_of(name.rpartition(".")[0], found.path) for found in every for name in _read(found.path).imports.values()
+    } - {""}  # of another app here
 
-    def rank(found: Found) -> tuple[bool, ...]:
+    def rank(found: Found) -> Any:
         """Django at the top, no script (such as one that fills a database), a whole app, at the top: the best first."""
         script = "\nwith " in _read(found.path).source
-        return found.app != "manage.py", script, found.path in parts, "/" in (found.path or found.app)
+        part = found.path in parts or found.why.startswith("get_")  # Django's, of a manage.py
+        return found.app != "manage.py", script, part, "/" in (found.path or found.app)
 
-    every.sort(key=lambda found: (rank(found), not found.kinds, found.call, found.port == 8000, found.app))
-    best = [found for found in every if rank(found) == rank(every[0])]
-    if deep and every and every[0].kinds and parts <= {""}:
-        every[0].asked = True  # nothing tells in which folder its imports begin
-    return best[:1] if len({found.why for found in best}) == 1 else every
+    every.sort(key=lambda found: (not found.kinds, rank(found), found.call, found.port == 8000, found.app))
+    best = {found.why for found in every if found.asked or rank(found) == rank(every[0])}
+    return every if len(best) > 1 else every[:1]
 
 
-def _sources(paths: Iterable[str]) -> list[str]:
+def _sources(paths: list[str], skipped: set[str]) -> list[str]:
     """The modules among these files that may have an app."""
-    skipped = SKIPPED.union(filter(_has_program, BESIDE))
     found = [path.replace(sep, "/") for path in paths if path.endswith(".py") and not re.search(TESTS, path)]
     return [path for path in found if skipped.isdisjoint(path.split("/")) and not isfile(path[:-3] + "/__init__.py")]
 
@@ -402,14 +406,14 @@ def _walk() -> list[str]:
     """What stands here, the highest first, without hidden folders, node_modules and virtual environments."""
     found = sorted(glob("*"))
     for path in found:  # what stands in a folder is added at the end
-        if len(found) < ENTRIES and basename(path) not in NOT_OURS and not isfile(join(path, "pyvenv.cfg")):
+        if len(found) < ENTRIES and basename(path) not in NOT_OURS:
             found += sorted(glob(join(escape(path), "*")))
     return found
 
 
-def _has_program(folder: str) -> bool:
-    """Whether a folder has a program of its own, and is no package of this one."""
-    return isdir(folder) and not glob(join(folder, "__*__.py"))
+def _beside() -> list[str]:
+    """The folders with another program than the one at the top: they are no packages of it."""
+    return [folder for folder in BESIDE if not glob(join(folder, "__*__.py"))]
 
 
 def _app_of(module: _Module) -> Found | None:
@@ -423,9 +427,7 @@ def _app_of(module: _Module) -> Found | None:
     names = [*filter(names.__contains__, NAMES), *(name for name in names if name[0] != "_")]
     apps = [found for found in (_found(module, name) for name in names) if found]
     if apps:
-        best = min(apps, key=lambda found: found.call)  # an app before what makes one
-        best.asked = bool(re.search(IN_A_THREAD, source))
-        return best
+        return min(apps, key=lambda found: found.call)  # an app before what makes one
     run = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']([^)]*\bport\s*=\s*(\d+))?""", source)
     if not run or _file_of(run[2]) in ("", path):
         return None
@@ -436,14 +438,14 @@ def _app_of(module: _Module) -> Found | None:
 
 def _program_of(module: _Module) -> Found | None:
     """A module that starts a server of its own, or a usual program, as the command to paste: no server can load it."""
-    path, runs = module.path, re.search(RUNS + "|import streamlit", module.source)
+    path = module.path
+    runs = "".join(re.findall(RUNS + "|import streamlit", module.source)[:1])
     if module.error or not (runs or path in CONVENTIONS or path.endswith("/__main__.py")):
         return None
-    command = f"streamlit run {path}" if "import streamlit" in module.source else f"python {path}"
+    command = f"streamlit run {path}" if "streamlit" in runs else f"python {path}"
     if glob(join(dirname(path), "__*__.py")):  # of a package
         command = f"python -m {path[:-3].replace('/', '.').replace('.__main__', '')}"
-    why = f"{runs[0].rstrip('(') if runs else 'a program'} in {path}"
-    return Found(app=f"-- {command}", path=path, kinds="program" if runs else "", why=why, asked=True)
+    return Found(app=f"-- {command}", path=path, kinds=runs, why=f"{runs or 'program'} in {path}", asked=True)
 
 
 def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:
@@ -459,7 +461,8 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     elif name == called and made.call:
         name, kinds = name + made.call, kinds if made.call == "()" else ""
     place = module.path[:-3].replace("/", ".").replace(".__init__", "")
-    return Found(**{**vars(made), "app": f"{place}:{name}", "kinds": kinds, "path": module.path})
+    asked = re.search(IN_A_THREAD, module.source)
+    return Found(**{**vars(made), "app": f"{place}:{name}", "kinds": kinds, "path": module.path, "asked": asked})
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -475,15 +478,14 @@ def _named(word: str, options: Words = ()) -> Found:
     usual = "application" if place.endswith(("asgi", "wsgi")) else "app"
     package = place.partition(".")[0]  # "" above this folder
     path = _file_of(place) if package else ""
+    kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", place + _text(path)) else "asgi"
+    unknown = Found(app=f"{place}:{name or usual}", kinds=kinds, why="as named")
     if not path:
         elsewhere = {option.partition("=")[0] for option in options} & ELSEWHERE
         if not (elsewhere or (package and _interpreter(package))):
             raise _CannotStart(f"There is no {word} in this folder")
-        kinds = "wsgi" if place.endswith("wsgi") else "asgi"
-        return Found(app=f"{place}:{name or usual}", kinds=kinds, why="as named")
+        return unknown
     module = _readable(path)
-    kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", path + module.source) else "asgi"
-    unknown = Found(kinds=kinds, why="as named")
     found = (None if name else _app_of(module)) or _found(module, name or usual, unknown)
     if not found:
         what = f"{name or usual} at its top that a server can serve"
@@ -507,8 +509,7 @@ def _declared() -> Found | None:
         if told.get("FLASK_DEBUG", "").lower() in ("1", "true", "yes", "on"):
             found.server, found.options = "flask run", ["--debug"]
         return found
-    settings = _text("pyproject.toml").partition("[tool.fastapi]")[2].partition("\n[")[0]
-    entry = re.search(r"""^\s*entrypoint\s*=\s*["'](.+?)["']""", settings, re.MULTILINE)
+    entry = re.search(ENTRYPOINT, _text("pyproject.toml"))
     if entry:
         found = _named(entry[1])
         found.why = "[tool.fastapi] entrypoint"
@@ -808,33 +809,19 @@ def _guessed() -> Found:
     found = find_app()
     if len(found) == 1 and not found[0].asked:
         return found[0]
-    ways = [*dict.fromkeys(map(_way, found))]  # an app and its launcher are one way
-    for folder in filter(_has_program, [*BESIDE, *({dirname(PROGRAM)} - {getcwd()})]):
-        ways += _ways_beside(folder)
+    ways = [f"python {SCRIPT} {each.app.replace('()', '')}  # {each.why}" for each in found if each.call in ("", "()")]
+    ways = [re.sub(f"^python {SCRIPT} ({'|'.join(_beside())})[./]", rf"cd \1 && python ../{SCRIPT} ", way) for way in ways]
+    if dirname(PROGRAM) != getcwd() and any(isfile(join(dirname(PROGRAM), name)) for name in CONVENTIONS):
+        ways.append(f"cd {dirname(PROGRAM)} && python {SCRIPT}")
     ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
     title = "No app was found at the top, in src or one folder down"
     if ways:
-        several = len([each for each in found if each.kinds]) > 1
-        raise _CannotStart("\n  ".join(["Several apps were found; name one:" if several else f"{title}; try:", *ways[:9]]))
+        title = "Several apps were found; name one:" if len(found) > 1 else f"{title}; try:"
+        raise _CannotStart("\n  ".join([title, *dict.fromkeys(ways)]))
     if any(path.endswith(CODE) and OURS.isdisjoint(path.split("/")) for path in _walk()):
         raise _CannotStart(f"{title}; name it, as in src.main:app, or put a command after --")
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
     return Found(app="no app", kinds="page", why=why)
-
-
-def _way(found: Found, program: str = f"python {SCRIPT}") -> str:
-    return f"{program} {found.app.replace('()', '')}  # {found.why}"
-
-
-def _ways_beside(folder: str) -> list[str]:
-    """The lines that start what another folder has."""
-    top = getcwd()
-    chdir(folder)
-    _read.cache_clear()  # paths begin elsewhere now
-    ways = [_way(found, f"cd {folder} && python {relpath(PROGRAM)}") for found in find_app()]
-    chdir(top)
-    _read.cache_clear()
-    return ways
 
 
 def _given(call: SimpleNamespace) -> Found:
