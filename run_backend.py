@@ -53,7 +53,7 @@ del sys.path[0]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, Sequence
+    from typing import Any, Sequence
 
     Words = Sequence[str]  # of a command line
 
@@ -119,14 +119,14 @@ NAMES = ("app", "application", "api", "server", "create_app", "make_app")
 BESIDE = ("backend", "server")  # folders that are no packages: another program than the one at the top lives there
 CODE = (".py", ".js", ".ts", ".jsx", ".tsx", ".go", ".rs", ".rb", ".java", ".kt", ".php", ".cs", ".ex", ".c", ".cpp",
         "pyproject.toml", "package.json")  # fmt: skip
-ENTRIES = 5000  # files and folders that are looked at, the highest ones first
+ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest ones first
 
 PROGRAM = abspath(__file__)
 SCRIPT = basename(PROGRAM)
 OURS = {"tests", "test", "conftest.py", "port_manager.py", SCRIPT}  # no code of the repository's own program
 NOT_OURS = {"node_modules", "venv", "env", "site-packages"}
 SKIPPED = {*OURS, *NOT_OURS, "migrations", "alembic", "docs", "examples", "build", "dist", "setup.py"}
-TESTS = "(?<![a-zA-Z])[Tt]est"
+NO_APPS = r"(?<![a-zA-Z])[Tt]est|\.[^/]*/"  # tests, and what stands in a folder that no import can name
 OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app
 VARIABLE = r"""^\s*(?:export\s+)?(\w+)[ \t]*=[ \t]*["']?(.*?)["']?\s*$"""
@@ -372,7 +372,7 @@ def find_app() -> list[Found]:
     found = _best([*filter(None, map(_app_of, map(_read, sources)))])
     if found and not any(each.asked for each in found):
         return found
-    below = [*map(_read, _sources(_walk(), SKIPPED))]
+    below = [*map(_read, _sources(_walk(), SKIPPED)[:MODULES])]
     found = [*filter(None, [*map(_app_of, below), *map(_program_of, below)])]
     for each in found:
         each.asked = True  # in which folder its imports begin is not certain
@@ -398,7 +398,7 @@ def _best(every: list[Found]) -> list[Found]:
 
 def _sources(paths: list[str], skipped: set[str]) -> list[str]:
     """The modules among these files that may have an app."""
-    found = [path.replace(sep, "/") for path in paths if path.endswith(".py") and not re.search(TESTS, path)]
+    found = [path.replace(sep, "/") for path in paths if path.endswith(".py") and not re.search(NO_APPS, path)]
     return [path for path in found if skipped.isdisjoint(path.split("/")) and not isfile(path[:-3] + "/__init__.py")]
 
 
@@ -442,10 +442,10 @@ def _program_of(module: _Module) -> Found | None:
     runs = "".join(re.findall(RUNS + "|import streamlit", module.source)[:1])
     if module.error or not (runs or path in CONVENTIONS or path.endswith("/__main__.py")):
         return None
-    command = f"streamlit run {path}" if "streamlit" in runs else f"python {path}"
+    command = ["streamlit", "run", path] if "streamlit" in runs else ["python", path]
     if glob(join(dirname(path), "__*__.py")):  # of a package
-        command = f"python -m {path[:-3].replace('/', '.').replace('.__main__', '')}"
-    return Found(app=f"-- {command}", path=path, kinds=runs, why=f"{runs or 'program'} in {path}", asked=True)
+        command = ["python", "-m", path[:-3].replace("/", ".").replace(".__main__", "")]
+    return Found(command=command, path=path, kinds=runs, why=f"{runs or 'program'} in {path}", asked=True)
 
 
 def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:
@@ -806,18 +806,24 @@ def _chosen(words: list[str]) -> Found:
 
 def _guessed() -> Found:
     """The only app here; else it is said what to type, and a small page is for a folder without any code."""
+    import shlex
+
     found = find_app()
     if len(found) == 1 and not found[0].asked:
         return found[0]
-    ways = [f"python {SCRIPT} {each.app.replace('()', '')}  # {each.why}" for each in found if each.call in ("", "()")]
-    ways = [re.sub(f"^python {SCRIPT} ({'|'.join(_beside())})[./]", rf"cd \1 && python ../{SCRIPT} ", way) for way in ways]
+    ways = []
+    for each in found:
+        words = shlex.join(["--", *each.command] if each.command else [each.app.replace("()", "")])
+        here = f"python {SCRIPT} {words}  # {each.why}"
+        way = re.sub(f"^python {SCRIPT} ({'|'.join(_beside())})[./]", rf"cd \1 && python ../{SCRIPT} ", here)
+        ways += [way] * (each.call in ("", "()"))  # the arguments that others need nobody knows here
     if dirname(PROGRAM) != getcwd() and any(isfile(join(dirname(PROGRAM), name)) for name in CONVENTIONS):
         ways.append(f"cd {dirname(PROGRAM)} && python {SCRIPT}")
     ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
     title = "No app was found at the top, in src or one folder down"
     if ways:
-        title = "Several apps were found; name one:" if len(found) > 1 else f"{title}; try:"
-        raise _CannotStart("\n  ".join([title, *dict.fromkeys(ways)]))
+        title = "Several apps were found; name one:" if any(each.kinds for each in found[1:]) else f"{title}; try:"
+        raise _CannotStart("\n  ".join([title, *[*dict.fromkeys(ways)][:20]]))
     if any(path.endswith(CODE) and OURS.isdisjoint(path.split("/")) for path in _walk()):
         raise _CannotStart(f"{title}; name it, as in src.main:app, or put a command after --")
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
