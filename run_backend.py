@@ -445,7 +445,7 @@ def _program_of(module: _Module) -> Found | None:
     command = ["streamlit", "run", path] if "streamlit" in runs else ["python", path]
     if glob(join(dirname(path), "__*__.py")):  # of a package
         command = ["python", "-m", path[:-3].replace("/", ".").replace(".__main__", "")]
-    return Found(command=command, path=path, kinds=runs, why=f"{runs or 'program'} in {path}", asked=True)
+    return Found(command=command, path=path, kinds=runs, why=f"{runs or 'program'} in {path}")
 
 
 def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:
@@ -758,19 +758,10 @@ def _run(call: SimpleNamespace) -> int:
         shown += f"PYTHONPATH={root} "
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [abspath(root), environ.get("PYTHONPATH")]))
     line, what = server_command(found, where)
-    endpoints = server_endpoints(line)
     if call.command is None:
         python = "" if found.command or line[0] == sys.executable else f", with {relpath(line[0])}"
         _say(f"Found {found.app}: {found.why}{python}")
-    environ.update(HOST=where.host, PORT=str(where.port))
-    if call.names_port and found.command:
-        told = server_endpoints(line)
-        endpoints = [endpoint for endpoint in told if endpoint.port == where.port] or [where]
-        if told and endpoints[0] not in told:
-            other = f"The command itself names {told[0]}, not port {where.port}"
-            if call.next:
-                raise _CannotStart(f"{other}: leave out --next", 2)
-            write_line(sys.stderr, f"⚠️  {other}")
+    endpoints = _to_free(line, where, call if call.names_port and found.command else None)
     if call.dry_run:
         return _preview(line, shown, endpoints)
     if PROGRAM not in line:  # it frees its port itself, when its app has been imported
@@ -778,6 +769,21 @@ def _run(call: SimpleNamespace) -> int:
             return 1
         _say(_announced(endpoints, basename(what)))
     return _become(line)
+
+
+def _to_free(line: list[str], where: Endpoint, named: SimpleNamespace | None) -> list[Endpoint]:
+    """Where a command will listen, which is told the address by HOST and PORT; the named port of a call is the port."""
+    endpoints = server_endpoints(line)
+    environ.update(HOST=where.host, PORT=str(where.port))
+    if named:
+        told = server_endpoints(line)
+        endpoints = [endpoint for endpoint in told if endpoint.port == where.port] or [where]
+        if told and endpoints[0] not in told:
+            other = f"The command itself names {told[0]}, not port {where.port}"
+            if named.next:
+                raise _CannotStart(f"{other}: leave out --next", 2)
+            write_line(sys.stderr, f"⚠️  {other}")
+    return endpoints
 
 
 def _next(wanted: Endpoint) -> Endpoint:

@@ -283,8 +283,8 @@ STOPS_NOBODY = [
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
     (1, "cd backend && python ../run_backend.py shop.web:app  #", {"backend/shop/web.py": FASTAPI, "run.py": "call()"}),
     (1, "try:\n  python run_backend.py services.web.api.main:app  #", {"services/web/api/main.py": FASTAPI}),
-    (1, "name one:\n  python run_backend.py shop/manage.py  # Django's shop/manage.py\n"
-        "  python run_backend.py web.main:app  #", {"web/main.py": FASTAPI, "shop/manage.py": DJANGO}),
+    (1, "name one:\n  python run_backend.py shop/manage.py  # Django's shop/manage.py\n  python run_backend.py web.main:app",
+      {"web/main.py": FASTAPI, "shop/manage.py": DJANGO}),
     (1, "name one:\n  cd backend && python ../run_backend.py manage.py  #", {
       "backend/manage.py": DJANGO, "backend/shop/wsgi.py": GET_WSGI}),
     # what starts a server of its own is named
