@@ -109,6 +109,7 @@ RUNS = (
     r"(?:uvicorn|bottle|ui|socketio|reactor|app|application|server|api)\.run|waitress\.serve|panel\.serve|"
     r"wsgi\.server|(?:app|application|server)\.(?:listen|start)|IOLoop\.(?:current|instance)\(\)\.start)(?=\()"
 )
+RUN_BY = r"(?m)^(?:import|from) (streamlit|chainlit|flet|shiny|solara|marimo)\b"  # as in: streamlit run FILE
 RUNS_AT_ONCE = rf"(?m)^(?!def |async |class |[\s#]).*?{RUNS}"
 IN_A_THREAD = r"def (\w+)\(.*\n\s+\w+\.run\([^\0]*\bThread\(\s*target\s*=\s*\1\b"  # a part of another program
 
@@ -125,7 +126,8 @@ PROGRAM = abspath(__file__)
 SCRIPT = basename(PROGRAM)
 OURS = {"tests", "test", "conftest.py", "port_manager.py", SCRIPT}  # no code of the repository's own program
 NOT_OURS = {"node_modules", "venv", "env", "site-packages"}
-SKIPPED = {*OURS, *NOT_OURS, "migrations", "alembic", "docs", "examples", "build", "dist", "setup.py"}
+SKIPPED = {*OURS, *NOT_OURS, "migrations", "alembic", "docs", "build", "dist", "setup.py", "example", "examples", "demo",
+           "demos", "sample", "samples", "benchmark", "benchmarks"}  # fmt: skip
 NO_APPS = r"(?<![a-zA-Z])[Tt]est|\.[^/]*/"  # tests, and what stands in a folder that no import can name
 OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app
@@ -372,10 +374,11 @@ def find_app() -> list[Found]:
     found = _best([*filter(None, map(_app_of, map(_read, sources)))])
     if found and not any(each.asked for each in found):
         return found
-    below = [*map(_read, _sources(_walk(), SKIPPED)[:MODULES])]
+    below = [*map(_read, _sources(_walk(), OURS)[:MODULES])]
     found = [*filter(None, [*map(_app_of, below), *map(_program_of, below)])]
     for each in found:
-        each.asked = True  # in which folder its imports begin is not certain
+        begins = _read(each.path).root() or glob(join(dirname(each.path), "__init__.py"))  # its imports, for certain
+        each.asked = bool(each.command) or not begins or each.path.split("/")[0] in _beside()
     return _best(found)
 
 
@@ -392,7 +395,7 @@ def _best(every: list[Found]) -> list[Found]:
         return found.app != "manage.py", script, part, "/" in (found.path or found.app)
 
     every.sort(key=lambda found: (not found.kinds, rank(found), found.call, found.port == 8000, found.app))
-    best = {found.why for found in every if found.asked or rank(found) == rank(every[0])}
+    best = {found.why for found in every if every[0].asked or rank(found) == rank(every[0])}
     return every if len(best) > 1 else every[:1]
 
 
@@ -438,14 +441,16 @@ def _app_of(module: _Module) -> Found | None:
 
 def _program_of(module: _Module) -> Found | None:
     """A module that starts a server of its own, or a usual program, as the command to paste: no server can load it."""
-    path = module.path
-    runs = "".join(re.findall(RUNS + "|import streamlit", module.source)[:1])
+    path, runs = module.path, re.search(f"{RUN_BY}|{RUNS}", module.source)
     if module.error or not (runs or path in CONVENTIONS or path.endswith("/__main__.py")):
         return None
-    command = ["streamlit", "run", path] if "streamlit" in runs else ["python", path]
-    if glob(join(dirname(path), "__*__.py")):  # of a package
+    command = ["python", path]
+    if runs and runs[1]:
+        command = [runs[1], "run", path]
+    elif glob(join(dirname(path), "__*__.py")):  # of a package
         command = ["python", "-m", path[:-3].replace("/", ".").replace(".__main__", "")]
-    return Found(command=command, path=path, kinds=runs, why=f"{runs or 'program'} in {path}")
+    why = runs[0] if runs else "program"
+    return Found(command=command, path=path, kinds=runs and why, why=f"{why} in {path}")
 
 
 def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:

@@ -176,6 +176,8 @@ FOLDERS = [
     ("PYTHONPATH=api python uvicorn main:app", {"api/main.py": "from database import x\n" + FASTAPI,
       "api/database.py": "x = 1", "api/requirements.txt": "fastapi", "package.json": "{}"}),
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
+    ("PYTHONPATH=shop-api python uvicorn app.main:app", {"shop-api/app/main.py": "from app.db import x\n" + FASTAPI,
+      "shop-api/app/db.py": "x = 1", "package.json": "{}"}),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
     ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
     ("gunicorn web:app", {"web.py": FLASK, "chat.py": UNGUARDED, "latest/tool.py": ""}),
@@ -300,12 +302,14 @@ STOPS_NOBODY = [
       ("python a/b/c/serve.py", {"a/b/c/serve.py": "with HTTPServer() as server:\n    server.serve_forever()\n"}),
       ("python -m shop.serve", {"shop/__init__.py": "", "shop/serve.py": "from . import app\nuvicorn.run(app)\n"}),
       ("python -m shop", {"shop/__main__.py": "from .cli import main\nmain()\n", "shop/cli.py": ""}),
+      ("chainlit run shop/chat.py", {"shop/chat.py": "import chainlit as cl\n", "shop/__init__.py": ""}),
       ("streamlit run ui.py", {"ui.py": "import streamlit as st\nst.title('x')\n"}),
       ("python app.py", {"app.py": "load_plugins()\n"}),
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
     (1, "# program in main.py", {"keep_alive.py": KEEP_ALIVE, "main.py": "from keep_alive import keep_alive\nbot()\n"}),
+    (1, "try:\n  python run_backend.py example.one:app  #", {"example/one.py": FLASK, "shop/__init__.py": "x = 1"}),
     # code, but nothing to start
     *((1, "No app was found at the top, in src or one folder down; name it, as in src.main:app, or put a command after",
        {path: ""}) for path in ("a/b/c/d/tool.go", "pyproject.toml", "docs/conf.py", "examples/one.py", "x/lib.py")),
