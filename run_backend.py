@@ -355,7 +355,7 @@ def _folders(path: str) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------------
-# The guess: one scan of the modules at the top, in src, and one folder down
+# The guess: one scan of the modules at the top, in src and one folder down, and of those below where it finds none
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -450,7 +450,7 @@ def _program_of(module: _Module) -> Found | None:
     elif glob(join(dirname(path), "__*__.py")):  # of a package
         command = ["python", "-m", path[:-3].replace("/", ".").replace(".__main__", "")]
     why = runs[0] if runs else "program"
-    return Found(command=command, path=path, kinds=runs and why, why=f"{why} in {path}")
+    return Found(command=command, path=path, kinds=why if runs else "", why=f"{why} in {path}")
 
 
 def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:
@@ -466,7 +466,7 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     elif name == called and made.call:
         name, kinds = name + made.call, kinds if made.call == "()" else ""
     place = module.path[:-3].replace("/", ".").replace(".__init__", "")
-    asked = re.search(IN_A_THREAD, module.source)
+    asked = bool(re.search(IN_A_THREAD, module.source))
     return Found(**{**vars(made), "app": f"{place}:{name}", "kinds": kinds, "path": module.path, "asked": asked})
 
 
