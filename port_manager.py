@@ -2859,58 +2859,54 @@ class Server:
         self.__dict__.update(texts)
 
 
-# A line for each: the programs, where a second word is the verb without which one serves nothing; its own host and
-# port (-: none); then fields of Server. Of those that serve a kind of app, the first is preferred. To add a server,
-# write its line here; run_backend.py reads the same table.
-_SERVERS = """\
-uvicorn = 127.0.0.1 8000, hosts --host, ports --port, variables UVICORN_HOST UVICORN_PORT, \
-elsewhere --uds --fd UVICORN_UDS UVICORN_FD, files --env-file=UVICORN_PORT, serves asgi, \
-start -m uvicorn APP --host HOST --port PORT, factory --factory
-hypercorn = 127.0.0.1 8000, binds -b --bind, files -c --config, serves quart asgi, \
-start -m hypercorn APP --bind ADDRESS, factory ()
-granian = 127.0.0.1 8000, hosts --host, ports --port, variables GRANIAN_HOST GRANIAN_PORT, \
-elsewhere --uds GRANIAN_UDS, serves asgi, factory --factory, \
-start -m granian --interface asgi APP --host HOST --port PORT
-daphne = 127.0.0.1 8000, hosts -b --bind, ports -p --port, elsewhere -u --unix-socket -e --endpoint --fd, serves asgi, \
-start -m daphne -b HOST -p PORT APP
-gunicorn = 127.0.0.1 8000, binds -b --bind, variables 0.0.0.0 PORT, elsewhere LISTEN_FDS, \
-files -c --config GUNICORN_CMD_ARGS gunicorn.conf.py, serves wsgi, start -m gunicorn APP --bind ADDRESS, factory ()
-waitress, waitress-serve = 0.0.0.0 8080, hosts --host, ports --port, binds --listen, elsewhere --unix-socket, \
-serves wsgi dash, start -m waitress --listen ADDRESS APP, factory --call
-wsgiref = 0.0.0.0 -, serves wsgi dash, start run_backend.py --wsgiref APP --host HOST --port PORT, factory ()
-page = 0.0.0.0 -, serves page, start run_backend.py --page --host HOST --port PORT
-flask run = 127.0.0.1 5000, hosts -h --host, ports -p --port, variables FLASK_RUN_HOST FLASK_RUN_PORT, \
-files .env=FLASK_RUN_ .flaskenv=FLASK_RUN_, serves flask, factory (), \
-start -m flask --app APP run --host HOST --port PORT
-manage.py runserver = 127.0.0.1 8000, binds *, elsewhere -6 --ipv6, serves django, start APP runserver ADDRESS
-manage.py runserver_plus, django-admin runserver, django runserver = 127.0.0.1 8000, binds *, elsewhere -6 --ipv6
-litestar run = 127.0.0.1 8000, hosts -H --host, ports -p --port, variables LITESTAR_HOST LITESTAR_PORT, \
-elsewhere -U --uds --unix-domain-socket -F --fd --file-descriptor, serves litestar, \
-start -m litestar --app APP run --host HOST --port PORT
-sanic = 127.0.0.1 8000, hosts -H --host, ports -p --port, elsewhere -u --unix, serves sanic, \
-start -m sanic APP --host HOST --port PORT, factory --factory
-quart run = 127.0.0.1 5000, hosts -h --host, ports -p --port
-fastapi dev = 127.0.0.1 8000, hosts --host, ports --port, variables - PORT
-fastapi run = 0.0.0.0 8000, hosts --host, ports --port, variables - PORT
-http.server = 0.0.0.0 8000, hosts -b --bind, binds *
-php = 127.0.0.1 -, binds -S
-next dev, next start = 0.0.0.0 3000, hosts -H --hostname, ports -p --port, variables - PORT
-npm, pnpm, yarn, bun, vite = 0.0.0.0 -, hosts --host, ports --port, variables HOST PORT
-any other script = 0.0.0.0 -, hosts --host, ports --port, variables HOST PORT"""
-
-
-def _servers() -> Iterator[tuple[str, Server]]:
-    for line in _SERVERS.splitlines():
-        programs, _, facts = line.partition(" = ")
-        address, *texts = facts.split(", ")
-        host, port = address.split()
-        server = Server(host, _number(port), **dict(text.split(" ", 1) for text in texts))
-        for program in programs.split(", "):
-            yield program, server
-
-
-SERVERS = dict(_servers())
-_SCRIPT = SERVERS.pop("any other script")
+# By program; a second word is the verb without which it serves nothing. Of those that serve a kind of app, the first is
+# preferred. To add a server: write its line here; run_backend.py reads the same table.
+SERVERS = {
+    "uvicorn": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="UVICORN_HOST UVICORN_PORT",
+                      elsewhere="--uds --fd UVICORN_UDS UVICORN_FD", files="--env-file=UVICORN_PORT", serves="asgi",
+                      start="-m uvicorn APP --host HOST --port PORT", factory="--factory"),
+    "hypercorn": Server("127.0.0.1", 8000, binds="-b --bind", files="-c --config", serves="quart asgi",
+                        start="-m hypercorn APP --bind ADDRESS", factory="()"),
+    "granian": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="GRANIAN_HOST GRANIAN_PORT",
+                      elsewhere="--uds GRANIAN_UDS", serves="asgi",
+                      start="-m granian --interface asgi APP --host HOST --port PORT", factory="--factory"),
+    "daphne": Server("127.0.0.1", 8000, hosts="-b --bind", ports="-p --port",
+                     elsewhere="-u --unix-socket -e --endpoint --fd", serves="asgi",
+                     start="-m daphne -b HOST -p PORT APP"),
+    "gunicorn": Server("127.0.0.1", 8000, binds="-b --bind", variables="0.0.0.0 PORT", elsewhere="LISTEN_FDS",
+                       files="-c --config GUNICORN_CMD_ARGS gunicorn.conf.py", serves="wsgi",
+                       start="-m gunicorn APP --bind ADDRESS", factory="()"),
+    **dict.fromkeys(("waitress", "waitress-serve"),
+                    Server("0.0.0.0", 8080, hosts="--host", ports="--port", binds="--listen",
+                           elsewhere="--unix-socket", serves="wsgi dash", start="-m waitress --listen ADDRESS APP",
+                           factory="--call")),
+    "wsgiref": Server("0.0.0.0", None, serves="wsgi dash", factory="()",
+                      start="run_backend.py --wsgiref APP --host HOST --port PORT"),
+    "page": Server("0.0.0.0", None, serves="page", start="run_backend.py --page --host HOST --port PORT"),
+    "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port",
+                        variables="FLASK_RUN_HOST FLASK_RUN_PORT", serves="flask", files=".env=FLASK_RUN_ "
+                        ".flaskenv=FLASK_RUN_", start="-m flask --app APP run --host HOST --port PORT", factory="()"),
+    "manage.py runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6", serves="django",
+                                  start="APP runserver ADDRESS"),
+    **dict.fromkeys(("manage.py runserver_plus", "django-admin runserver", "django runserver"),
+                    Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6")),
+    "litestar run": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port",
+                           variables="LITESTAR_HOST LITESTAR_PORT",
+                           elsewhere="-U --uds --unix-domain-socket -F --fd --file-descriptor", serves="litestar",
+                           start="-m litestar --app APP run --host HOST --port PORT"),
+    "sanic": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port", elsewhere="-u --unix", serves="sanic",
+                    start="-m sanic APP --host HOST --port PORT", factory="--factory"),
+    "quart run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port"),
+    "fastapi dev": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="- PORT"),
+    "fastapi run": Server("0.0.0.0", 8000, hosts="--host", ports="--port", variables="- PORT"),
+    "http.server": Server("0.0.0.0", 8000, hosts="-b --bind", binds="*"),
+    "php": Server("127.0.0.1", None, binds="-S"),
+    **dict.fromkeys(("next dev", "next start"), Server("0.0.0.0", 3000, hosts="-H --hostname", ports="-p --port",
+                                                       variables="- PORT")),
+    **dict.fromkeys(("npm", "pnpm", "yarn", "bun", "vite"), Server("0.0.0.0", None, hosts="--host", ports="--port",
+                                                                   variables="HOST PORT")),
+}  # fmt: skip
+_SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")  # any other program
 
 # What these programs start listens on another machine, or in a container.
 _ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-compose", "nerdctl", "kubectl", "vagrant")

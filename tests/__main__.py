@@ -1,6 +1,7 @@
 """``python3 -m tests``: run the tests, in a virtual environment of their own where something is missing.
 
 They need pytest; with ``--servers`` also the servers that some of them start for real. All other words are pytest's.
+Without any, the modules run in a few processes at once, since the tests wait most of their time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from .environ import made
 
@@ -50,14 +52,33 @@ def environment(needed: list[str]) -> str:
     return python
 
 
+def shares() -> list[list[str]]:
+    """The modules in as many shares as run at once; the longest first, each to the share that has least so far."""
+    modules = {str(path): path.stat().st_size for path in Path("tests").glob("test_*.py")}
+    found: list[list[str]] = [[] for _ in range(2 + min(4, os.cpu_count() or 1))]
+    for module in sorted(modules, key=modules.__getitem__, reverse=True):
+        min(found, key=lambda share: sum(map(modules.__getitem__, share))).append(module)
+    return found
+
+
 def main() -> int:
     os.chdir(ROOT)
     words = [word for word in sys.argv[1:] if word != "--servers"]
     needed = packages("test", *(["servers"] if "--servers" in sys.argv[1:] else []))
     present = all(importlib.util.find_spec(name.replace("-", "_")) for name in needed)
-    python = sys.executable if present else environment(needed)
+    pytest = [sys.executable if present else environment(needed), "-m", "pytest"]
     given = {name: value for name, value in os.environ.items() if name.startswith("TESTS_")}  # conftest.py reads them
-    return subprocess.run([python, "-m", "pytest", *words], env={**made(), **given}, check=False).returncode
+    environ = {**made(), **given}
+    if words:
+        return subprocess.run([*pytest, *words], env=environ, check=False).returncode
+    if sys.stdout.isatty():
+        pytest.append("--color=yes")
+    parts = [subprocess.Popen([*pytest, *share], env=environ, stdout=subprocess.PIPE) for share in shares()]
+    print(f"The tests run in {len(parts)} processes at once; each is shown when it has ended.", flush=True)
+    for part in parts:
+        sys.stdout.buffer.write(part.communicate()[0])  # whatever sys.stdout may encode
+        sys.stdout.flush()
+    return next((part.returncode for part in parts if part.returncode), 0)
 
 
 if __name__ == "__main__":

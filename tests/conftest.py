@@ -218,11 +218,12 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
 
 
 def command_line(*words: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``python port_manager.py …`` to its end; names in capitals are variables of its environment."""
+    """Run ``python -m port_manager …`` to its end; names in capitals are variables of its environment."""
     # os.environ is named since readline sets LINES and COLUMNS in the C library's environment alone.
     environ = {**(os.environ if env is None else env), **{key: options.pop(key) for key in [*options] if key.isupper()}}
+    environ["PYTHONPATH"] = str(ROOT)  # a script would be compiled at each call
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": PATIENCE, **options}
-    return subprocess.run([sys.executable, PORT_MANAGER, *words], check=False, env=environ, **options)
+    return subprocess.run([sys.executable, "-m", "port_manager", *words], check=False, env=environ, **options)
 
 
 def shown_until_closed(terminal: int) -> str:

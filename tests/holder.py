@@ -48,8 +48,7 @@ def behave(spec, socks):
     if spec.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if spec.get("generations"):
-        left = list(range(spec["generations"]))
-        signal.signal(signal.SIGTERM, lambda *_: (left.pop(), (not left or os.fork()) and os._exit(0)))
+        signal.signal(signal.SIGTERM, lambda *_: leave_the_socket_to_a_child(spec))
     if spec.get("drain"):
         signal.signal(signal.SIGTERM, lambda *_: [sock.close() for sock in socks])
     if spec.get("says"):
@@ -61,6 +60,14 @@ def behave(spec, socks):
             comm.write(spec["name"])
     if spec.get("uid"):
         os.setresuid(*(spec["uid"] if isinstance(spec["uid"], list) else [spec["uid"]] * 3))
+
+
+def leave_the_socket_to_a_child(spec):
+    spec["generations"] -= 1
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # Python forgets what a child gets at its very beginning
+    if not spec["generations"] or os.fork():
+        os._exit(0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 
 
 def live_without_the_first_thread(spec):

@@ -252,6 +252,11 @@ def ancestry_is_hidden(patch: Any, oldest: float) -> None:
     patch.setattr(pm._Linux, "ancestry", lambda self: pm._Ancestry([os.getpid()], oldest))
 
 
+def is_superuser(patch: Any, answer: bool) -> None:
+    """Let this process count as root, or not."""
+    patch.setattr(pm._Linux, "is_superuser", lambda self: answer)
+
+
 def users_are_hidden(patch: Any) -> None:
     """Let it not be told whose a process is."""
     patch.setattr(pm._Linux, "other_user", lambda self, holder, sockets: None)
