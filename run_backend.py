@@ -118,8 +118,8 @@ CONVENTIONS = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/mai
                "src/app.py", "asgi.py")  # fmt: skip
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
 BESIDE = ("backend", "server")  # folders that are no packages: another program than the one at the top lives there
-CODE = (".py", ".js", ".ts", ".jsx", ".tsx", ".go", ".rs", ".rb", ".java", ".kt", ".php", ".cs", ".ex", ".c", ".cpp",
-        "pyproject.toml", "package.json")  # fmt: skip
+CODE = (".py", ".ipynb", ".js", ".mjs", ".ts", ".jsx", ".tsx", ".vue", ".go", ".rs", ".rb", ".java", ".kt", ".scala", ".php",
+        ".cs", ".ex", ".c", ".cpp", ".dart", ".swift", ".lua", ".pl", ".sh", "pyproject.toml", "package.json")  # fmt: skip
 ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest ones first
 
 PROGRAM = abspath(__file__)
@@ -372,13 +372,14 @@ def find_app() -> list[Found]:
         if usual and not usual.asked:
             return [usual]
     found = _best([*filter(None, map(_app_of, map(_read, sources)))])
-    if found and not any(each.asked for each in found):
+    if found and found[0].kinds and not any(each.asked for each in found):
         return found
     below = [*map(_read, _sources(_walk(), OURS)[:MODULES])]
     found = [*filter(None, [*map(_app_of, below), *map(_program_of, below)])]
     for each in found:
         begins = _read(each.path).root() or glob(join(dirname(each.path), "__init__.py"))  # its imports, for certain
-        each.asked = bool(each.command) or not begins or each.path.split("/")[0] in _beside()
+        certain = begins and each.path.split("/")[0] not in _beside()
+        each.asked = bool(each.command or (each.kinds and not certain))
     return _best(found)
 
 

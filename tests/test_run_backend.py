@@ -305,6 +305,8 @@ STOPS_NOBODY = [
       ("chainlit run shop/chat.py", {"shop/chat.py": "import chainlit as cl\n", "shop/__init__.py": ""}),
       ("streamlit run ui.py", {"ui.py": "import streamlit as st\nst.title('x')\n"}),
       ("python app.py", {"app.py": "load_plugins()\n"}),
+      ("python run.py", {"run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app(Config)\n    app.run()\n",
+        "shop/__init__.py": FACTORY.replace("=None", "")}),
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
@@ -312,7 +314,7 @@ STOPS_NOBODY = [
     (1, "try:\n  python run_backend.py example.one:app  #", {"example/one.py": FLASK, "shop/__init__.py": "x = 1"}),
     # code, but nothing to start
     *((1, "No app was found at the top, in src or one folder down; name it, as in src.main:app, or put a command after",
-       {path: ""}) for path in ("a/b/c/d/tool.go", "pyproject.toml", "docs/conf.py", "examples/one.py", "x/lib.py")),
+       {path: ""}) for path in ("a/b/c/d/tool.go", "a.ipynb", "pyproject.toml", "docs/conf.py", "examples/one.py", "x/lib.py")),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 3)", {"src/main.py": "import os\n\napp = = 1\n"}),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 1)", {"src/main.py": "app = = 1\n"}, "src.main:app"),
     (1, "main.py has no nope at its top", MAIN, "main:nope"),
