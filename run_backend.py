@@ -21,7 +21,7 @@ import re
 import sys
 import warnings
 from functools import lru_cache
-from glob import glob
+from glob import escape, glob
 from importlib.machinery import PathFinder
 from os import chdir, curdir, environ, getcwd, listdir, sep
 from os.path import abspath, basename, dirname, isdir, isfile, relpath
@@ -95,7 +95,7 @@ KINDS = {
     "get_asgi_application ProtocolTypeRouter falcon.asgi.App blacksheep.Application scope,receive,send",
     "wsgi": "Bottle default_app get_wsgi_application make_wsgi_app WSGIApplication WSGIApp DispatcherMiddleware "
     "wsgifunc falcon.App falcon.API environ,start_response env,start_response",
-    "flask wsgi": "Flask APIFlask Eve FlaskApp flask_openapi3.OpenAPI",
+    "flask wsgi": "Flask APIFlask Eve FlaskApp connexion.App flask_openapi3.OpenAPI",
     "dash": "Dash",
     "quart asgi": "Quart",
     "litestar asgi": "Litestar",
@@ -103,21 +103,36 @@ KINDS = {
     "": "aiohttp.web.Application tornado.web.Application celery.Celery typer.Typer",
 }
 MAKERS = {maker: kinds for kinds, makers in KINDS.items() for maker in makers.split()}
+# What runs a server until it ends, and the same in a line at a module's top, which runs when it is imported.
+RUNS = (
+    r"\b(?:run_app|run_server|serve_forever|start_server|launch|quickstart|run(?=\((?:app|host|port))|"
+    r"(?:uvicorn|bottle|ui|socketio|reactor|app|application|server|api)\.run|waitress\.serve|panel\.serve|"
+    r"wsgi\.server|(?:app|application|server)\.(?:listen|start)|IOLoop\.(?:current|instance)\(\)\.start)(?=\()"
+)
+RUN_BY = r"(?m)^(?:import|from) (streamlit|chainlit|flet|shiny|solara|marimo)\b"  # as in: streamlit run FILE
+RUNS_AT_ONCE = rf"(?m)^(?!def |async |class |[\s#]).*?{RUNS}"
+IN_A_THREAD = r"def (\w+)\(.*\n\s+\w+\.run\([^\0]*\bThread\(\s*target\s*=\s*\1\b"  # a part of another program
 
 # fastapi's and flask's own search, and ours: the first of these that has an app is taken.
 CONVENTIONS = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
                "src/app.py", "asgi.py")  # fmt: skip
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
-BESIDE = ("backend", "server", "api")  # folders in which another program than the one at the top may live
-OWN = (*CONVENTIONS, "manage.py", "Procfile", "requirements.txt", "pyproject.toml")  # what shows that it does
-CODE = (".py", ".js", ".ts", ".go", ".rs", ".rb", ".java", ".kt", ".php", ".cs", ".ex", ".c", ".cpp")
+BESIDE = ("backend", "server")  # folders that are no packages: another program than the one at the top lives there
+CODE = (".py", ".ipynb", ".js", ".mjs", ".ts", ".jsx", ".tsx", ".vue", ".go", ".rs", ".rb", ".java", ".kt", ".scala", ".php",
+        ".cs", ".ex", ".c", ".cpp", ".dart", ".swift", ".lua", ".pl", ".sh", "pyproject.toml", "package.json")  # fmt: skip
+ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest ones first
 
 PROGRAM = abspath(__file__)
 SCRIPT = basename(PROGRAM)
-SKIPPED = {"tests", "test", "migrations", "alembic", "node_modules", "venv", "env", "docs", "examples", "build", "dist",
-           "setup.py", "conftest.py", "port_manager.py", SCRIPT}  # fmt: skip
+OURS = {"tests", "test", "conftest.py", "port_manager.py", SCRIPT}  # no code of the repository's own program
+NOT_OURS = {"node_modules", "venv", "env", "site-packages"}
+SKIPPED = {*OURS, *NOT_OURS, "migrations", "alembic", "docs", "build", "dist", "setup.py", "example", "examples", "demo",
+           "demos", "sample", "samples", "benchmark", "benchmarks"}  # fmt: skip
+NO_APPS = r"(?<![a-zA-Z])[Tt]est|\.[^/]*/"  # tests, and what stands in a folder that no import can name
+OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app
 VARIABLE = r"""^\s*(?:export\s+)?(\w+)[ \t]*=[ \t]*["']?(.*?)["']?\s*$"""
+ENTRYPOINT = r"""(?m)^\[tool\.fastapi\]\s*\n(?:(?!\[).*\n)*?\s*entrypoint\s*=\s*["'](.+?)["']"""
 ELSEWHERE = {"--app-dir", "--chdir", "--pythonpath"}  # options that let a server look for the app in another folder
 
 
@@ -127,10 +142,11 @@ class Found(SimpleNamespace):
     app: src.main:app, app:create_app('dev'), manage.py; of a command its program. kinds: the best first; none where a
     function needs arguments. why: how it is known. path: the module that binds it. call: "" for an app, "class" for a
     class, for a function the arguments that it needs, as in "()". server, options: what is declared; typed: the options
-    of the command line. port: the repository's own.
+    of the command line. port: the repository's own. asked: it is named, and started only when it is typed.
     """
 
     app = kinds = why = path = call = server = ""
+    asked = False
     options: Words = ()
     typed: Words = ()
     command: Words = ()
@@ -286,7 +302,8 @@ class _Module:
                 return Found(kinds=kinds, why=f"callable object in {self.path}")
             if statement.decorator_list or ast.Return not in map(type, inside):
                 return None
-            call = f"({', '.join(needs[: -len(statement.args.defaults) or None])})"
+            needs = needs[: -len(statement.args.defaults) or None]
+            call = "class" if needs and statement.args.kwarg else f"({', '.join(needs)})"  # main(settings, **more)
         made = [each for each in map(self.find, map(self.name, makers)) if each and each.call]
         best = min(made, key=lambda each: not each.kinds, default=None)
         return best and Found(**{**vars(best), "call": call})
@@ -340,41 +357,69 @@ def _folders(path: str) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------------
-# The guess: one scan of the modules at the top, in src, and one folder down
+# The guess: one scan of the modules at the top, in src and one folder down, and of those below where it finds none
 # ----------------------------------------------------------------------------------------------------
 
 
 def find_app() -> list[Found]:
-    """The apps that the modules here build: one of a usual place alone, else all, the best first."""
-    sources = _sources()
+    """The apps that the modules here build: one of a usual place alone, else all, the best first.
+
+    Where there is none at the top, in src or one folder down: those below, and the programs that start a server of
+    their own.
+    """
+    near = [path for pattern in ("*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py") for path in sorted(glob(pattern))]
+    sources = _sources(near, SKIPPED.union(_beside()))
     for path in filter(sources.__contains__, CONVENTIONS):
         usual = _app_of(_readable(path))
-        if usual:
+        if usual and not usual.asked:
             return [usual]
-    every = [found for found in map(_app_of, map(_read, sources)) if found]
-    imports = [(name, found.path) for found in every for name in _read(found.path).imports.values()]
-    parts = {_file_of(name.rpartition(".")[0], path) for name, path in imports}  # of another app here
+    found = _best([*filter(None, map(_app_of, map(_read, sources)))])
+    if found and found[0].kinds and not any(each.asked for each in found):
+        return found
+    below = [*map(_read, _sources(_walk(), OURS)[:MODULES])]
+    found = [*filter(None, [*map(_app_of, below), *map(_program_of, below)])]
+    for each in found:
+        begins = _read(each.path).root() or glob(join(dirname(each.path), "__init__.py"))  # its imports, for certain
+        certain = begins and each.path.split("/")[0] not in _beside()
+        each.asked = bool(each.command or (each.kinds and not certain))
+    return _best(found)
 
-    def rank(found: Found) -> tuple[bool, ...]:
-        """Django, no script (such as one that fills a database), a whole app, at the top: the best first."""
+
+def _best(every: list[Found]) -> list[Found]:
+    """The best first; it alone, and started, where none is as good, or all as good are made in one place."""
+    parts = {
+        _file_of(name.rpartition(".")[0], found.path) for found in every for name in _read(found.path).imports.values()
+    } - {""}  # of another app here
+
+    def rank(found: Found) -> Any:
+        """Django at the top, no script (such as one that fills a database), a whole app, at the top: the best first."""
         script = "\nwith " in _read(found.path).source
-        return found.kinds != "django", script, found.path in parts, "/" in found.path
+        part = found.path in parts or found.why.startswith("get_")  # Django's, of a manage.py
+        return found.app != "manage.py", script, part, "/" in (found.path or found.app)
 
-    every.sort(key=lambda found: (rank(found), not found.kinds, found.call, found.port == 8000, found.app))
-    best = [found for found in every if rank(found) == rank(every[0])]
-    return best[:1] if len({found.why for found in best}) == 1 else every  # made in one place
-
-
-def _sources() -> list[str]:
-    every = [path.replace(sep, "/") for pattern in ("*.py", "*/*.py", "src/*/*.py") for path in sorted(glob(pattern))]
-    skipped = SKIPPED.union(filter(_has_program, BESIDE))
-    found = [path for path in every if "test" not in path and skipped.isdisjoint(path.split("/"))]
-    return [path for path in found if not isfile(join(path[:-3], "__init__.py"))]
+    every.sort(key=lambda found: (not found.kinds, rank(found), found.call, found.port == 8000, found.app))
+    best = {found.why for found in every if every[0].asked or rank(found) == rank(every[0])}
+    return every if len(best) > 1 else every[:1]
 
 
-def _has_program(folder: str) -> bool:
-    """Whether a folder has a program of its own, and is no package of this one."""
-    return not isfile(join(folder, "__init__.py")) and any(isfile(join(folder, name)) for name in OWN)
+def _sources(paths: list[str], skipped: set[str]) -> list[str]:
+    """The modules among these files that may have an app."""
+    found = [path.replace(sep, "/") for path in paths if path.endswith(".py") and not re.search(NO_APPS, path)]
+    return [path for path in found if skipped.isdisjoint(path.split("/")) and not isfile(path[:-3] + "/__init__.py")]
+
+
+def _walk() -> list[str]:
+    """What stands here, the highest first, without hidden folders, node_modules and virtual environments."""
+    found = sorted(glob("*"))
+    for path in found:  # what stands in a folder is added at the end
+        if len(found) < ENTRIES and basename(path) not in NOT_OURS:
+            found += sorted(glob(join(escape(path), "*")))
+    return found
+
+
+def _beside() -> list[str]:
+    """The folders with another program than the one at the top: they are no packages of it."""
+    return [folder for folder in BESIDE if not glob(join(folder, "__*__.py"))]
 
 
 def _app_of(module: _Module) -> Found | None:
@@ -383,17 +428,32 @@ def _app_of(module: _Module) -> Found | None:
     if path.endswith("manage.py") and "django.core.management" in source:
         return Found(app=path, kinds="django", why=f"Django's {path}")
     usual = path in CONVENTIONS
-    names = [name for name in module.bound if usual or name not in module.imports or f"{name}.run(" in source]
+    served = [] if re.search(RUNS_AT_ONCE, source) else module.bound  # another server could not import it
+    names = [name for name in served if usual or name not in module.imports or f"{name}.run(" in source]
     names = [*filter(names.__contains__, NAMES), *(name for name in names if name[0] != "_")]
     apps = [found for found in (_found(module, name) for name in names) if found]
     if apps:
         return min(apps, key=lambda found: found.call)  # an app before what makes one
     run = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']([^)]*\bport\s*=\s*(\d+))?""", source)
-    if not run or not _file_of(run[2]):
+    if not run or _file_of(run[2]) in ("", path):
         return None
     launched = _named(run[1])  # uvicorn.run("app.main:app", port=8080)
     launched.port = int(run[4] or 8000)
     return launched
+
+
+def _program_of(module: _Module) -> Found | None:
+    """A module that starts a server of its own, or a usual program, as the command to paste: no server can load it."""
+    path, runs = module.path, re.search(f"{RUN_BY}|{RUNS}", module.source)
+    if module.error or not (runs or path in CONVENTIONS or path.endswith("/__main__.py")):
+        return None
+    command = ["python", path]
+    if runs and runs[1]:
+        command = [runs[1], "run", path]
+    elif glob(join(dirname(path), "__*__.py")):  # of a package
+        command = ["python", "-m", path[:-3].replace("/", ".").replace(".__main__", "")]
+    why = runs[0] if runs else "program"
+    return Found(command=command, path=path, kinds=why if runs else "", why=f"{why} in {path}")
 
 
 def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:
@@ -409,7 +469,8 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     elif name == called and made.call:
         name, kinds = name + made.call, kinds if made.call == "()" else ""
     place = module.path[:-3].replace("/", ".").replace(".__init__", "")
-    return Found(**{**vars(made), "app": f"{place}:{name}", "kinds": kinds, "path": module.path})
+    asked = bool(re.search(IN_A_THREAD, module.source))
+    return Found(**{**vars(made), "app": f"{place}:{name}", "kinds": kinds, "path": module.path, "asked": asked})
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -425,15 +486,14 @@ def _named(word: str, options: Words = ()) -> Found:
     usual = "application" if place.endswith(("asgi", "wsgi")) else "app"
     package = place.partition(".")[0]  # "" above this folder
     path = _file_of(place) if package else ""
+    kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", place + _text(path)) else "asgi"
+    unknown = Found(app=f"{place}:{name or usual}", kinds=kinds, why="as named")
     if not path:
         elsewhere = {option.partition("=")[0] for option in options} & ELSEWHERE
         if not (elsewhere or (package and _interpreter(package))):
             raise _CannotStart(f"There is no {word} in this folder")
-        kinds = "wsgi" if place.endswith("wsgi") else "asgi"
-        return Found(app=f"{place}:{name or usual}", kinds=kinds, why="as named")
+        return unknown
     module = _readable(path)
-    kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", path + module.source) else "asgi"
-    unknown = Found(kinds=kinds, why="as named")
     found = (None if name else _app_of(module)) or _found(module, name or usual, unknown)
     if not found:
         what = f"{name or usual} at its top that a server can serve"
@@ -457,8 +517,7 @@ def _declared() -> Found | None:
         if told.get("FLASK_DEBUG", "").lower() in ("1", "true", "yes", "on"):
             found.server, found.options = "flask run", ["--debug"]
         return found
-    settings = _text("pyproject.toml").partition("[tool.fastapi]")[2].partition("\n[")[0]
-    entry = re.search(r"""^\s*entrypoint\s*=\s*["'](.+?)["']""", settings, re.MULTILINE)
+    entry = re.search(ENTRYPOINT, _text("pyproject.toml"))
     if entry:
         found = _named(entry[1])
         found.why = "[tool.fastapi] entrypoint"
@@ -707,19 +766,10 @@ def _run(call: SimpleNamespace) -> int:
         shown += f"PYTHONPATH={root} "
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [abspath(root), environ.get("PYTHONPATH")]))
     line, what = server_command(found, where)
-    endpoints = server_endpoints(line)
     if call.command is None:
         python = "" if found.command or line[0] == sys.executable else f", with {relpath(line[0])}"
         _say(f"Found {found.app}: {found.why}{python}")
-    environ.update(HOST=where.host, PORT=str(where.port))
-    if call.names_port and found.command:
-        told = server_endpoints(line)
-        endpoints = [endpoint for endpoint in told if endpoint.port == where.port] or [where]
-        if told and endpoints[0] not in told:
-            other = f"The command itself names {told[0]}, not port {where.port}"
-            if call.next:
-                raise _CannotStart(f"{other}: leave out --next", 2)
-            write_line(sys.stderr, f"⚠️  {other}")
+    endpoints = _to_free(line, where, call if call.names_port and found.command else None)
     if call.dry_run:
         return _preview(line, shown, endpoints)
     if PROGRAM not in line:  # it frees its port itself, when its app has been imported
@@ -727,6 +777,21 @@ def _run(call: SimpleNamespace) -> int:
             return 1
         _say(_announced(endpoints, basename(what)))
     return _become(line)
+
+
+def _to_free(line: list[str], where: Endpoint, named: SimpleNamespace | None) -> list[Endpoint]:
+    """Where a command will listen, which is told the address by HOST and PORT; the named port of a call is the port."""
+    endpoints = server_endpoints(line)
+    environ.update(HOST=where.host, PORT=str(where.port))
+    if named:
+        told = server_endpoints(line)
+        endpoints = [endpoint for endpoint in told if endpoint.port == where.port] or [where]
+        if told and endpoints[0] not in told:
+            other = f"The command itself names {told[0]}, not port {where.port}"
+            if named.next:
+                raise _CannotStart(f"{other}: leave out --next", 2)
+            write_line(sys.stderr, f"⚠️  {other}")
+    return endpoints
 
 
 def _next(wanted: Endpoint) -> Endpoint:
@@ -755,19 +820,26 @@ def _chosen(words: list[str]) -> Found:
 
 def _guessed() -> Found:
     """The only app here; else it is said what to type, and a small page is for a folder without any code."""
+    import shlex
+
     found = find_app()
-    if len(found) == 1:
+    if len(found) == 1 and not found[0].asked:
         return found[0]
-    title, ways = "Several apps were found; name one:", [f"python {SCRIPT} {each.app}  # {each.why}" for each in found]
-    if not found:
-        title = "No app was found at the top, in src or one folder down; try:"
-        folders = filter(_has_program, [*BESIDE, *({dirname(PROGRAM)} - {getcwd()})])
-        ways = [f"cd {folder} && python {relpath(PROGRAM, folder)}" for folder in folders]
-        ways = ways or [f"python {SCRIPT} -- npm run dev"] * isfile("package.json")
-    code = [name for name in listdir(curdir) if name.endswith(CODE) and name not in SKIPPED]
-    if ways or code or _sources():
-        ways = ways or [f"python {SCRIPT} src.main:app", f"python {SCRIPT} -- COMMAND"]
-        raise _CannotStart("\n  ".join([title, *ways]))
+    ways = []
+    for each in found:
+        words = shlex.join(["--", *each.command] if each.command else [each.app.replace("()", "")])
+        here = f"python {SCRIPT} {words}  # {each.why}"
+        way = re.sub(f"^python {SCRIPT} ({'|'.join(_beside())})[./]", rf"cd \1 && python ../{SCRIPT} ", here)
+        ways += [way] * (each.call in ("", "()"))  # the arguments that others need nobody knows here
+    if dirname(PROGRAM) != getcwd() and any(isfile(join(dirname(PROGRAM), name)) for name in CONVENTIONS):
+        ways.append(f"cd {dirname(PROGRAM)} && python {SCRIPT}")
+    ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
+    title = "No app was found at the top, in src or one folder down"
+    if ways:
+        title = "Several apps were found; name one:" if any(each.kinds for each in found[1:]) else f"{title}; try:"
+        raise _CannotStart("\n  ".join([title, *[*dict.fromkeys(ways)][:20]]))
+    if any(path.endswith(CODE) and OURS.isdisjoint(path.split("/")) for path in _walk()):
+        raise _CannotStart(f"{title}; name it, as in src.main:app, or put a command after --")
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
     return Found(app="no app", kinds="page", why=why)
 

@@ -103,6 +103,14 @@ START = {"uvicorn": "-m uvicorn {} --host 0.0.0.0 --port §", "gunicorn": "-m gu
 IMPORTED = "from shop import create_app\n"
 MADE = IMPORTED + "app = create_app()\n"
 GET_WSGI = "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()"
+UNGUARDED = "from bottle import Bottle, run\napp = Bottle()\nrun(app, port=8080)\n"
+KEEP_ALIVE = FLASK + """
+def run():
+    app.run(port=8080)
+
+def keep_alive():
+    Thread(target=run).start()
+"""
 FOLDERS = [
     # by the conventions of fastapi and flask, and by ours
     ("uvicorn main:app", {"main.py": FASTAPI}),
@@ -162,6 +170,21 @@ FOLDERS = [
     ("gunicorn app:create_app()", {"app.py": MADE.replace("shop", "app"), "app/__init__.py": FACTORY}),
     ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK}),
     ("gunicorn web:app", {"web.py": FLASK, "broken.py": "= 1"}),
+    # one module or folder deeper, beside other code
+    ("PYTHONPATH=src python uvicorn shop.web.main:app", {"src/shop/web/main.py": "from shop.db import x\n" + FASTAPI,
+      "src/shop/db.py": "x = 1"}),
+    ("PYTHONPATH=api python uvicorn main:app", {"api/main.py": "from database import x\n" + FASTAPI,
+      "api/database.py": "x = 1", "api/requirements.txt": "fastapi", "package.json": "{}"}),
+    ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
+    ("PYTHONPATH=shop-api python uvicorn app.main:app", {"shop-api/app/main.py": "from app.db import x\n" + FASTAPI,
+      "shop-api/app/db.py": "x = 1", "package.json": "{}"}),
+    ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
+    ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
+    ("gunicorn web:app", {"web.py": FLASK, "chat.py": UNGUARDED, "latest/tool.py": ""}),
+    # it runs itself, but not when it is imported
+    ("uvicorn main:app", {"main.py": f"import uvicorn\n{FASTAPI}if __name__ == '__main__':\n    uvicorn.run(app)\n"}),
+    ("gunicorn web:app", {"web.py": FLASK + "def main():\n    app.run()\n"}),
+    ("gunicorn server:app", {"server.py": "import connexion\napp = connexion.App('x')\n"}),
     # frameworks with servers of their own
     ("manage.py runserver 0.0.0.0:§", {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
     ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO}),
@@ -260,6 +283,38 @@ STOPS_NOBODY = [
     (1, "cd backend && python ", {"backend/main.py": FASTAPI, "frontend/package.json": "{}"}),
     (1, "cd server && python ", {"server/app.py": FLASK, "server/requirements.txt": "flask"}),
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
+    (1, "cd backend && python ../run_backend.py shop.web:app  #", {"backend/shop/web.py": FASTAPI, "run.py": "call()"}),
+    (1, "try:\n  python run_backend.py services.web.api.main:app  #", {"services/web/api/main.py": FASTAPI}),
+    (1, "name one:\n  python run_backend.py shop/manage.py  # Django's shop/manage.py\n  python run_backend.py web.main:app",
+      {"web/main.py": FASTAPI, "shop/manage.py": DJANGO}),
+    (1, "name one:\n  cd backend && python ../run_backend.py manage.py  #", {
+      "backend/manage.py": DJANGO, "backend/shop/wsgi.py": GET_WSGI}),
+    # what starts a server of its own is named
+    *((1, f"try:\n  python run_backend.py -- {command}", files) for command, files in [
+      ("python run.py", {"run.py": UNGUARDED}),
+      ("python web/app.py", {"web/app.py": "from bottle import run\nif __name__ == '__main__':\n    run(host='x')\n"}),
+      ("python entry.py", {**AIOHTTP, "entry.py": "from app import app\nif 1:\n    web.run_app(app)\n"}),
+      ("python server.py", {"server.py": "def main():\n    app.listen(80)\n    IOLoop.current().start()\n"}),
+      ("python web.py", {"web.py": "import gradio as gr\nwith gr.Blocks() as demo:\n    pass\ndemo.launch()\n"}),
+      ("python main.py", {"main.py": "from nicegui import app, ui\nui.run()\n"}),
+      ("python app.py", {"app.py": FLASK + "app.run(debug=True)\n"}),
+      ("python main.py", {"main.py": f"import uvicorn\n{FASTAPI}uvicorn.run('main:app', port=80)\n"}),
+      ("python a/b/c/serve.py", {"a/b/c/serve.py": "with HTTPServer() as server:\n    server.serve_forever()\n"}),
+      ("python -m shop.serve", {"shop/__init__.py": "", "shop/serve.py": "from . import app\nuvicorn.run(app)\n"}),
+      ("python -m shop", {"shop/__main__.py": "from .cli import main\nmain()\n", "shop/cli.py": ""}),
+      ("chainlit run shop/chat.py", {"shop/chat.py": "import chainlit as cl\n", "shop/__init__.py": ""}),
+      ("streamlit run ui.py", {"ui.py": "import streamlit as st\nst.title('x')\n"}),
+      ("python app.py", {"app.py": "load_plugins()\n"}),
+      ("python run.py", {"run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app(Config)\n    app.run()\n",
+        "shop/__init__.py": FACTORY.replace("=None", "")}),
+      ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
+        "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
+        "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
+    (1, "# program in main.py", {"keep_alive.py": KEEP_ALIVE, "main.py": "from keep_alive import keep_alive\nbot()\n"}),
+    (1, "try:\n  python run_backend.py example.one:app  #", {"example/one.py": FLASK, "shop/__init__.py": "x = 1"}),
+    # code, but nothing to start
+    *((1, "No app was found at the top, in src or one folder down; name it, as in src.main:app, or put a command after",
+       {path: ""}) for path in ("a/b/c/d/tool.go", "a.ipynb", "pyproject.toml", "docs/conf.py", "examples/one.py", "x/lib.py")),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 3)", {"src/main.py": "import os\n\napp = = 1\n"}),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 1)", {"src/main.py": "app = = 1\n"}, "src.main:app"),
     (1, "main.py has no nope at its top", MAIN, "main:nope"),
@@ -295,6 +350,33 @@ def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, 
     said = said.replace("§", str(port)).replace("PID", str(held.pid))
     assert done.returncode == status and said in done.stdout + done.stderr and "Traceback" not in done.stderr, done
     assert "Starting" not in done.stdout and held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"backend/app/main.py": "from app.db import x\n" + FASTAPI, "backend/app/db.py": "x = 1"},
+        {"backend/manage.py": DJANGO, "backend/shop/wsgi.py": GET_WSGI, "server/shop.py": FACTORY},
+        {"one/main.py": "from db import x\n" + FASTAPI, "one/db.py": "", "two/main.py": FASTAPI, "The Shop/app.py": FLASK},
+        {"a/b/c.py": FLASK, "my-shop/web/api.py": FACTORY, "v1.0/app.py": FLASK, "My Tools/serve.py": UNGUARDED},
+        {"shop/manage.py": DJANGO, "web.py": KEEP_ALIVE, "main.py": "bot()", "jobs.py": FACTORY.replace("=None", "")},
+    ],
+    ids=lambda files: "-".join(files),
+)  # fmt: skip
+def test_each_line_that_is_printed_works(project, port, all_servers, files):
+    folder = project(files)
+    for file in (RUN_BACKEND, PORT_MANAGER):
+        shutil.copy(file, folder)
+    environ = {**os.environ, "PYTHONPATH": all_servers}
+    told = call(program="run_backend.py", **environ).stderr
+    lines = re.findall("^  (.+?)  #", told, re.MULTILINE)
+    assert lines and len({*lines}) == len(lines) and "(config)" not in told
+    for line in lines:
+        typed = line.replace("run_backend.py", f"run_backend.py --dry-run --port {port}").replace(
+            "python ", f"{shlex.quote(sys.executable)} ", 1
+        )
+        done = subprocess.run(["sh", "-c", typed], capture_output=True, encoding="utf-8", check=False, env=environ)
+        assert done.returncode == 0, (line, done)
 
 
 @pytest.mark.parametrize(
