@@ -105,7 +105,7 @@ KINDS = {
 MAKERS = {maker: kinds for kinds, makers in KINDS.items() for maker in makers.split()}
 # What runs a server until it ends, and the same in a line at a module's top, which runs when it is imported.
 RUNS = (
-    r"\b(?:run_app|run_server|serve_forever|start_server|launch|quickstart|run(?=\((?:app|host|port))|"
+    r"\b(?:run_app|run_server|serve_forever|start_server|launch|quickstart|(?:run|serve)(?=\((?:app|host|port))|"
     r"(?:uvicorn|bottle|ui|socketio|reactor|app|application|server|api)\.run|waitress\.serve|panel\.serve|"
     r"wsgi\.server|(?:app|application|server)\.(?:listen|start)|IOLoop\.(?:current|instance)\(\)\.start)(?=\()"
 )
@@ -461,7 +461,7 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     called = re.split("[(.]", name)[0]
     made = module.made(called) or unknown
     there = {called, "*", "__getattr__"} & {*module.bound}
-    if not (made and made.kinds and there) or made.call == "class":
+    if not (made and made.kinds and there) or made.call == "class" or (made.call and made.kinds == "dash"):
         return None
     kinds = made.kinds
     if name == called and kinds == "dash":
@@ -762,7 +762,8 @@ def _run(call: SimpleNamespace) -> int:
     shown = f"cd {relpath(getcwd(), top)} && " if getcwd() != top else ""
     root = _read(found.path).root()
     if root:
-        found.app = found.app[len(root) + 1 :]
+        if found.path != f"{root}/__init__.py":  # a package is no module of its own folder
+            found.app = found.app[len(root) + 1 :]
         shown += f"PYTHONPATH={root} "
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [abspath(root), environ.get("PYTHONPATH")]))
     line, what = server_command(found, where)

@@ -133,6 +133,7 @@ FOLDERS = [
     # where imports begin
     ("PYTHONPATH=src python uvicorn shop.main:app", {"src/shop/__init__.py": "",
       "src/shop/main.py": "from shop.db import x\n" + FASTAPI, "src/shop/db.py": "x = 1"}),
+    ("PYTHONPATH=shop python gunicorn shop:app", {"shop/__init__.py": "from db import x\n" + FLASK, "shop/db.py": "x = 1"}),
     ("PYTHONPATH=app python uvicorn main:app", {"app/main.py": "from database import x\n" + FASTAPI,
       "app/database.py": "x = 1"}),
     # who builds it, through the imports of this repository
@@ -276,6 +277,9 @@ STOPS_NOBODY = [
     (1, "No app was found", {
       "main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"}),
     (1, "No app was found", {"main.py": FASTAPI.replace("app", "_app")}),
+    (1, "run_backend.py -- python serve.py", {
+      "serve.py": "from waitress import serve\nfrom shop import make\napp = make()\nserve(app.server, port=8049)\n",
+      "shop.py": "from dash import Dash\ndef make():\n    return Dash('x')\n"}),
     (1, "No app was found", {"jobs.py": "from celery import Celery\napp = Celery()\n"}),
     (1, "No app was found", AIOHTTP),
     (1, "app.py has no app at its top that a server can serve", AIOHTTP, "app:app"),
