@@ -270,7 +270,8 @@ def test_free(port, hold):
 @pytest.mark.parametrize(
     ("words", "plan"),
     [("", "SIGTERM, then SIGKILL after 5 s"), ("--grace 0.5 --signal int", "SIGINT, then SIGKILL after 0.5 s"),
-     ("-s SIGINT", "SIGINT, then"), ("-s2", "SIGINT, then"), ("--signal=HUP", "SIGHUP, then"), ("-s 9", "SIGKILL")],
+     ("-s SIGINT", "SIGINT, then"), ("-s2", "SIGINT, then"), ("--signal=HUP", "SIGHUP, then"), ("-s 9", "SIGKILL"),
+     ("-s 1", "SIGHUP,")],
 )  # fmt: skip
 def test_free_dry_run_stops_nobody(ports, hold, words, plan):
     free, held = ports(), ports()
@@ -405,6 +406,8 @@ def test_pick(ports, hold):
     assert command_line("pick", f"{low}-{low + 2}").stdout == f"{low + 2}\n"
     none = command_line("pick", f"{low}-{low + 1}")
     assert (none.returncode, none.stdout) == (1, "") and f"❌ No port from {low} to {low + 1} is free" in none.stderr
+    foreign = command_line("check", "8000", "--host", "192.0.2.1")
+    assert (foreign.returncode, foreign.stdout) == (1, "❌ 192.0.2.1 is not an address of this machine\n")
     elsewhere = command_line("pick", "8000", "--host", "192.0.2.1")
     assert elsewhere.returncode == 1 and "not an address of this machine" in elsewhere.stderr
     assert int(command_line("pick").stdout) >= 8000

@@ -200,6 +200,9 @@ def test_a_port_manager(port, hold):
 
 def test_an_endpoint_reads_as_servers_print_it():
     assert (str(Endpoint("127.0.0.1", 80)), str(Endpoint("::", 80))) == ("127.0.0.1:80", "[::]:80")
+    for words, named in (("::",), {}), (("::", 80, 81), {}), (("::",), {"port": 80, "other": 1}):
+        with pytest.raises(TypeError, match="Endpoint takes host, port"):
+            Endpoint(*words, **named)
 
 
 LOADED = [  # (what a program has done, what it does then, the modules that this may load; None: all but the heavy ones)
@@ -256,9 +259,9 @@ def test_an_unknown_host_ends_the_search_for_a_free_port(monkeypatch):
     asked = []
     resolve = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: asked.append(words) or resolve(*words, **more))
-    with pytest.raises(PortError, match="host name 'permission.invalid' is unknown"):
+    with pytest.raises(PortError, match="host name 'permission.invalid' is unknown") as unknown:
         find_free_port(60000, "permission.invalid")
-    assert len(asked) == 1
+    assert len(asked) == 1 and (unknown.value.port, unknown.value.host) == (60000, "permission.invalid")
 
 
 def test_two_hidden_holders_are_no_family():
