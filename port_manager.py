@@ -712,7 +712,8 @@ def _ask_ss(port: int | None) -> _Told:
 _parse_ss = partial(
     _listeners,
     r"LISTEN \d+ \d+ (?P<local>\S+) \S+"
-    r"(?=(?:.*? uid:(?P<uid>\d+)(?!\S))?)(?=(?:.*? ino:(?P<inode>\d+)(?!\S))?)(?=(?:.*? v6only:(?P<v6only>[01])(?!\S))?)",
+    r"(?=(?:.*? uid:(?P<uid>\d+)(?!\S))?)(?=(?:.*? ino:(?P<inode>\d+)(?!\S))?)"
+    r"(?=(?:.*? v6only:(?P<v6only>[01])(?!\S))?)",
     "State Recv-Q",
 )
 
@@ -2162,7 +2163,7 @@ def _should_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) 
     user = look.system.other_user(holder, look.sockets)
     if user is None:
         yield "it cannot be told whose it is"
-    elif user and not (holder.parent in look.pids and look.system.is_superuser()):  # root's workers give up their rights
+    elif user and not (holder.parent in look.pids and look.system.is_superuser()):  # as root's workers do
         yield f"it belongs to user {user}; only that user should stop it"
     if options.policy == "refuse":
         yield "the policy 'refuse' stops nobody"
@@ -2173,8 +2174,8 @@ def _should_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) 
         yield f"it belongs to {whose.name}, and the policy 'own' stops only what belongs to {ours}"
     if whose.foreign and not _can_ask():
         yield (
-            f"it belongs to {whose.name}; take the next free port (--next), or stop it: port_manager.py free {look.port} "
-            "(PORT_MANAGER_POLICY=kill stops it at every start)"
+            f"it belongs to {whose.name}; take the next free port (--next), or stop it: "
+            f"port_manager.py free {look.port} (PORT_MANAGER_POLICY=kill stops it at every start)"
         )
 
 

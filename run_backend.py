@@ -118,16 +118,17 @@ CONVENTIONS = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/mai
                "src/app.py", "asgi.py")  # fmt: skip
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
 BESIDE = ("backend", "server")  # folders that are no packages: another program than the one at the top lives there
-CODE = (".py", ".ipynb", ".js", ".mjs", ".ts", ".jsx", ".tsx", ".vue", ".go", ".rs", ".rb", ".java", ".kt", ".scala", ".php",
-        ".cs", ".ex", ".c", ".cpp", ".dart", ".swift", ".lua", ".pl", ".sh", "pyproject.toml", "package.json")  # fmt: skip
-ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest ones first
+CODE = (".py", ".ipynb", ".js", ".mjs", ".ts", ".jsx", ".tsx", ".vue", ".go", ".rs", ".rb", ".java", ".kt", ".scala",
+        ".php", ".cs", ".ex", ".c", ".cpp", ".dart", ".swift", ".lua", ".pl", ".sh", "pyproject.toml",
+        "package.json")  # fmt: skip
+ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest first
 
 PROGRAM = abspath(__file__)
 SCRIPT = basename(PROGRAM)
 OURS = {"tests", "test", "conftest.py", "port_manager.py", SCRIPT}  # no code of the repository's own program
 NOT_OURS = {"node_modules", "venv", "env", "site-packages"}
-SKIPPED = {*OURS, *NOT_OURS, "migrations", "alembic", "docs", "build", "dist", "setup.py", "example", "examples", "demo",
-           "demos", "sample", "samples", "benchmark", "benchmarks"}  # fmt: skip
+SKIPPED = {*OURS, *NOT_OURS, "migrations", "alembic", "docs", "build", "dist", "setup.py", "example", "examples",
+           "demo", "demos", "sample", "samples", "benchmark", "benchmarks"}  # fmt: skip
 NO_APPS = r"(?<![a-zA-Z])[Tt]est|\.[^/]*/"  # tests, and what stands in a folder that no import can name
 OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app

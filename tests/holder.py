@@ -1,17 +1,17 @@
 """A program that holds a port in the way its argument (JSON) says, and tells on one line when it does.
 
-It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport,
-v6only, listen, udp, connect ([host, port], from the first bound address), stand_by (bind as soon as that can be
-done), ignore_term, drain (close the listener on SIGTERM, and live on), says (a text, on SIGTERM), children (how many share the listener), own_sockets (each child binds for
-itself with SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies once
-its children run), strangers (how many processes without the socket are started after each child), respawns (a new child
-for each that ends, until SIGTERM), silent_parent (the parent closes the listener and waits), starts (a program, and
-with terminal on one of its own; with leaks it inherits the listener), runs (a shell's command, before it tells), name
-(of the process), first (the name of the first child), uid (to change to; or the real, effective and saved one),
-exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on), generations
-(on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), spawns
-(a worker by multiprocessing, which alone listens),
-outlives_kill (seconds for which a child stops in the middle of its end).
+It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport, v6only,
+listen, udp, connect ([host, port], from the first bound address), stand_by (bind as soon as that can be done),
+ignore_term, drain (close the listener on SIGTERM, and live on), says (a text, on SIGTERM), children (how many share
+the listener), own_sockets (each child binds for itself with SO_REUSEPORT), master_binds (and their parent, too,
+without listening), orphans (the parent dies once its children run), strangers (how many processes without the socket
+are started after each child), respawns (a new child for each that ends, until SIGTERM), silent_parent (the parent
+closes the listener and waits), starts (a program, and with terminal on one of its own; with leaks it inherits the
+listener), runs (a shell's command, before it tells), name (of the process), first (the name of the first child), uid
+(to change to; or the real, effective and saved one), exit_after (seconds), double_fork, first_thread_ends (of a
+child; another thread lives on), generations (on SIGTERM it leaves the socket to a child, so often), forks (for
+requests that come one after another), spawns (a worker by multiprocessing, which alone listens), outlives_kill
+(seconds for which a child stops in the middle of its end).
 """
 
 import json
