@@ -2163,7 +2163,7 @@ def _should_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) 
     user = look.system.other_user(holder, look.sockets)
     if user is None:
         yield "it cannot be told whose it is"
-    elif user and not (holder.parent in look.pids and look.system.is_superuser()):  # as root's workers do
+    elif user and not (holder.parent in look.pids and look.system.is_superuser()):  # workers of root's server
         yield f"it belongs to user {user}; only that user should stop it"
     if options.policy == "refuse":
         yield "the policy 'refuse' stops nobody"
