@@ -13,6 +13,7 @@ import os
 import pty
 import pwd
 import resource
+import shlex
 import signal
 import socket
 import subprocess
@@ -27,10 +28,10 @@ from port_manager import CannotTell, PortManager, PortTimeout, ensure_port_avail
 from port_manager import preview_port, wait_until_free
 
 from . import seam
-from .apart import ALPINE, FOREIGN, KILL, NETLINK, STAND_IN, WORKERS, InFlight, apart, boxed, family, forked, free
-from .apart import give_up_rights, held_by, mounted, nothing_native, plant, refuse_call, swapped, when_it_says
-from .conftest import HOLDER, LINUX, NOBODY, PORT_MANAGER, ROOT, ROOT_USER, as_nobody, birth, bound_is_told
-from .conftest import can_bind, command_line, eventually, shown_until_closed
+from .apart import KILL, NETLINK, InFlight, apart, boxed, forked, free
+from .apart import give_up_rights, held_by, mounted, plant, refuse_call, swapped, when_it_says
+from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT, ROOT_USER, as_nobody, birth, bound_is_told
+from .conftest import can_bind, command_line, eventually, holding
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
@@ -41,51 +42,43 @@ MINE = "127.0.0.1"
 # Held fast, then read, then signalled
 
 
-@needs_pidfd
+# When it happens: the name that the next program has; a call during which it happens, and those that would signal it.
+MOMENTS = {
+    "it is pinned": ("ssh", [(os, "pidfd_open")]),  # what was read before is not true of the pinned one
+    "it has been looked at": ("ssh", []),
+    "it is signalled": ("ssh", [(signal, "pidfd_send_signal"), (os, "kill")]),
+    "a sandbox refuses the signal": ("ssh", [(signal, "pidfd_send_signal")]),
+    "somebody is asked": ("node", []),  # the answer was about the first one, and there is no second question
+}
+
+
+CASES = [*((moment, "pidfd") for moment in MOMENTS), ("it has been looked at", "birth")]
+
+
+@pytest.mark.parametrize(("moment", "pinning"), CASES, indirect=["pinning"])
 @boxed
-def test_a_process_is_read_after_it_is_pinned(sent, monkeypatch):
-    """The PID changes hands between look and handle: what was read before is not true of the pinned one."""
-    pid, swap = swapped(8000)
-    opened, done = os.pidfd_open, []
-
-    def late(wanted, *flags):
-        if wanted == pid and not done:
-            done.append(swap())
-        return opened(wanted, *flags)
-
-    monkeypatch.setattr(os, "pidfd_open", late)
-    assert ensure_port_available(8000, MINE, grace=1) is False
-    assert sent == [] and birth(pid) and done
-
-
-@boxed
-def test_the_pid_changes_hands_between_look_and_signal(sent, pinning):
+def test_the_pid_changes_hands_when(sent, pinning, said, monkeypatch, moment):
     """Its new owner even holds the socket: only the handle, or the start time, tells that nobody looked at it."""
-    pid, swap = swapped(8000)
-    when_it_says(str(pid), swap)
-    assert ensure_port_available(8000, MINE, grace=1) is False
-    assert sent == [] and birth(pid) and Path(f"/proc/{pid}/comm").read_text() == "ssh\n"
-
-
-@needs_pidfd
-@pytest.mark.parametrize("refused", [False, True], ids=["", "refused"])
-@boxed
-def test_the_pid_changes_hands_at_the_very_signal(sent, monkeypatch, refused):
-    """The handle stands for the process that was looked at, also where a sandbox refuses to send a signal to it."""
-    pid, swap = swapped(8000)
-    done = []
+    (name, calls), done = MOMENTS[moment], []
+    pid, swap = swapped(8000, name)
 
     def late(real, *args):
         if not done:
             done.append(swap())
-        if refused:
+        if "refuses" in moment:
             raise PermissionError(1, "Operation not permitted")
         return real(*args)
 
-    for module, name in [(signal, "pidfd_send_signal"), *([] if refused else [(os, "kill")])]:
-        monkeypatch.setattr(module, name, functools.partial(late, getattr(module, name)))
-    assert ensure_port_available(8000, MINE, grace=1) is False
-    assert sent == [] and birth(pid) and done
+    for module, call in calls:
+        monkeypatch.setattr(module, call, functools.partial(late, getattr(module, call)))
+    if moment == "it has been looked at":
+        when_it_says(str(pid), swap)
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", lambda question: swap() is None)
+    policy = "ask" if moment == "somebody is asked" else None
+    assert ensure_port_available(8000, MINE, policy=policy, grace=1) is False
+    assert sent == [] and birth(pid) and Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"
+    assert ("Somebody else holds the port now" in said()) is (name == "node")
 
 
 @boxed
@@ -181,20 +174,19 @@ def test_every_handle_is_closed_whatever_comes_of_the_look(port, hold, outcome, 
 
 @pytest.mark.parametrize("pid", [0, 1, -1])
 @apart
-def test_no_signal_for_a_pid_below_2(port, hold, sent, tmp_path, pid):
+def test_no_signal_for_a_pid_below_2(port, hold, sent, tmp_path, monkeypatch, pid):
     """PID 0 reached kill(), which signals the caller's whole process group; a call names it, or lsof and ps do."""
-    assert PortManager().kill_process(pid) is False and sent == []
+    assert PortManager().kill_process(pid) is False
     held, me = hold((MINE, port)), pwd.getpwuid(os.geteuid()).pw_name
-    row = f"{me} Mon Nov 23 10:15:00 2026 /bin/app"
-    listing = f"echo ' {pid} 0 0 S ?? {row}'; echo \" $PPID 0 0 S ?? {row}\""
+    rows = "".join(f"{each} 0 0 S ?? {me} Mon Nov 23 10:15:00 2026 /bin/app\\n" for each in (pid, os.getpid()))
     plant(
         tmp_path,
         lsof=f"printf 'p{pid}\\nf3\\ntIPv4\\nPTCP\\nn127.0.0.1:{port}\\nTST=LISTEN\\n'",
-        ps=f'case "$*" in *comm=*) echo " {pid} /bin/app";; *) {listing};; esac',
+        ps=f'case "$*" in *comm=*) echo " {pid} /bin/app";; *) printf "{rows}";; esac',
     )
-    words = [sys.executable, "-c", FOREIGN, str(port)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "False" and held.alive(), done
+    seam.on_system(monkeypatch, "darwin", me)
+    assert ensure_port_available(port, MINE, grace=0.2) is False
+    assert sent == [] and held.alive()
 
 
 CLAIMS = {
@@ -206,31 +198,15 @@ CLAIMS = {
 
 @pytest.mark.parametrize("tool", CLAIMS)
 @boxed
-def test_what_a_tool_claims_and_proc_does_not_show_is_not_believed(hold, tmp_path, sent, monkeypatch, tool):
-    seam.one_look(monkeypatch)
+def test_what_a_tool_claims_and_proc_does_not_show_is_not_believed(hold, tmp_path, tool):
+    """The socket is the holder's, and is said to be another's."""
     held, bystander = hold((MINE, 8000)), hold((MINE, 9000))
     inode = int(os.readlink(f"/proc/{held.pid}/fd/3")[len("socket:[") : -1])
-    nothing_native()
-    for pid in (bystander.pid, 1, 0, -1):  # a socket that nobody has
-        plant(tmp_path, **{tool: CLAIMS[tool].format(pid=pid, inode=99)})
-        assert ensure_port_available(8000, MINE, grace=0.2) is False
-    assert sent == [] and held.alive()
-    plant(tmp_path, **{tool: CLAIMS[tool].format(pid=bystander.pid, inode=inode)})  # the holder's, said to be another's
+    subprocess.run(["mount", "-t", "tmpfs", "none", f"/proc/{os.getpid()}/net"], check=True)
+    refuse_call(1, *NETLINK)
+    plant(tmp_path, **{tool: CLAIMS[tool].format(pid=bystander.pid, inode=inode)})
     assert ensure_port_available(8000, MINE, grace=0.2) is True
     assert bystander.alive() and not held.alive()
-
-
-@boxed
-def test_an_lsof_that_lists_everything_tells_nothing(hold, tmp_path, sent):
-    """busybox lsof ignores every option: its listing is no answer, which is not the same as "nobody"."""
-    held = hold((MINE, 8000))
-    nothing_native()
-    plant(tmp_path, lsof=ALPINE)
-    for host in (None, MINE):
-        with pytest.raises(CannotTell) as unknown:
-            find_listeners(8000, host)
-        assert (unknown.value.port, unknown.value.host, unknown.value.holders) == (8000, host or "", ())
-    assert ensure_port_available(8000, MINE) is False and sent == [] and held.alive()
 
 
 # Whose it is
@@ -245,24 +221,36 @@ def test_a_holder_whose_user_is_not_told_is_not_ours(hold, sent):
     assert sent == [] and held.alive()
 
 
+def opened_by_nobody(listener):
+    at = listener.getsockname()
+    listener.close()
+    forked(lambda: (os.seteuid(NOBODY), socket.create_server(at).detach(), os.seteuid(0)))
+
+
+SHARED = {  # a socket that root opened: who has it, given the listener; how many they are, and whether they are stopped
+    "a worker gave up its rights": (lambda _: forked(lambda: forked(give_up_rights)), 2, True),
+    "a master did": (lambda _: forked(lambda: (forked(bool), give_up_rights())), 2, False),
+    "its master holds nothing": (lambda sock: forked(lambda: (forked(give_up_rights), sock.close())), 1, False),
+    "strangers who share it": (lambda _: (forked(bool), forked(give_up_rights)), 2, False),
+    "alone": (lambda _: forked(give_up_rights), 1, False),
+    "root has what another opened": (opened_by_nobody, 1, True),
+}
+
+
 @as_root
-@pytest.mark.parametrize(
-    ("script", "freed"),
-    [
-        pytest.param("NOBODY sleep 60 & exec sleep 60", True, id="a worker gave up its rights"),
-        pytest.param("sleep 60 & exec NOBODY sleep 60", False, id="a master did"),
-        pytest.param("NOBODY sleep 60 9<&9 & exec 9<&-; wait", False, id="its master holds nothing"),
-        pytest.param("(sleep 60 &); exec NOBODY sleep 60", False, id="strangers who share it"),
-        pytest.param("exec NOBODY sleep 60", False, id="alone"),
-    ],
-)
-def test_whose_it_is_when_several_users_hold_it(port, start, script, freed):
+@pytest.mark.parametrize("whose", SHARED)
+@apart
+def test_whose_it_is_when_several_users_hold_it(port, whose):
     """A worker goes with the master of root that started it; all other holders of another user keep everybody alive."""
-    pids = family(port, start, script)
-    if len(pids) == 1 and not freed:  # it is nobody's own, but root opened the socket, and may hold it, too
+    begin, number, freed = SHARED[whose]
+    with socket.create_server((MINE, port)) as listener:
+        begin(listener)
+    pids = [holder.pid for holder in find_listeners(port, thorough=True)]
+    assert len(pids) == number
+    if whose == "alone":  # it is nobody's own, but root opened the socket, and may hold it, too
         assert as_nobody(lambda: ensure_port_available(port, MINE)) is False and birth(pids[0])
     assert ensure_port_available(port, MINE, grace=1) is freed
-    assert [bool(birth(pid)) for pid in pids] == [not freed] * len(pids)
+    assert [bool(birth(pid)) for pid in pids] == [not freed] * number
 
 
 @pytest.mark.parametrize("begun", ["above us", "after us"])
@@ -393,14 +381,6 @@ def test_a_bound_wildcard_of_ipv6_alone_is_probed_as_such(hold):
     assert held_by(8000, "--host", "::") == [held.pid] and idle.alive()
 
 
-@bound_is_told
-@pytest.mark.parametrize("host", [MINE, "::1"])
-def test_a_bound_socket_that_shares_its_address_with_nobody_counts(port, hold, host):
-    held = hold((host, port), reuse=False, listen=False)
-    assert held_by(port, "--host", host) == [held.pid]
-    assert free(port, "--host", host)[:2] == (0, [held.pid])
-
-
 def test_one_that_listens_on_both_families_is_in_the_way_of_the_wildcard(port, hold):
     held = hold((MINE, port), ("::1", port))
     assert preview_port(port, "::").managers == {}
@@ -417,8 +397,7 @@ def test_a_socket_that_was_there_before_is_no_restart(port, hold):
 
 
 def test_a_restart_is_told_and_not_stopped_again(port, start):
-    spec = json.dumps({"bind": [[MINE, port]]})
-    loop = start("bash", "-c", f"while true; do '{sys.executable}' -S -E '{HOLDER}' '{spec}'; done")
+    loop = start("bash", "-c", f"while true; do {shlex.join(holding(port))}; done")
     first = json.loads(loop.stdout.readline())["pid"]
     status, stopped, reason = free(port)
     assert (status, stopped) == (1, [first]) and f"stop process {loop.pid} first" in reason, reason
@@ -468,17 +447,15 @@ def test_a_large_family_is_told_in_one_line(port, hold, said, children):
     assert told.endswith("…") is (children > 8) and told.count(",") == 7
 
 
-def test_what_starts_everything_is_no_supervisor(port, start):
-    """It outlives the holder, and is not watched for a restart, which takes two seconds."""
-    server, times = f"'{sys.executable}' -S -E '{HOLDER}' '{json.dumps({'bind': [[MINE, port]]})}'", {}
-    for title in ["systemd", "launchd", "init"] * 3 + ["other"]:
-        parent = start("sh", "-c", f"printf {title} > /proc/$$/comm; {server}; sleep 30")
-        assert '"pid"' in parent.stdout.readline()
-        begun = time.monotonic()
-        assert ensure_port_available(port, MINE) is True
-        times.setdefault(title, []).append(time.monotonic() - begun)
-    quickest = {title: min(took) for title, took in times.items()}
-    assert quickest.pop("other") >= 2 > max(quickest.values())
+@pytest.mark.parametrize("title", ["systemd", "launchd", "init"])
+def test_what_starts_everything_is_no_supervisor(port, start, monkeypatch, title):
+    """It outlives the holder, and is not watched for a restart."""
+    seam.limits(monkeypatch, restart_watch=PATIENCE)
+    parent = start("sh", "-c", f"printf {title} > /proc/$$/comm; {shlex.join(holding(port))}; sleep 90")
+    assert '"pid"' in parent.stdout.readline()
+    begun = time.monotonic()
+    assert ensure_port_available(port, MINE) is True and time.monotonic() - begun < PATIENCE
+    assert parent.poll() is None
 
 
 def test_who_is_just_ending_is_waited_for(port, start):
@@ -569,31 +546,31 @@ def test_out_of_descriptors_the_port_counts_as_held(port, hold, sent, spare, cal
     assert held.alive() == [] if free_now else (sent, held.alive()) == ([], [held.pid])
 
 
-@pytest.mark.parametrize(
-    "members", ["pass", "isatty = lambda self: True", "flush = lambda self: None", "encoding = None"]
-)
-def test_a_stream_that_is_hardly_one_is_no_reason_to_fail(port, hold, members):
+HARDLY = {"write": {}, "isatty": {"isatty": lambda: True}, "flush": {"isatty": bool, "flush": bool},
+          "encoding": {"isatty": bool, "flush": bool, "encoding": None}}  # fmt: skip
+
+
+@pytest.mark.parametrize("has", HARDLY)
+@apart
+def test_a_stream_that_is_hardly_one_is_no_reason_to_fail(port, hold, monkeypatch, has):
     """After the stop an exception would leave the port free, and its server not started."""
-    held = hold((MINE, port), ignore_term=True)
-    words = [sys.executable, "-c", STAND_IN.format(members=members), str(port)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout == "True" and held.alive() == [], done
+    held, shown = hold((MINE, port), ignore_term=True), []
+    monkeypatch.delitem(sys.modules, "logging")  # nobody has configured it
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=shown.append, **HARDLY[has]))
+    grace = 0.1 if "flush" in HARDLY[has] else 1.1  # a wait of a second is shown on a terminal
+    assert ensure_port_available(port, MINE, grace=grace) is True and held.alive() == []
+    assert (f"✅ Port {port} is now available" in "".join(shown)) is ("flush" in HARDLY[has])
 
 
-EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
-
-
-@pytest.mark.parametrize(("of_user", "of_command"), [(EVIL, "app"), ("", EVIL)], ids=["user", "command"])
 @boxed
-def test_names_of_users_and_commands_bring_no_control_characters(tmp_path, of_user, of_command):
-    (tmp_path / "passwd").write_text(f"ro{of_user}ot:x:0:0::/:\nno{of_user}body:x:{NOBODY}:{NOBODY}::/:\n")
+def test_names_of_users_and_commands_bring_no_control_characters(tmp_path):
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
+    (tmp_path / "passwd").write_text(f"ro{evil}ot:x:0:0::/:\nno{evil}body:x:{NOBODY}:{NOBODY}::/:\n")
     subprocess.run(["mount", "--bind", str(tmp_path / "passwd"), "/etc/passwd"], check=True)
-    code = "import socket, time; s = socket.create_server(('127.0.0.1', {})); print(1, flush=True); time.sleep(60)"
     for port, user in ((8000, []), (8001, ["setpriv", f"--reuid={NOBODY}"])):
-        words = [*user, sys.executable, "-c", code.format(port), of_command]
-        subprocess.Popen(words, stdout=subprocess.PIPE, cwd="/").stdout.readline()
+        subprocess.Popen([*user, *holding(port), evil], stdout=subprocess.PIPE, cwd="/").stdout.readline()
     for words in (("list",), ("list", "--json"), ("check", "8000", "8001"), ("free", "8001", "8000")):
-        done = command_line(*words, text=False, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+        done = command_line(*words, text=False, PYTHONIOENCODING="utf-8")
         shown = (done.stdout + done.stderr).decode()
         assert "ro" in shown and not [c for c in shown if not c.isprintable() and c != "\n"], words
         for told in json.loads(shown)["ports"] if "--json" in words else ():
@@ -632,66 +609,34 @@ def test_to_ask_takes_a_terminal_at_both_ends(port, hold, terminal):
     assert asking.returncode == 1 and held.alive()
 
 
-def test_another_holder_since_the_question_means_no(port, hold):
-    """The answer was about the first one: neither is the other stopped, nor is there a second question."""
-    first = hold((MINE, port))
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execv(sys.executable, [sys.executable, PORT_MANAGER, "free", str(port), "--policy", "ask"])
-    shown = ""
-    while "[y/N]" not in shown:
-        shown += os.read(terminal, 4096).decode("utf-8", "replace")
-    first.end()
-    second = hold((MINE, port))
-    os.write(terminal, b"y\nn\n")
-    shown += shown_until_closed(terminal)
-    assert os.waitpid(pid, 0)[1] >> 8 == 1 and second.alive() and shown.count("[y/N]") == 1
-
-
-@boxed
-def test_another_holder_with_the_same_pid_since_the_question_means_no(sent, monkeypatch):
-    pid, swap = swapped(8000, "node")
-    person = SimpleNamespace(isatty=lambda: True, readline=lambda: swap() or "y\n")
-    monkeypatch.setattr(sys, "stdin", person)
-    monkeypatch.setattr(sys.stderr, "isatty", person.isatty)
-    assert ensure_port_available(8000, MINE, policy="ask", grace=1) is False
-    assert sent == [] and birth(pid)
-
-
-@pytest.mark.parametrize(
-    "master",
-    [["-m", "uvicorn", "main:app"], pytest.param(["boss.py", "binds"], marks=bound_is_told)],
-    ids=["the same server", "only binds"],
-)
-def test_guard_in_a_worker_leaves_its_siblings_alone(port, tmp_path, master, monkeypatch):
-    """Each worker binds for itself; their master is known by its command, or by the socket that it has bound."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    (tmp_path / "main.py").write_text("import port_manager; port_manager.guard()")
-    (tmp_path / "uvicorn").mkdir()
-    (tmp_path / "uvicorn/__init__.py").touch()  # goes before a real one
-    for name in ("uvicorn/__main__.py", "boss.py"):
-        (tmp_path / name).write_text(WORKERS)
-    words = [sys.executable, *master, "--port", str(port)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout == "b'serves\\n' [None]\nb'serves\\n' [None, None]\n", done
-
-
-GUARDED = {  # what starts a server that calls guard(): (the words, the variables, whether the port is freed)
-    "a launcher that waits": (["pipenv", "run", "uvicorn"], {}, True),
-    "a reloader": (["-m", "uvicorn"], {"RUN_MAIN": "true"}, False),
+# What starts a server that calls guard(), in place of its program: the master of workers, a launcher, one that binds.
+STARTS = """
+import os, socket, subprocess, sys
+bound = socket.socket()
+bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+if sys.argv[0] == "boss.py":
+    bound.bind(("127.0.0.1", int(sys.argv[-1])))
+subprocess.call([sys.executable, "served/uvicorn", "main:app", *sys.argv[-2:]])
+"""
+GUARDED = {  # (the words of its start, its variables, whether the port is freed)
+    "a launcher that waits": (["pipenv", "run", "uvicorn", "main:app"], {}, True),
+    "a reloader": (["served/uvicorn", "main:app"], {"RUN_MAIN": "true"}, False),
+    "the same server": (["uvicorn", "main:app", "--workers", "2"], {}, False),
+    "one that has bound the port": (["boss.py"], {}, False),
 }
 
 
-@pytest.mark.parametrize("by", GUARDED)
-def test_guard_below_a_launcher_and_below_a_reloader(port, hold, tmp_path, by):
+@pytest.mark.parametrize("by", [pytest.param(by, marks=bound_is_told if "bound" in by else ()) for by in GUARDED])
+def test_guard_by_what_has_started_the_server(port, hold, tmp_path, by):
+    """A worker leaves its siblings alone: their master is known by its command, or by what it has bound."""
     words, variables, freed = GUARDED[by]
-    (tmp_path / "main.py").write_text("import port_manager; port_manager.guard(); print('loaded')")
-    (tmp_path / "uvicorn").mkdir()
-    (tmp_path / "uvicorn/__init__.py").touch()
-    (tmp_path / "uvicorn/__main__.py").write_text("import main")
-    (tmp_path / "pipenv").write_text("import subprocess as s, sys; s.call([sys.executable, '-m', *sys.argv[2:]])")
-    held = hold((MINE, port), cwd=str(tmp_path), children=1, silent_parent=True)  # the holder is no child of ours
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/uvicorn").write_text("import port_manager; port_manager.guard(); print('loaded')")
+    for name in ("uvicorn", "pipenv", "boss.py"):
+        (tmp_path / name).write_text(STARTS)
+    # its holder is no child of ours
+    held = hold((MINE, port), cwd=str(tmp_path), children=1, silent_parent=True, reuseport=True)
     environ = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    words = [sys.executable, *words, "main:app", "--port", str(port)]
+    words = [sys.executable, *words, "--port", str(port)]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=environ)
     assert done.stdout == "loaded\n" and (held.children[0] in held.alive()) is not freed, done
