@@ -22,7 +22,7 @@ from typing import Any, Callable
 
 import pytest
 
-from .conftest import NOBODY, ROOT_USER, command_line
+from .conftest import NOBODY, ROOT_USER
 from .holder import change_command
 
 NETLINK = ({"x86_64": 41, "aarch64": 198}.get(platform.machine(), -1), 16)  # the number of socket(), and AF_NETLINK
@@ -220,16 +220,3 @@ def plant(folder: Path, **scripts: str) -> None:
         (folder / name).chmod(0o755)
     if not os.environ["PATH"].startswith(f"{folder}{os.pathsep}"):
         os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
-
-
-def held_by(port: int, *options: str) -> list[int]:
-    """The PIDs that check --json tells, in its order."""
-    told = json.loads(command_line("check", str(port), "--json", *options).stdout)["ports"][0]
-    return [holder["pid"] for holder in told["holders"]]
-
-
-def free(port: int, *options: str) -> tuple[int, list[int], str]:
-    """What free --json tells: (status, the PIDs that were stopped, the reason why not)."""
-    done = command_line("free", str(port), "--json", *options)
-    told = json.loads(done.stdout)["ports"][0]
-    return done.returncode, told["stopped"], told["reason"]

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import os
-import pty
 import pwd
 import resource
 import shlex
@@ -18,18 +17,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from port_manager import CannotTell, PortManager, PortTimeout, ensure_port_available, find_listeners, main
+from port_manager import FORCED_WAIT, CannotTell, PortManager, PortTimeout, ensure_port_available, find_listeners, main
 from port_manager import preview_port, wait_until_free
 
 from . import seam
-from .apart import KILL, NETLINK, InFlight, apart, boxed, forked, free
-from .apart import give_up_rights, held_by, mounted, plant, refuse_call, swapped, when_it_says
+from .apart import KILL, NETLINK, InFlight, apart, boxed, forked, give_up_rights, mounted, plant, refuse_call
+from .apart import swapped, when_it_says
 from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT, ROOT_USER, as_nobody, birth, bound_is_told
 from .conftest import can_bind, command_line, eventually, holding
 
@@ -37,6 +37,11 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
 needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this Python has no pidfd_open")
 MINE = "127.0.0.1"
+
+
+def holders(port, host=MINE):
+    """The PIDs that a look finds, in its order."""
+    return [holder.pid for holder in preview_port(port, host).holders]
 
 
 # Held fast, then read, then signalled
@@ -133,10 +138,7 @@ OUTCOMES = {  # of a look at a port: (the holder's kind, the call)
     "forced": ({"ignore_term": True}, lambda port, pid: ensure_port_available(port, MINE, grace=0.1)),
     "a family": ({"children": 2}, lambda port, pid: ensure_port_available(port, MINE)),
     "protected": ({"name": "ssh"}, lambda port, pid: ensure_port_available(port, MINE)),
-    "refused": ({}, lambda port, pid: ensure_port_available(port, MINE, policy="refuse")),
-    "not asked": ({}, lambda port, pid: ensure_port_available(port, MINE, policy="ask")),
     "checked": ({}, lambda port, pid: main(["check", str(port), "--json"])),
-    "dry run": ({}, lambda port, pid: main(["free", str(port), "--dry-run"])),
     "waited": ({"exit_after": 0.5}, lambda port, pid: wait_until_free(port, MINE, 20)),
     "waited in vain": ({}, lambda port, pid: wait_until_free(port, MINE, 0.3)),
     "stopped by PID": ({}, lambda port, pid: PortManager(port).kill_process(pid)),
@@ -263,14 +265,11 @@ def test_a_parent_that_is_hidden_is_not_one_that_ended(begun):
     subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
     (read, write), (go, going) = os.pipe(), os.pipe()
 
-    def tool():
-        give_up_rights()
-        os.read(go, 1)
-        os.write(write, str(ensure_port_available(8000, MINE, grace=1)).encode())
-
     def hidden():  # of root, and the parent of who asks
         if os.fork() == 0:
-            tool()
+            give_up_rights()
+            os.read(go, 1)
+            os.write(write, str(ensure_port_available(8000, MINE, grace=1)).encode())
 
     def listen():
         if begun == "above us":
@@ -286,13 +285,12 @@ def test_a_parent_that_is_hidden_is_not_one_that_ended(begun):
     assert os.read(read, 9).decode() == str(begun == "after us") and bool(birth(holder)) is (begun == "above us")
 
 
-OLD = 1000.0  # seconds since 1970
 TOLD = {  # what the system tells of the holder (None: nothing), the start of our oldest known ancestor, and why it stays
-    "kernel": ({"kernel": True}, None, "it is a thread of the kernel"),
-    "nothing": (None, None, "it could not be looked at"),
-    "no start": ({"started": None}, OLD, "it may be one of our own ancestors"),
-    "as old": ({"started": OLD}, OLD, "it may be one of our own ancestors"),
-    "terminal": ({"leader": True, "name": "-zsh"}, None, "it runs on a terminal of its own"),
+    "kernel": ({"kernel": True}, -1, "it is a thread of the kernel"),
+    "nothing": (None, -1, "it could not be looked at"),
+    "no start": ({"started": None}, 1000.0, "it may be one of our own ancestors"),
+    "as old": ({"started": 1000.0}, 1000.0, "it may be one of our own ancestors"),
+    "terminal": ({"leader": True, "name": "-zsh"}, -1, "it runs on a terminal of its own"),
 }
 
 
@@ -301,13 +299,13 @@ def test_what_is_told_of_a_holder_keeps_it_alive(port, hold, monkeypatch, said, 
     (changes, oldest, sentence), held, real = TOLD[told], hold((MINE, port)), seam.reader("linux")
 
     def read(pid):
-        if pid != held.pid:
-            return real(pid)
-        return {} if changes is None else {pid: real(pid)[pid]._replace(**changes)}
+        found = real(pid)
+        if pid == held.pid:
+            found = {} if changes is None else {pid: found[pid]._replace(**changes)}
+        return found
 
     seam.readings(monkeypatch, "linux", read)
-    if oldest:
-        seam.ancestry_is_hidden(monkeypatch, oldest)
+    seam.ancestry_is_hidden(monkeypatch, oldest)
     assert ensure_port_available(port, MINE) is False
     assert sentence in said() and sent == [] and held.alive()
 
@@ -319,18 +317,20 @@ def test_only_root_takes_a_worker_of_another_user_along(port, hold, monkeypatch,
     assert ensure_port_available(port, MINE) is False and sent == [] and len(held.alive()) == 2
 
 
-@pytest.mark.parametrize("uid", [None, 0], ids=["", "root"])
-@pytest.mark.parametrize("superuser", [True, False])
-def test_of_a_hidden_holder_its_user_is_told_as_far_as_it_is_known(port, hold, monkeypatch, said, uid, superuser):
-    hold((MINE, port))
+HIDDEN = {  # the user of a hidden holder, whether we are root, and what is said of it
+    "nobody told, to root": (None, True, "it is held by a process that cannot be seen from here"),
+    "root's, to a user": (0, False, "it is held by a process of user root that you may not see; to find out: sudo python "),
+}
+
+
+@pytest.mark.parametrize("whose", HIDDEN)
+def test_of_a_hidden_holder_its_user_is_told_as_far_as_it_is_known(port, hold, monkeypatch, said, whose):
+    (uid, superuser, sentence), _ = HIDDEN[whose], hold((MINE, port))
     seam.owners_answer(monkeypatch, lambda rows: [row._replace(pid=None, uid=uid) for row in rows])
     seam.is_superuser(monkeypatch, superuser)
     seam.one_look(monkeypatch)
     assert ensure_port_available(port, MINE) is False
-    whom = "by a process that" if uid is None else "by a process of user root that"
-    way = f"you may not see; to find out: sudo python port_manager.py check {port}"
-    assert f"{whom} {'cannot be seen from here' if superuser else way}" in said()
-    assert "Process using port" not in said()
+    assert sentence in said() and "Process using port" not in said()
 
 
 # What is in the way, and what is not
@@ -359,8 +359,8 @@ def test_bystanders_of_every_kind_live(port, ports, hold, told_by):
 def test_a_bind_to_the_wildcard_of_ipv6_meets_ipv4_where_the_system_says_so(hold, only):
     four, six = hold((MINE, 8000)), hold(("::1", 8000))
     Path("/proc/sys/net/ipv6/bindv6only").write_text(str(only))
-    assert sorted(held_by(8000, "--host", "::")) == sorted([six.pid] if only else [four.pid, six.pid])
-    assert (free(8000, "--host", "::")[0] == 0) >= only and four.alive() >= [four.pid] * only
+    assert sorted(holders(8000, "::")) == sorted([six.pid] if only else [four.pid, six.pid])
+    assert ensure_port_available(8000, "::") >= only and four.alive() >= [four.pid] * only
 
 
 @bound_is_told
@@ -368,7 +368,7 @@ def test_a_bind_to_the_wildcard_of_ipv6_meets_ipv4_where_the_system_says_so(hold
 def test_the_master_that_bound_the_port_of_its_workers_is_in_the_way(port, hold, kind):
     """It does not listen, and would start them again; a stranger who shares the address would not."""
     stranger, held = hold((MINE, port), reuseport=1, listen=False), hold((MINE, port), reuseport=1, **kind)
-    assert sorted(held_by(port)) == sorted([held.pid, *held.children])
+    assert sorted(holders(port)) == sorted([held.pid, *held.children])
     assert ensure_port_available(port) is True and held.alive() == [] and stranger.alive()
 
 
@@ -378,7 +378,7 @@ def test_a_bound_wildcard_of_ipv6_alone_is_probed_as_such(hold):
     """With SO_REUSEADDR it keeps nobody out; a probe of both families would meet the IPv4 holder, and blame it."""
     idle = hold(("::", 8000), v6only=True, listen=False)
     held = hold((MINE, 8000), reuse=False, listen=False)
-    assert held_by(8000, "--host", "::") == [held.pid] and idle.alive()
+    assert holders(8000, "::") == [held.pid] and idle.alive()
 
 
 def test_one_that_listens_on_both_families_is_in_the_way_of_the_wildcard(port, hold):
@@ -396,11 +396,11 @@ def test_a_socket_that_was_there_before_is_no_restart(port, hold):
     assert bound.alive() == listener.alive() == []
 
 
-def test_a_restart_is_told_and_not_stopped_again(port, start):
+def test_a_restart_is_told_and_not_stopped_again(port, start, said):
     loop = start("bash", "-c", f"while true; do {shlex.join(holding(port))}; done")
     first = json.loads(loop.stdout.readline())["pid"]
-    status, stopped, reason = free(port)
-    assert (status, stopped) == (1, [first]) and f"stop process {loop.pid} first" in reason, reason
+    assert ensure_port_available(port) is False
+    assert said().count("killed") == said().count(f"killed process {first} ") == said().count(f"{loop.pid} first") == 1
 
 
 # Stop, in the right order, and long enough
@@ -417,7 +417,7 @@ def test_parents_are_asked_before_their_children_whatever_their_pids(sent):
         children.append(forked(lambda: None, 7000))
 
     pid = forked(master, 5000)
-    assert held_by(8000)[0] == pid
+    assert holders(8000)[0] == pid
     assert ensure_port_available(8000, MINE) is True
     assert [asked for asked, number in sent if number == signal.SIGTERM] in ([pid, 3000, 7000], [pid, 7000, 3000])
 
@@ -458,16 +458,13 @@ def test_what_starts_everything_is_no_supervisor(port, start, monkeypatch, title
     assert parent.poll() is None
 
 
-def test_who_is_just_ending_is_waited_for(port, start):
+@apart
+def test_who_is_just_ending_is_waited_for(port):
     """Its socket is there, and nobody holds it any more."""
     flight = InFlight(port)
     flight.send_off()
-    caller = start(sys.executable, PORT_MANAGER, "free", str(port))
-    while "already in use" not in caller.stdout.readline():
-        assert caller.poll() is None
-    time.sleep(0.15)
-    flight.close()
-    assert caller.wait(20) == 0
+    when_it_says("Attempting", threading.Timer(0.15, flight.close).start)
+    assert ensure_port_available(port, MINE) is True
 
 
 @pytest.mark.parametrize(("generations", "freed"), [(8, True), (9, False)])
@@ -480,15 +477,15 @@ def test_one_that_leaves_its_socket_to_another_is_followed_for_eight_rounds(port
 
 
 @pytest.mark.parametrize(("seconds", "freed"), [(1.3, True), (60, False)])
-def test_two_seconds_after_sigkill(port, hold, seconds, freed):
+def test_two_seconds_after_sigkill(port, hold, said, monkeypatch, seconds, freed):
     """Who waits for a disk ends late; who does not end at all is told."""
+    seam.limits(monkeypatch, forced_wait=FORCED_WAIT)
     held = hold((MINE, port), children=1, silent_parent=True, ignore_term=True, outlives_kill=seconds)
     if not held.children:
         pytest.skip("nothing can be traced here")
     begun = time.monotonic()
-    status, _, reason = free(port, "--grace", "0.2")
-    assert (status == 0) is freed and time.monotonic() - begun < 15
-    assert freed or f"process {held.children[0]} does not end even when forced" in reason
+    assert ensure_port_available(port, MINE, grace=0.2) is freed and time.monotonic() - begun < 15
+    assert freed is not (f"process {held.children[0]} does not end even when forced" in said().lower())
 
 
 def test_the_number_of_a_thread_is_no_pid(start):
@@ -506,13 +503,13 @@ def test_a_process_whose_first_thread_has_ended_is_still_one(port, hold, pinning
     assert ensure_port_available(port, MINE, grace=1) is True and not list(folder.glob("task/*/fd/3"))
 
 
-@pytest.mark.parametrize("attempt", range(6))
-def test_a_server_that_forks_for_each_request_does_not_veto_its_own_stop(port, hold, attempt, said):
+def test_a_server_that_forks_for_each_request_does_not_veto_its_own_stop(port, hold, said):
     """A child that exits during the look is no reason to stay."""
-    held = hold((MINE, port), forks=True)
-    time.sleep(0.05)
-    assert ensure_port_available(port, MINE) is True, said()
-    assert held.process.wait(5) == -signal.SIGTERM
+    for _ in range(6):
+        held = hold((MINE, port), forks=True)
+        time.sleep(0.05)
+        assert ensure_port_available(port, MINE) is True, said()
+        assert held.process.wait(5) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("error", [1, 38], ids=["EPERM", "ENOSYS"])
@@ -532,18 +529,14 @@ def test_out_of_descriptors_the_port_counts_as_held(port, hold, sent, spare, cal
     held, manager = hold((MINE, port), ignore_term=True), PortManager(port, MINE, grace=0.2)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unused = [number for number in range(1000) if not os.path.exists(f"/proc/self/fd/{number}")]
-
-    def is_free():
-        try:
-            return not manager.is_port_in_use(port)
-        except CannotTell:  # which is not "free"
-            return False
-
-    calls = {"in use": is_free, "ensure": manager.check_and_clean_port}
+    calls = {"in use": lambda: not manager.is_port_in_use(port), "ensure": manager.check_and_clean_port,
+             "kill": lambda: manager.kill_process(held.pid)}  # fmt: skip
+    free = False
     resource.setrlimit(resource.RLIMIT_NOFILE, (unused[spare], hard))
-    free_now = calls[call]() if call in calls else manager.kill_process(held.pid)
+    with contextlib.suppress(CannotTell):  # which is not "free"
+        free = calls[call]()
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert held.alive() == [] if free_now else (sent, held.alive()) == ([], [held.pid])
+    assert held.alive() == [] if free else (sent, held.alive()) == ([], [held.pid])
 
 
 HARDLY = {"write": {}, "isatty": {"isatty": lambda: True}, "flush": {"isatty": bool, "flush": bool},
@@ -597,16 +590,13 @@ def test_a_dead_mount_hangs_nobody(tmp_path):
 
 
 @pytest.mark.parametrize("terminal", ["stdin", "stderr"])
-def test_to_ask_takes_a_terminal_at_both_ends(port, hold, terminal):
+def test_to_ask_takes_a_terminal_at_both_ends(port, hold, monkeypatch, said, terminal):
     held = hold((MINE, port))
-    ours, theirs = pty.openpty()
-    os.write(ours, b"y\ny\n")
-    ends = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, terminal: theirs}
-    asking = subprocess.Popen([sys.executable, PORT_MANAGER, "free", str(port), "--policy", "ask"], **ends)
-    os.close(theirs)
-    asking.communicate(b"y\ny\n" if terminal == "stderr" else None, timeout=30)
-    os.close(ours)
-    assert asking.returncode == 1 and held.alive()
+    for name in ("stdin", "stderr"):
+        stream = SimpleNamespace(isatty=lambda is_one=name == terminal: is_one, readline=lambda: "y\n", write=len)
+        monkeypatch.setattr(sys, name, stream)
+    assert ensure_port_available(port, MINE, policy="ask") is False
+    assert "the policy 'ask' needs a terminal to ask on" in said() and held.alive()
 
 
 # What starts a server that calls guard(), in place of its program: the master of workers, a launcher, one that binds.
