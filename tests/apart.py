@@ -174,11 +174,11 @@ def when_it_says(text: str, act: Callable[[], None]) -> None:
     logging.getLogger("port_manager").setLevel(10)
 
 
-def swapped(port: int, name: str = "ssh") -> tuple[int, Callable[[], None]]:
+def swapped(port: int, name: str) -> tuple[int, Callable[[], None]]:
     """A holder, and a call that ends it and gives its PID and its very socket to another program, a tunnel."""
 
     flight = InFlight(port)
-    pid = forked(lambda: None)
+    pid = forked(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
     flight.send_off()
     time.sleep(0.05)  # start times are told in hundredths of a second
 
@@ -211,12 +211,3 @@ def mounted(folder: Path) -> int:
         os.write(handle, struct.pack("=IiQ", 16 + len(body), 0 if body else -38, unique) + body)
     os.close(handle)
     return server
-
-
-def plant(folder: Path, **scripts: str) -> None:
-    """Tools that come first on PATH, in this process and what it starts; those that are not given fail."""
-    for name in ("ss", "lsof", "netstat", "sockstat", "ps", "launchctl"):
-        (folder / name).write_text(f"#!/bin/sh\n{scripts.get(name, 'exit 3')}\n")
-        (folder / name).chmod(0o755)
-    if not os.environ["PATH"].startswith(f"{folder}{os.pathsep}"):
-        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"

@@ -28,8 +28,8 @@ from port_manager import FORCED_WAIT, CannotTell, PortManager, PortTimeout, ensu
 from port_manager import preview_port, wait_until_free
 
 from . import seam
-from .apart import KILL, NETLINK, InFlight, apart, boxed, forked, give_up_rights, mounted, plant, refuse_call
-from .apart import swapped, when_it_says
+from .apart import KILL, NETLINK, InFlight, apart, boxed, forked, give_up_rights, mounted, refuse_call, swapped
+from .apart import when_it_says
 from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT, ROOT_USER, as_nobody, birth, bound_is_told
 from .conftest import can_bind, command_line, eventually, holding
 
@@ -47,60 +47,42 @@ def holders(port, host=MINE):
 # Held fast, then read, then signalled
 
 
-# When it happens: the name that the next program has; a call during which it happens, and those that would signal it.
+# When it happens: a call that it comes before, or a line that is logged.
 MOMENTS = {
-    "it is pinned": ("ssh", [(os, "pidfd_open")]),  # what was read before is not true of the pinned one
-    "it has been looked at": ("ssh", []),
-    "it is signalled": ("ssh", [(signal, "pidfd_send_signal"), (os, "kill")]),
-    "a sandbox refuses the signal": ("ssh", [(signal, "pidfd_send_signal")]),
-    "somebody is asked": ("node", []),  # the answer was about the first one, and there is no second question
+    "it is pinned": (os, "pidfd_open"),  # what was read before is not true of the pinned one
+    "it has been looked at": "Process using port",
+    "it is signalled": (signal, "pidfd_send_signal"),
+    "a sandbox refuses the signal": (signal, "pidfd_send_signal"),
+    "it is to be forced": "did not stop within",
+    "somebody is asked": "",  # the answer was about the first one, and there is no second question
 }
-
-
-CASES = [*((moment, "pidfd") for moment in MOMENTS), ("it has been looked at", "birth")]
+CASES = [*((moment, "pidfd") for moment in MOMENTS), ("it has been looked at", "birth"), ("it is to be forced", "birth")]
 
 
 @pytest.mark.parametrize(("moment", "pinning"), CASES, indirect=["pinning"])
 @boxed
 def test_the_pid_changes_hands_when(sent, pinning, said, monkeypatch, moment):
     """Its new owner even holds the socket: only the handle, or the start time, tells that nobody looked at it."""
-    (name, calls), done = MOMENTS[moment], []
+    when, name = MOMENTS[moment], "node" if moment == "somebody is asked" else "ssh"
     pid, swap = swapped(8000, name)
+    swaps = iter([lambda: (swap(), sent.clear())])
 
     def late(real, *args):
-        if not done:
-            done.append(swap())
+        next(swaps, bool)()
         if "refuses" in moment:
             raise PermissionError(1, "Operation not permitted")
         return real(*args)
 
-    for module, call in calls:
-        monkeypatch.setattr(module, call, functools.partial(late, getattr(module, call)))
-    if moment == "it has been looked at":
-        when_it_says(str(pid), swap)
+    if isinstance(when, tuple):
+        monkeypatch.setattr(*when, functools.partial(late, getattr(*when)))
+    elif when:
+        when_it_says(when, next(swaps))
     seam.stand_in(monkeypatch, "terminal", lambda: True)
-    seam.stand_in(monkeypatch, "question", lambda question: swap() is None)
-    policy = "ask" if moment == "somebody is asked" else None
-    assert ensure_port_available(8000, MINE, policy=policy, grace=1) is False
+    seam.stand_in(monkeypatch, "question", lambda question: next(swaps)())
+    policy = None if when else "ask"
+    assert ensure_port_available(8000, MINE, policy=policy, grace=0.2) is False
     assert sent == [] and birth(pid) and Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"
-    assert ("Somebody else holds the port now" in said()) is (name == "node")
-
-
-@boxed
-def test_the_pid_changes_hands_before_it_is_forced(sent, pinning):
-    """It ignored the polite request, ends at last, and somebody else has its PID when the time is over."""
-    listener = socket.create_server((MINE, 8000))
-    pid = forked(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
-    listener.close()
-
-    def swap():
-        KILL(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        forked(lambda: None, pid)
-
-    when_it_says("did not stop within", swap)
-    assert ensure_port_available(8000, MINE, grace=0.2) is True
-    assert (pid, signal.SIGKILL) not in sent and birth(pid)
+    assert ("Somebody else holds the port now" in said()) is (not when)
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["", "and another takes it"])
@@ -152,62 +134,51 @@ OUTCOMES = {  # of a look at a port: (the holder's kind, the call)
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_every_handle_is_closed_whatever_comes_of_the_look(port, hold, outcome, monkeypatch):
     spec, call = OUTCOMES[outcome]
-    held, flight = hold((MINE, port), **spec), InFlight(port, "127.0.0.9")
+    held, flight, opened = hold((MINE, port), **spec), InFlight(port, "127.0.0.9"), os.pidfd_open
     held.process.stdout.close()
-    opened, handles = os.pidfd_open, []
     seam.one_look(monkeypatch)
-
-    def noted(pid, *flags):
-        handles.append(opened(pid, *flags))
-        if outcome == "gone":  # between the handle and the reading
-            held.process.kill()
-            held.process.wait()
-        return handles[-1]
-
-    monkeypatch.setattr(os, "pidfd_open", noted)
+    if outcome == "gone":  # between the handle and the reading
+        monkeypatch.setattr(os, "pidfd_open", lambda pid: (opened(pid), held.process.kill(), held.process.wait())[0])
     flight.send_off() if outcome == "unseen" else flight.close()
     before = sorted(os.listdir("/proc/self/fd"))
     with contextlib.suppress(PortTimeout):
         call(port, held.pid)
     assert sorted(os.listdir("/proc/self/fd")) == before
-    assert handles or outcome not in ("freed", "forced", "a family", "stopped by PID", "gone")
     flight.close()
 
 
+def tools_say(patch, **listings):
+    """Let these tools tell that, and all others nothing."""
+    seam.stand_in(patch, "run a tool", lambda tool, *_, **__: seam.answer(0, listings.get(tool, ""), ""))
+
+
 @pytest.mark.parametrize("pid", [0, 1, -1])
-@apart
-def test_no_signal_for_a_pid_below_2(port, hold, sent, tmp_path, monkeypatch, pid):
+def test_no_signal_for_a_pid_below_2(port, hold, sent, monkeypatch, pid):
     """PID 0 reached kill(), which signals the caller's whole process group; a call names it, or lsof and ps do."""
     assert PortManager().kill_process(pid) is False
     held, me = hold((MINE, port)), pwd.getpwuid(os.geteuid()).pw_name
-    rows = "".join(f"{each} 0 0 S ?? {me} Mon Nov 23 10:15:00 2026 /bin/app\\n" for each in (pid, os.getpid()))
-    plant(
-        tmp_path,
-        lsof=f"printf 'p{pid}\\nf3\\ntIPv4\\nPTCP\\nn127.0.0.1:{port}\\nTST=LISTEN\\n'",
-        ps=f'case "$*" in *comm=*) echo " {pid} /bin/app";; *) printf "{rows}";; esac',
-    )
+    rows = "".join(f"{each} 0 0 S ?? {me} Mon Nov 23 10:15:00 2026 /bin/app\n" for each in (pid, os.getpid()))
+    tools_say(monkeypatch, lsof=f"p{pid}\nf3\ntIPv4\nPTCP\nn127.0.0.1:{port}\nTST=LISTEN\n", ps=rows)
     seam.on_system(monkeypatch, "darwin", me)
     assert ensure_port_available(port, MINE, grace=0.2) is False
     assert sent == [] and held.alive()
 
 
 CLAIMS = {
-    "ss": 'echo \'LISTEN 0 9 127.0.0.1:8000 0.0.0.0:* users:(("x",pid={pid},fd=3)) ino:{inode} sk:1\'',
-    "lsof": "printf 'p{pid}\\nf3\\ntIPv4\\nd{inode}\\nPTCP\\nn127.0.0.1:8000\\nTST=LISTEN\\n'",
-    "netstat": "echo Proto; echo 'tcp 0 0 127.0.0.1:8000 0.0.0.0:* LISTEN 0 {inode} {pid}/x'",
+    "ss": 'LISTEN 0 9 127.0.0.1:{port} 0.0.0.0:* users:(("x",pid={pid},fd=3)) ino:{inode} sk:1',
+    "lsof": "p{pid}\nf3\ntIPv4\nd{inode}\nPTCP\nn127.0.0.1:{port}\nTST=LISTEN",
+    "netstat": "Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN 0 {inode} {pid}/x",
 }
 
 
 @pytest.mark.parametrize("tool", CLAIMS)
-@boxed
-def test_what_a_tool_claims_and_proc_does_not_show_is_not_believed(hold, tmp_path, tool):
+def test_what_a_tool_claims_and_proc_does_not_show_is_not_believed(port, ports, hold, monkeypatch, tool):
     """The socket is the holder's, and is said to be another's."""
-    held, bystander = hold((MINE, 8000)), hold((MINE, 9000))
-    inode = int(os.readlink(f"/proc/{held.pid}/fd/3")[len("socket:[") : -1])
-    subprocess.run(["mount", "-t", "tmpfs", "none", f"/proc/{os.getpid()}/net"], check=True)
-    refuse_call(1, *NETLINK)
-    plant(tmp_path, **{tool: CLAIMS[tool].format(pid=bystander.pid, inode=inode)})
-    assert ensure_port_available(8000, MINE, grace=0.2) is True
+    held, bystander = hold((MINE, port)), hold((MINE, ports()))
+    inode = seam.ask("sock_diag", port)[0].inode
+    tools_say(monkeypatch, **{tool: CLAIMS[tool].format(port=port, pid=bystander.pid, inode=inode)})
+    seam.only(monkeypatch, tool)
+    assert ensure_port_available(port, MINE, grace=0.2) is True
     assert bystander.alive() and not held.alive()
 
 
@@ -242,7 +213,7 @@ SHARED = {  # a socket that root opened: who has it, given the listener; how man
 @as_root
 @pytest.mark.parametrize("whose", SHARED)
 @apart
-def test_whose_it_is_when_several_users_hold_it(port, whose):
+def test_whose_it_is_when_several_users_hold_it(port, monkeypatch, whose):
     """A worker goes with the master of root that started it; all other holders of another user keep everybody alive."""
     begin, number, freed = SHARED[whose]
     with socket.create_server((MINE, port)) as listener:
@@ -251,6 +222,10 @@ def test_whose_it_is_when_several_users_hold_it(port, whose):
     assert len(pids) == number
     if whose == "alone":  # it is nobody's own, but root opened the socket, and may hold it, too
         assert as_nobody(lambda: ensure_port_available(port, MINE)) is False and birth(pids[0])
+    if number == 2:  # only root takes a worker of another user along
+        with monkeypatch.context() as patch:
+            seam.is_superuser(patch, False)
+            assert ensure_port_available(port, MINE) is False and all(map(birth, pids))
     assert ensure_port_available(port, MINE, grace=1) is freed
     assert [bool(birth(pid)) for pid in pids] == [not freed] * number
 
@@ -258,10 +233,7 @@ def test_whose_it_is_when_several_users_hold_it(port, whose):
 @pytest.mark.parametrize("begun", ["above us", "after us"])
 @boxed
 def test_a_parent_that_is_hidden_is_not_one_that_ended(begun):
-    """Above us is a process of root (sudo), which hidepid hides, and with it who is above that: perhaps the holder.
-
-    Whoever began after the oldest of our ancestors that we see is none of those.
-    """
+    """Root's (sudo), and whoever is above it: perhaps the holder. Who began after our oldest known ancestor is neither."""
     subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
     (read, write), (go, going) = os.pipe(), os.pipe()
 
@@ -310,13 +282,6 @@ def test_what_is_told_of_a_holder_keeps_it_alive(port, hold, monkeypatch, said, 
     assert sentence in said() and sent == [] and held.alive()
 
 
-@as_root
-def test_only_root_takes_a_worker_of_another_user_along(port, hold, monkeypatch, sent):
-    held = hold((MINE, port), children=1, uid=NOBODY)
-    seam.is_superuser(monkeypatch, False)
-    assert ensure_port_available(port, MINE) is False and sent == [] and len(held.alive()) == 2
-
-
 HIDDEN = {  # the user of a hidden holder, whether we are root, and what is said of it
     "nobody told, to root": (None, True, "it is held by a process that cannot be seen from here"),
     "root's, to a user": (0, False, "it is held by a process of user root that you may not see; to find out: sudo python "),
@@ -325,7 +290,8 @@ HIDDEN = {  # the user of a hidden holder, whether we are root, and what is said
 
 @pytest.mark.parametrize("whose", HIDDEN)
 def test_of_a_hidden_holder_its_user_is_told_as_far_as_it_is_known(port, hold, monkeypatch, said, whose):
-    (uid, superuser, sentence), _ = HIDDEN[whose], hold((MINE, port))
+    uid, superuser, sentence = HIDDEN[whose]
+    hold((MINE, port))
     seam.owners_answer(monkeypatch, lambda rows: [row._replace(pid=None, uid=uid) for row in rows])
     seam.is_superuser(monkeypatch, superuser)
     seam.one_look(monkeypatch)
