@@ -191,7 +191,7 @@ def test_a_holder_whose_user_is_not_told_is_not_ours(hold, sent):
     subprocess.run(["mount", "--bind", "/dev/null", f"/proc/{held.pid}/status"], check=True)
     assert ensure_port_available(8000, MINE) is False
     assert PortManager(8000).kill_process(held.pid) is False
-    assert sent == [] and held.alive()
+    assert sent == [] and held.alive() and find_listeners(8000)[0].user == ""
 
 
 def opened_by_nobody(listener):
@@ -297,6 +297,18 @@ def test_of_a_hidden_holder_its_user_is_told_as_far_as_it_is_known(port, hold, m
     seam.one_look(monkeypatch)
     assert ensure_port_available(port, MINE) is False
     assert sentence in said() and "Process using port" not in said()
+
+
+@pytest.mark.parametrize(("program", "terminal"), [("sleep 60", True), ("setsid sleep 60", False)])
+def test_a_terminal_below_a_holder_where_the_kernel_tells_no_children(port, hold, monkeypatch, said, program, terminal):
+    """It was built without CONFIG_PROC_CHILDREN: every process is read. A session without a terminal ends nobody's."""
+    opened, exists = os.open, os.path.exists
+    monkeypatch.setattr(os, "open", lambda path, *more: opened(str(path).replace("/children", "/none"), *more))
+    monkeypatch.setattr(os.path, "exists", lambda path: exists(path) and "/children" not in str(path))
+    held = hold((MINE, port), starts=program.split(), terminal=terminal)
+    assert eventually(lambda: seam.read(held.children[0]).name == "sleep")
+    assert ensure_port_available(port, MINE) is not terminal
+    assert (f"would also end a terminal (sleep {held.children[0]})" in said()) is terminal
 
 
 # What is in the way, and what is not

@@ -132,7 +132,7 @@ def test_torture_of_ps():
 
 def test_torture_of_proc_net():
     rng, lines = random.Random(SEED), iter(PROC_NET.splitlines() * 2)
-    assert [row.inode for row in seam.parse("proc_net", lines)] == [73, 74]
+    assert [(row.uid, row.inode) for row in seam.parse("proc_net", lines)] == [(1000, 73), (0, 74)]
     assert len([*lines]) == 4  # listeners come first, and the kernel need not show the rest
     assert [row.inode for row in seam.parse("proc_net", PROC_NET.splitlines(), True)] == [73, 74, 75]
     assert [row.inode for row in seam.parse("proc_net", PROC_NET.replace(" 73 ", " 7٣ ").splitlines())] == [74]
