@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from port_manager import FORCED_WAIT, CannotTell, PortManager, PortTimeout, ensure_port_available, find_listeners, main
+from port_manager import CannotTell, PortManager, PortTimeout, ensure_port_available, find_listeners, main
 from port_manager import preview_port, wait_until_free
 
 from . import seam
@@ -95,8 +95,7 @@ def test_one_that_lets_go_of_the_port_between_look_and_signal_lives(port, hold, 
     def let_go():
         KILL(held.children[0], signal.SIGTERM)
         eventually(lambda: can_bind(port))
-        if taken:
-            others.append(hold((MINE, port)))
+        others.extend(hold((MINE, port)) for _ in range(taken))
 
     when_it_says(str(held.children[0]), let_go)
     begun = time.monotonic()
@@ -108,7 +107,7 @@ def test_one_that_lets_go_of_the_port_between_look_and_signal_lives(port, hold, 
 def test_of_a_socket_that_outlives_its_holder_nobody_is_known(port, sent, said):
     """It lies in a Unix socket: whoever takes it out may serve on."""
     flight = InFlight(port)
-    pid = forked(lambda: None)
+    pid = forked(bool)
     flight.send_off()
     assert ensure_port_available(port, MINE) is False and {to for to, _ in sent} == {pid}
     assert ("cannot be seen from here" if ROOT_USER else "that you may not see") in said()
@@ -337,8 +336,8 @@ def test_bystanders_of_every_kind_live(port, ports, hold, told_by):
 def test_a_bind_to_the_wildcard_of_ipv6_meets_ipv4_where_the_system_says_so(hold, only):
     four, six = hold((MINE, 8000)), hold(("::1", 8000))
     Path("/proc/sys/net/ipv6/bindv6only").write_text(str(only))
-    assert sorted(holders(8000, "::")) == sorted([six.pid] if only else [four.pid, six.pid])
-    assert ensure_port_available(8000, "::") >= only and four.alive() >= [four.pid] * only
+    assert {*holders(8000, "::")} == ({six.pid} if only else {four.pid, six.pid})
+    assert not only or (ensure_port_available(8000, "::") and four.alive())
 
 
 @bound_is_told
@@ -374,25 +373,17 @@ def test_a_socket_that_was_there_before_is_no_restart(port, hold):
     assert bound.alive() == listener.alive() == []
 
 
-def test_a_restart_is_told_and_not_stopped_again(port, start, said):
-    loop = start("bash", "-c", f"while true; do {shlex.join(holding(port))}; done")
-    first = json.loads(loop.stdout.readline())["pid"]
-    assert ensure_port_available(port) is False
-    assert said().count("killed") == said().count(f"killed process {first} ") == said().count(f"{loop.pid} first") == 1
-
-
 # Stop, in the right order, and long enough
 
 
 @boxed
 def test_parents_are_asked_before_their_children_whatever_their_pids(sent):
     """A master whose worker dies first would start another; its PID may be the higher one."""
-    children = []
 
     def master():
         socket.create_server((MINE, 8000)).detach()
-        children.append(forked(lambda: None, 3000))
-        children.append(forked(lambda: None, 7000))
+        forked(bool, 3000)
+        forked(bool, 7000)
 
     pid = forked(master, 5000)
     assert holders(8000)[0] == pid
@@ -454,18 +445,6 @@ def test_one_that_leaves_its_socket_to_another_is_followed_for_eight_rounds(port
         os.killpg(group, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("seconds", "freed"), [(1.3, True), (60, False)])
-def test_two_seconds_after_sigkill(port, hold, said, monkeypatch, seconds, freed):
-    """Who waits for a disk ends late; who does not end at all is told."""
-    seam.limits(monkeypatch, forced_wait=FORCED_WAIT)
-    held = hold((MINE, port), children=1, silent_parent=True, ignore_term=True, outlives_kill=seconds)
-    if not held.children:
-        pytest.skip("nothing can be traced here")
-    begun = time.monotonic()
-    assert ensure_port_available(port, MINE, grace=0.2) is freed and time.monotonic() - begun < 15
-    assert freed is not (f"process {held.children[0]} does not end even when forced" in said().lower())
-
-
 def test_the_number_of_a_thread_is_no_pid(start):
     """A signal to it would end the whole process."""
     code = "import threading as t; t.Thread(target=t.Event().wait).start(); print(t.enumerate()[1].native_id)"
@@ -487,7 +466,7 @@ def test_a_server_that_forks_for_each_request_does_not_veto_its_own_stop(port, h
         held = hold((MINE, port), forks=True)
         time.sleep(0.05)
         assert ensure_port_available(port, MINE) is True, said()
-        assert held.process.wait(5) == -signal.SIGTERM
+        assert held.process.wait(PATIENCE) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("error", [1, 38], ids=["EPERM", "ENOSYS"])
