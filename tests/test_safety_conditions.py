@@ -15,6 +15,7 @@ import resource
 import shlex
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -193,10 +194,13 @@ def test_a_holder_whose_user_is_not_told_is_not_ours(hold, sent):
     assert sent == [] and held.alive() and find_listeners(8000)[0].user == ""
 
 
-def opened_by_nobody(listener):
+def opened_by_two(listener):
+    """A process of root that holds a socket which another has opened, and one of its own."""
     at = listener.getsockname()
     listener.close()
+    own = socket.create_server(("127.0.0.2", at[1]))
     forked(lambda: (os.seteuid(NOBODY), socket.create_server(at).detach(), os.seteuid(0)))
+    own.close()
 
 
 SHARED = {  # a socket that root opened: who has it, given the listener; how many they are, and whether they are stopped
@@ -205,7 +209,7 @@ SHARED = {  # a socket that root opened: who has it, given the listener; how man
     "its master holds nothing": (lambda sock: forked(lambda: (forked(give_up_rights), sock.close())), 1, False),
     "strangers who share it": (lambda _: (forked(bool), forked(give_up_rights)), 2, False),
     "alone": (lambda _: forked(give_up_rights), 1, False),
-    "root has what another opened": (opened_by_nobody, 1, True),
+    "root has what another opened": (opened_by_two, 1, True),
 }
 
 
@@ -358,6 +362,13 @@ def test_a_bound_wildcard_of_ipv6_alone_is_probed_as_such(hold):
     assert holders(8000, "::") == [held.pid] and idle.alive()
 
 
+@pytest.mark.parametrize(("system", "masters"), [("linux", [700]), ("windows", [])])
+def test_what_starts_the_python_of_a_virtual_environment_is_no_master(system, masters):
+    """On Windows it has the same command line."""
+    family = [seam.process(pid, parent)._replace(command="uvicorn main:app") for pid, parent in ((701, 700), (700, 1))]
+    assert seam.masters(system, family) == masters
+
+
 def test_one_that_listens_on_both_families_is_in_the_way_of_the_wildcard(port, hold):
     held = hold((MINE, port), ("::1", port))
     assert preview_port(port, "::").managers == {}
@@ -434,6 +445,16 @@ def test_who_is_just_ending_is_waited_for(port):
     flight.send_off()
     when_it_says("Attempting", threading.Timer(0.15, flight.close).start)
     assert ensure_port_available(port, MINE) is True
+
+
+@apart
+def test_a_client_that_is_just_ending_is_waited_for(ports):
+    """Its own end is the port: nobody is found who holds it."""
+    port, other = ports(), ports()
+    with socket.create_server((MINE, other)), socket.create_connection((MINE, other), source_address=(MINE, port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # nothing of it stays in TIME_WAIT
+        when_it_says("Attempting", threading.Timer(0.15, client.close).start)
+        assert ensure_port_available(port, MINE) is True
 
 
 @pytest.mark.parametrize(("generations", "freed"), [(8, True), (9, False)])

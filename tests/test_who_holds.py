@@ -98,12 +98,15 @@ def test_a_family_is_found_whole_and_parents_first(port, hold, native, family):
 
 @bound_is_told
 def test_what_is_bound_and_does_not_listen_is_told_once(ports, hold):
+    """Beside somebody who listens it is told only where nobody may be left out."""
     four, six = ports(), ports()
     held = hold(("127.0.0.1", four), ("::1", six), listen=False, reuse=False)
     for port, address in ((four, "127.0.0.1"), (six, "::1")):
         assert [(row.address, row.port) for row in seam.ask("bound", port)] == [(address, port)]
         assert seam.ask("sock_diag", port) == [] and pids(port) == [held.pid]
     assert PortManager().is_port_in_use(four) is True
+    listener = hold(("127.0.0.2", four))
+    assert pids(four) == [listener.pid] and {*pids(four, thorough=True)} == {held.pid, listener.pid}
 
 
 def test_no_more_is_read_than_was_asked_for(port, monkeypatch):
