@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -94,6 +93,17 @@ def test_a_family_is_found_whole_and_parents_first(port, hold, native, family):
     assert {*usual} == everybody or (spec.get("double_fork") and {*usual} >= {*held.children})
     if family == "prefork":
         assert thorough[0] == usual[0] == held.pid == PortManager().get_process_using_port(port)
+
+
+def test_parents_come_first_and_who_may_not_be_seen_last(port, hold, monkeypatch):
+    """Where PIDs that were used again form a circle, nobody is left out."""
+    held, real = hold(port, children=1), seam.reader("linux")
+    seam.owners_answer(monkeypatch, lambda rows: [rows[0]._replace(pid=None), *sorted(rows, key=lambda row: -row.pid)])
+    assert pids(port) == [held.pid, *held.children, None]
+    circle = {held.pid: held.children[0]}
+    read = lambda pid: {each.pid: each._replace(parent=circle.get(pid, each.parent)) for each in real(pid).values()}
+    seam.readings(monkeypatch, "linux", read)
+    assert {*pids(port)} == {held.pid, *held.children, None}
 
 
 @bound_is_told
@@ -251,14 +261,6 @@ def test_without_proc(said, monkeypatch):
         assert find_listeners(8000)[0][:7] == (None, None, "root", "", "", "", None)
         assert ensure_port_available(8000) is False
     assert "held by a process of user root that cannot be seen from here" in said()
-
-
-@boxed
-def test_with_ipv6_switched_off():
-    for name in ("all", "lo"):
-        Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").write_text("1")
-    assert ensure_port_available(8000, "localhost") is True and find_listeners(8000) == []
-    assert seam.probe(8000, "::1") == "::1 is not an address of this machine"
 
 
 @boxed
