@@ -435,15 +435,6 @@ def test_a_client_that_is_just_ending_is_waited_for(ports):
         assert ensure_port_available(port, MINE) is True
 
 
-@pytest.mark.parametrize(("generations", "freed"), [(8, True), (9, False)])
-def test_one_that_leaves_its_socket_to_another_is_followed_for_eight_rounds(port, hold, generations, freed):
-    held = hold((MINE, port), generations=generations)
-    group = os.getpgid(held.pid)
-    assert ensure_port_available(port, MINE) is freed and can_bind(port) is freed
-    if not freed:
-        os.killpg(group, signal.SIGKILL)
-
-
 def test_the_number_of_a_thread_is_no_pid(start):
     """A signal to it would end the whole process."""
     code = "import threading as t; t.Thread(target=t.Event().wait).start(); print(t.enumerate()[1].native_id)"
@@ -555,33 +546,22 @@ def test_to_ask_takes_a_terminal_at_both_ends(port, hold, monkeypatch, said, ter
     assert "the policy 'ask' needs a terminal to ask on" in said() and held.alive()
 
 
-# What starts a server that calls guard(), in place of its program: the master of workers, a launcher, one that binds.
-STARTS = """
-import os, socket, subprocess, sys
-bound = socket.socket()
-bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-if sys.argv[0] == "boss.py":
-    bound.bind(("127.0.0.1", int(sys.argv[-1])))
-subprocess.call([sys.executable, "served/uvicorn", "main:app", *sys.argv[-2:]])
-"""
-GUARDED = {  # (the words of its start, its variables, whether the port is freed)
+STARTS = "import subprocess, sys; subprocess.call([sys.executable, 'served/uvicorn', 'main:app', *sys.argv[-2:]])"
+GUARDED = {  # what starts a server that calls guard(): (the words, the variables, whether the port is freed)
     "a launcher that waits": (["pipenv", "run", "uvicorn", "main:app"], {}, True),
     "a reloader": (["served/uvicorn", "main:app"], {"RUN_MAIN": "true"}, False),
-    "the same server": (["uvicorn", "main:app", "--workers", "2"], {}, False),
-    "one that has bound the port": (["boss.py"], {}, False),
+    "the same server": (["uvicorn", "main:app", "--workers", "2"], {}, False),  # the port is its other workers'
 }
 
 
-@pytest.mark.parametrize("by", [pytest.param(by, marks=bound_is_told if "bound" in by else ()) for by in GUARDED])
+@pytest.mark.parametrize("by", GUARDED)
 def test_guard_by_what_has_started_the_server(port, hold, tmp_path, by):
-    """A worker leaves its siblings alone: their master is known by its command, or by what it has bound."""
     words, variables, freed = GUARDED[by]
     (tmp_path / "served").mkdir()
     (tmp_path / "served/uvicorn").write_text("import port_manager; port_manager.guard(); print('loaded')")
-    for name in ("uvicorn", "pipenv", "boss.py"):
+    for name in ("uvicorn", "pipenv"):
         (tmp_path / name).write_text(STARTS)
-    # its holder is no child of ours
-    held = hold((MINE, port), cwd=str(tmp_path), children=1, silent_parent=True, reuseport=True)
+    held = hold((MINE, port), cwd=str(tmp_path), children=1, silent_parent=True)  # the holder is no child of ours
     environ = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     words = [sys.executable, *words, "--port", str(port)]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=environ)
