@@ -76,6 +76,7 @@ FAMILIES = {  # how they hold the port, and whether their first process does
     "prefork": ({"children": 4}, True),
     "strangers who share it": ({"children": 4, "double_fork": True}, True),
     "a master who holds nothing": ({"children": 12, "silent_parent": True}, False),
+    "workers far from each other": ({"children": 2, "strangers": 10}, True),
     "orphans": ({"children": 4, "orphans": True}, False),
     "sockets of their own": ({"children": 3, "own_sockets": True, "reuseport": True}, False),
 }
