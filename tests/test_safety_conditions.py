@@ -340,11 +340,21 @@ def test_a_bound_wildcard_of_ipv6_alone_is_probed_as_such(hold):
     assert holders(8000, "::") == [held.pid] and idle.alive()
 
 
-@pytest.mark.parametrize(("system", "masters"), [("linux", [700]), ("windows", [])])
-def test_what_starts_the_python_of_a_virtual_environment_is_no_master(system, masters):
-    """On Windows it has the same command line."""
-    family = [seam.process(pid, parent)._replace(command="uvicorn main:app") for pid, parent in ((701, 700), (700, 1))]
-    assert seam.masters(system, family) == masters
+UVICORN = "uvicorn main:app"
+MASTERS = [  # the commands of a worker and its parent: whether that is its master, and whether it is stopped with it
+    ("linux", UVICORN, UVICORN, True, True),
+    ("windows", UVICORN, UVICORN, True, False),  # there it is what starts the python of a virtual environment
+    ("linux", "python app.py", "python app.py", True, False),
+    ("linux", "", "", False, False),
+    ("linux", "python -c from multiprocessing.spawn import spawn_main", UVICORN, False, False),
+]
+
+
+@pytest.mark.parametrize(("system", "worker", "parent", "is_master", "goes"), MASTERS)
+def test_who_is_the_master_of_a_worker_that_binds_for_itself(system, worker, parent, is_master, goes):
+    at = 4_000_000
+    known = [seam.process(at + 1, at)._replace(command=worker), seam.process(at, 1)._replace(command=parent)]
+    assert seam.masters(system, known) == (at if is_master else None, [at] if goes else [])
 
 
 def test_one_that_listens_on_both_families_is_in_the_way_of_the_wildcard(port, hold):

@@ -108,7 +108,7 @@ def test_parents_come_first_and_who_may_not_be_seen_last(port, hold, monkeypatch
 
 
 @bound_is_told
-def test_what_is_bound_and_does_not_listen_is_told_once(ports, hold):
+def test_what_is_bound_and_does_not_listen_is_told_once(ports, hold, monkeypatch):
     """Beside somebody who listens it is told only where nobody may be left out."""
     four, six = ports(), ports()
     held = hold(("127.0.0.1", four), ("::1", six), listen=False, reuse=False)
@@ -118,6 +118,9 @@ def test_what_is_bound_and_does_not_listen_is_told_once(ports, hold):
     assert PortManager().is_port_in_use(four) is True
     listener = hold(("127.0.0.2", four))
     assert pids(four) == [listener.pid] and {*pids(four, thorough=True)} == {held.pid, listener.pid}
+    hold(("127.0.0.3", four), listen=False)  # it shares its address, whatever else keeps that from being bound
+    seam.stand_in(monkeypatch, "bind", lambda *_: PermissionError(13, "Permission denied"))
+    assert pids(four, "127.0.0.3") == []
 
 
 def test_no_more_is_read_than_was_asked_for(port, monkeypatch):
