@@ -175,8 +175,7 @@ def when_it_says(text: str, act: Callable[[], None]) -> None:
 
 
 def swapped(port: int, name: str) -> tuple[int, Callable[[], None]]:
-    """A holder, and a call that ends it and gives its PID and its very socket to another program, a tunnel."""
-
+    """A holder, and a call that ends it and gives its PID and its very socket to another program, of that name."""
     flight = InFlight(port)
     pid = forked(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
     flight.send_off()

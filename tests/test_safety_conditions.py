@@ -1,7 +1,7 @@
 """What keeps the wrong process alive, condition by condition: each test here fails when its condition is broken.
 
-Real processes and public calls only, so that a redesign changes nothing here. A test marked ``boxed`` runs in
-namespaces of its own, ``apart`` in a process of its own (see apart.py).
+Real processes and public calls, with few exceptions, so that a redesign changes little here. A test marked ``boxed`` runs
+in namespaces of its own, ``apart`` in a process of its own (see apart.py).
 """
 
 from __future__ import annotations  # noqa: I001

@@ -195,7 +195,7 @@ def test_the_youngest_have_the_pids_up_to_the_one_given_last(monkeypatch, loadav
     def contents(path):
         if loadavg is None:
             raise FileNotFoundError(path)
-        return loadavg and f"0.1 0.2 0.3 {loadavg}".encode()
+        return f"0.1 0.2 0.3 {loadavg}".encode() if loadavg else b""
 
     monkeypatch.setattr(os, "listdir", lambda _: ["70", "900", "self", "2", "300", "500"])
     assert seam.youngest_first(monkeypatch, contents) == LAST_GIVEN[loadavg]
