@@ -560,7 +560,7 @@ STARTS = "import subprocess, sys; subprocess.call([sys.executable, 'served/uvico
 GUARDED = {  # what starts a server that calls guard(): (the words, the variables, whether the port is freed)
     "a launcher that waits": (["pipenv", "run", "uvicorn", "main:app"], {}, True),
     "a reloader": (["served/uvicorn", "main:app"], {"RUN_MAIN": "true"}, False),
-    "the same server": (["uvicorn", "main:app", "--workers", "2"], {}, False),  # the port is its other workers'
+    "the same server": (["-X", "dev", "uvicorn", "main:app", "--workers", "2"], {}, False),  # the port is its other workers'
 }
 
 
