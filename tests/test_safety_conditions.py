@@ -47,7 +47,6 @@ def holders(port, host=MINE):
 
 # Held fast, then read, then signalled
 
-
 # When it happens: a call that it comes before, or a line that is logged.
 MOMENTS = {
     "it is pinned": (os, "pidfd_open"),  # what was read before is not true of the pinned one
@@ -520,7 +519,7 @@ def test_names_of_users_and_commands_bring_no_control_characters(tmp_path):
     (tmp_path / "passwd").write_text(f"ro{evil}ot:x:0:0::/:\nno{evil}body:x:{NOBODY}:{NOBODY}::/:\n")
     subprocess.run(["mount", "--bind", str(tmp_path / "passwd"), "/etc/passwd"], check=True)
     for port, user in ((8000, []), (8001, ["setpriv", f"--reuid={NOBODY}"])):
-        subprocess.Popen([*user, *holding(port), evil], stdout=subprocess.PIPE, cwd="/").stdout.readline()
+        subprocess.Popen([*user, *holding(port), f"{evil}\r\n"], stdout=subprocess.PIPE, cwd="/").stdout.readline()
     for words in (("list",), ("list", "--json"), ("check", "8000", "8001"), ("free", "8001", "8000")):
         done = command_line(*words, text=False, PYTHONIOENCODING="utf-8")
         shown = (done.stdout + done.stderr).decode()
