@@ -1,7 +1,7 @@
 """What keeps the wrong process alive, condition by condition: each test here fails when its condition is broken.
 
-Real processes and public calls, with few exceptions, so that a redesign changes little here. A test marked ``boxed`` runs
-in namespaces of its own, ``apart`` in a process of its own (see apart.py).
+Real processes and public calls, with few exceptions: a redesign changes little here. A test marked ``boxed`` runs in
+namespaces of its own, ``apart`` in a process of its own (see apart.py).
 """
 
 from __future__ import annotations  # noqa: I001
@@ -56,7 +56,7 @@ MOMENTS = {
     "it is to be forced": "did not stop within",
     "somebody is asked": "",  # the answer was about the first one, and there is no second question
 }
-CASES = [*((moment, "pidfd") for moment in MOMENTS), ("it has been looked at", "birth"), ("it is to be forced", "birth")]
+CASES = [(when, "pidfd") for when in MOMENTS] + [("it has been looked at", "birth"), ("it is to be forced", "birth")]
 
 
 @pytest.mark.parametrize(("moment", "pinning"), CASES, indirect=["pinning"])
@@ -215,7 +215,7 @@ def test_whose_it_is_when_several_users_hold_it(port, monkeypatch, whose):
 @pytest.mark.parametrize("begun", ["above us", "after us"])
 @boxed
 def test_a_parent_that_is_hidden_is_not_one_that_ended(begun):
-    """Root's (sudo), and whoever is above it: perhaps the holder. Who began after our oldest known ancestor is neither."""
+    """Above root's (sudo) is perhaps the holder. Who began after the oldest of our known ancestors is none of those."""
     subprocess.run(["mount", "-t", "proc", "-o", "hidepid=2", "proc", "/proc"], check=True)
     (read, write), (go, going) = os.pipe(), os.pipe()
 
@@ -239,7 +239,7 @@ def test_a_parent_that_is_hidden_is_not_one_that_ended(begun):
     assert os.read(read, 9).decode() == str(begun == "after us") and bool(birth(holder)) is (begun == "above us")
 
 
-TOLD = {  # what the system tells of the holder (None: nothing), the start of our oldest known ancestor, and why it stays
+TOLD = {  # what the system tells of the holder (None: nothing); when our oldest known ancestor began; why it stays
     "kernel": ({"kernel": True}, -1, "it is a thread of the kernel"),
     "nothing": (None, -1, "it could not be looked at"),
     "no start": ({"started": None}, 1000.0, "it may be one of our own ancestors"),
@@ -265,8 +265,8 @@ def test_what_is_told_of_a_holder_keeps_it_alive(port, hold, monkeypatch, said, 
 
 
 HIDDEN = {  # the user of a hidden holder, whether we are root, and what is said of it
-    "nobody told, to root": (None, True, "it is held by a process that cannot be seen from here"),
-    "root's, to a user": (0, False, "it is held by a process of user root that you may not see; to find out: sudo python "),
+    "nobody told, to root": (None, True, "by a process that cannot be seen from here"),
+    "root's, to a user": (0, False, "by a process of user root that you may not see; to find out: sudo python "),
 }
 
 
@@ -440,8 +440,8 @@ def test_who_is_just_ending_is_waited_for(port):
 def test_a_client_that_is_just_ending_is_waited_for(ports):
     """Its own end is the port: nobody is found who holds it."""
     port, other = ports(), ports()
-    with socket.create_server((MINE, other)), socket.create_connection((MINE, other), source_address=(MINE, port)) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # nothing of it stays in TIME_WAIT
+    with socket.create_server((MINE, other)), socket.create_connection((MINE, other), None, (MINE, port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # without TIME_WAIT
         when_it_says("Attempting", threading.Timer(0.15, client.close).start)
         assert ensure_port_available(port, MINE) is True
 
@@ -561,7 +561,7 @@ STARTS = "import subprocess, sys; subprocess.call([sys.executable, 'served/uvico
 GUARDED = {  # what starts a server that calls guard(): (the words, the variables, whether the port is freed)
     "a launcher that waits": (["pipenv", "run", "uvicorn", "main:app"], {}, True),
     "a reloader": (["served/uvicorn", "main:app"], {"RUN_MAIN": "true"}, False),
-    "the same server": (["-X", "dev", "uvicorn", "main:app", "--workers", "2"], {}, False),  # the port is its other workers'
+    "the same server": (["-X", "dev", "uvicorn", "main:app", "--workers", "2"], {}, False),  # its other workers hold it
 }
 
 
