@@ -51,6 +51,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "tables of Windows": (pm, "_tcp_tables"),  # () -> sockets or None
     "calls of Windows": (pm, "_winapi"),  # () -> what has OpenProcess, CloseHandle ...
     "answers of Windows": (pm, "_told"),  # (library, ask, a handle or number) -> (bytes, their address)
+    "preview": (pm, "_preview"),  # (port, host, options) -> PortResult
     "stop": (pm, "_stop"),  # (system, pins, options) -> (who has gone: whether at our request; why not)
 }
 
