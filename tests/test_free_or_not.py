@@ -1,10 +1,10 @@
 """Is the port free? The probe answers what a server would be answered."""
 
-from __future__ import annotations
-
 import errno
 import os
 import socket
+from itertools import chain, repeat
+from unittest.mock import Mock
 
 import pytest
 
@@ -57,8 +57,8 @@ TROUBLES = [  # (what the system answers, for which host and port, what is said,
     ((errno.EPROTONOSUPPORT, "no"), "::1", 80, "::1 cannot be used: its address family is switched off on this", False),
     ((errno.ENOBUFS, "No space"), "", 80, "0.0.0.0 port 80 cannot be bound: No space", False),
     (("odd",), "::1", 80, "::1 port 80 cannot be bound: odd", False),
-    ((errno.EADDRINUSE, "no"), "", 80, "Port 80 is already in use", True),
-    ((errno.EMFILE, "no"), "", 80, "Port 80 cannot be checked: too many files are open", None),
+    ((errno.EADDRINUSE, "no"), "", 65535, "Port 65535 is already in use", True),
+    ((errno.EMFILE, "no"), "", 1, "Port 1 cannot be checked: too many files are open", None),
     ((errno.ENFILE, "no"), "", 80, "Port 80 cannot be checked: too many files are open", None),
 ]  # fmt: skip
 
@@ -75,12 +75,6 @@ def test_the_troubles_have_messages_of_their_own(monkeypatch, said, error, host,
         assert (caught.value.port, caught.value.host) == (port, host)
     else:
         assert PortManager(host=host).is_port_in_use(port) is held
-
-
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "a" * 80, "nul\0byte"])  # 80: too long for a label of a name
-def test_a_host_that_is_unknown(host, said):
-    assert ensure_port_available(8000, host) is False
-    assert said() == f"❌ Host name {host!r} is unknown".replace("\\x00", "?")
 
 
 @pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
@@ -122,17 +116,11 @@ def test_a_host_name_stands_for_all_its_addresses(port, hold, monkeypatch):
 
 def test_a_name_that_is_forgotten_meanwhile(port, hold, monkeypatch, said):
     """The name server answered for the bind probe, and not for the look: an answer, not an exception."""
-    held = hold(port)
-    answers = iter([socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)])
-
-    def resolved(*_, **__):
-        for answer in answers:
-            return answer
-        raise socket.gaierror(-2, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    held, known = hold(port), socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)
+    answers = Mock(side_effect=chain([known], repeat(socket.gaierror(-2, "Name or service not known"))))
+    monkeypatch.setattr(socket, "getaddrinfo", answers)
     assert ensure_port_available(port, "flaky") is False and held.alive() == [held.pid]
-    assert "Host name 'flaky' is unknown" in said()
+    assert answers.call_count > 1 and "Host name 'flaky' is unknown" in said()
 
 
 def test_macos_probes_what_the_wildcard_shadows(port, monkeypatch):

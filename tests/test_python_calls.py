@@ -1,8 +1,6 @@
 """The calls from Python: waiting, picking, keeping a port, and what their errors carry."""
 
-from __future__ import annotations  # noqa: I001
-
-import errno
+import errno  # noqa: I001
 import os
 import pickle
 import socket
@@ -69,26 +67,27 @@ def test_a_grace_period_or_policy_that_is_none_stops_nobody(port, hold, grace):
     assert held.alive() == [held.pid]
 
 
-HOSTS = {
-    **dict.fromkeys(["no-such-host.invalid", "a" * 70 + ".b", "x\0y"], "is unknown"),
-    "192.0.2.1": "192.0.2.1 is not an address of this machine",
-}
+HOSTS = dict.fromkeys(["no-such-host.invalid", "a" * 70 + ".b", "x\0y"], "host name '{}' is unknown")
+HOSTS["192.0.2.1"] = "{} is not an address of this machine"
 
 
 @pytest.mark.parametrize("host", HOSTS, ids=["unknown", "too-long", "nul", "elsewhere"])
-def test_a_host_that_cannot_be_had_is_one_error_everywhere(host, monkeypatch):
+def test_a_host_that_cannot_be_had_is_one_error_everywhere(host, monkeypatch, said):
     """It is asked for once, and a wait for it ends at once."""
-    asked, resolve = [], socket.getaddrinfo
+    shown, asked, resolve = HOSTS[host].format(host.replace("\0", "?")), [], socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: asked.append(words) or resolve(*words, **more))
     calls = (wait_until_free, wait_until_listening, bind_port, find_free_port, find_listeners)
     for call in calls[: 4 if host == "192.0.2.1" else 5]:
         asked.clear()
-        with pytest.raises(PortError, match=HOSTS[host]) as caught:
+        with pytest.raises(PortError) as caught:
             call(60000, host)
-        assert (caught.value.port, caught.value.host) == (60000, host) and len(asked) == (host != "192.0.2.1"), call
+        assert (caught.value.reason, caught.value.port, caught.value.host) == (shown, 60000, host), call
+        assert len(asked) == (host != "192.0.2.1"), call
+    assert ensure_port_available(60000, host) is False and said().splitlines()[-1].lower() == f"❌ {shown}"
     for until in ("free", "listening"):
         done = command_line("wait", "8000", "--host", host.replace("\0", "?"), "--until", until, "--timeout", "9")
-        assert done.returncode == 1 and HOSTS[host] in done.stderr
+        assert done.returncode == 1 and shown in done.stderr.lower()
+
 
 def test_bind_port_frees_and_keeps(port, hold):
     held, six = hold(port), hold(("::1", port))
@@ -130,22 +129,22 @@ def test_any_free_port_is_bound_and_lives_on_in_a_child():
 def test_find_free_port(port, hold):
     assert find_free_port(port) == port
     hold(port)
-    assert find_free_port(port, "127.0.0.2") == port
-    assert find_free_port(port) > port
+    assert find_free_port(port, "127.0.0.2") == port and find_free_port(port) > port
+
+
+DENIED, FULL = PermissionError(errno.EACCES, "denied"), OSError(errno.EMFILE, "no more")
 
 
 @pytest.mark.parametrize(
-    ("start", "error", "found"),
+    ("start", "errors", "found"),
     [
-        (80, {port: PermissionError(errno.EACCES, "denied") for port in range(1024)}, 1024),  # steps over these
-        (1024, {1024: PermissionError(errno.EACCES, "denied")}, "no permission to bind port 1024"),
-        (65530, dict.fromkeys(range(65530, 65536), IN_USE), "port 65535 is already in use"),
-        (65530, dict.fromkeys(range(65530, 65535), IN_USE), 65535),
-        (8000, {8000: OSError(errno.EMFILE, "none left")}, "port 8000 cannot be checked: too many files are open"),
+        (80, dict.fromkeys(range(1024), DENIED), 1024), (65530, dict.fromkeys(range(65530, 65535), IN_USE), 65535),
+        (1024, {1024: DENIED}, "no permission to bind port 1024"), (65535, {65535: IN_USE}, "port 65535 is already in use"),
+        (8000, {8000: FULL}, "port 8000 cannot be checked: too many files are open"),
     ],
-)
-def test_where_find_free_port_ends(monkeypatch, start, error, found):
-    seam.stand_in(monkeypatch, "bind", lambda family, address: error.get(address[1]))
+)  # fmt: skip
+def test_where_the_search_for_a_free_port_ends(monkeypatch, start, errors, found):
+    seam.stand_in(monkeypatch, "bind", lambda family, address: errors.get(address[1]))
     if isinstance(found, int):
         assert find_free_port(start) == found
     else:
@@ -153,9 +152,12 @@ def test_where_find_free_port_ends(monkeypatch, start, error, found):
             find_free_port(start)
         assert (caught.value.port, caught.value.host) == (start, "0.0.0.0")
 
-def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold):
+
+def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold, monkeypatch):
     """An event, not a step of sleep; the best of several, as the machine may be busy."""
     lags = []
+    if hasattr(os, "pidfd_open"):
+        monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("a step of sleep"))
     for _ in range(3):
         held = hold(port, exit_after=0.2)
         with ThreadPoolExecutor() as pool:
@@ -166,15 +168,17 @@ def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold):
     assert min(lags) < 0.1
 
 
-def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold):
+def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold, monkeypatch):
     held = hold(port)
-    with pytest.raises(PortTimeout, match=f"^port {port} is already in use; gave up after 0.2 s$") as caught:
-        wait_until_free(port, timeout=0.2)
-    assert [holder.pid for holder in caught.value.holders] == [held.pid] and held.alive() == [held.pid]
-    with pytest.raises(PortTimeout) as caught:  # without time it looks once
-        wait_until_free(port, "127.0.0.1", timeout=0)
-    assert (caught.value.port, caught.value.host) == (port, "127.0.0.1")
-    assert wait_until_listening(port, timeout=0) is True
+    for words, timeout in (((port,), 0.2), ((port, "127.0.0.1"), 0)):  # without time it looks once
+        with pytest.raises(PortTimeout, match=f"^port {port} is already in use; gave up after {timeout} s$") as caught:
+            wait_until_free(*words, timeout=timeout)
+        assert [holder.pid for holder in caught.value.holders] == [held.pid] == held.alive()
+        assert (caught.value.port, caught.value.host) == (port, (*words, "0.0.0.0")[1])
+    seam.only(monkeypatch, lambda port: None)
+    with pytest.raises(PortTimeout, match=f"^port {port} is already in use; gave up") as caught:
+        wait_until_free(port, timeout=0)
+    assert caught.value.holders == ()
 
 
 def test_wait_until_free_where_nobody_can_be_pinned(port, hold, monkeypatch):
@@ -183,10 +187,6 @@ def test_wait_until_free_where_nobody_can_be_pinned(port, hold, monkeypatch):
         hold(port, exit_after=0.2)
         assert wait_until_free(port, timeout=PATIENCE) is True
         seam.only(monkeypatch, lambda port: None)
-    hold(port)
-    with pytest.raises(PortTimeout, match=f"^port {port} is already in use; gave up") as caught:
-        wait_until_free(port, timeout=0)
-    assert caught.value.holders == ()
 
 
 def test_wait_until_free_just_in_time(port, monkeypatch):
@@ -196,48 +196,56 @@ def test_wait_until_free_just_in_time(port, monkeypatch):
     assert wait_until_free(port, timeout=0.01) is True
 
 
-def test_wait_until_listening(port, hold):
-    nobody = f"^nobody listens on port {port}; gave up after 0.1 s$"
-    with pytest.raises(PortTimeout, match=nobody):
-        wait_until_listening(port, timeout=0.1)
+def in_vain(kind, reason, port, *host, **options):
+    """A wait until somebody listens, which ends with this error."""
+    with pytest.raises(PortError, match=f"^{reason}$") as caught:
+        wait_until_listening(port, *host, **options)
+    assert (type(caught.value), caught.value.port) == (kind, port)
+    assert caught.value.host == ((host or ("127.0.0.1",))[0] or "")
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["sockets", "probe"])  # by the probe where nothing tells of sockets
+def test_wait_until_listening(port, hold, monkeypatch, told):
+    if not told:
+        seam.only(monkeypatch, lambda port: None)
+    nobody = f"nobody listens on port {port}; gave up after 0.1 s"
+    in_vain(PortTimeout, nobody, port, timeout=0.1)
     bound = hold(port, listen=False, reuse=False)
-    with pytest.raises(PortTimeout, match=nobody) as caught:
-        wait_until_listening(port, timeout=0.1)
-    assert (caught.value.port, caught.value.host) == (port, "127.0.0.1")
+    if told:
+        in_vain(PortTimeout, nobody, port, timeout=0.1)
     bound.end()
     timer = threading.Timer(0.1, lambda: hold(port))
     timer.start()
-    assert wait_until_listening(port, timeout=PATIENCE) is True
+    assert wait_until_listening(port, timeout=PATIENCE) is wait_until_listening(port, None, timeout=0) is True
     timer.join()
+    in_vain(PortTimeout, nobody, port, "127.0.0.2", timeout=0.1)
+    in_vain(PortTimeout, nobody, port, "::1", timeout=0.1)
+    if not told:
+        in_vain(PortTimeout, nobody, port, timeout=0.1, pid=os.getpid())
 
 
 def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
-    port = ports()
+    port, other = ports(), ports()
     held = hold(port, children=1, silent_parent=True)
     assert wait_until_listening(port, timeout=0, pid=held.pid) is True
     assert wait_until_listening(port, None, timeout=0, pid=held.children[0]) is True
-    with pytest.raises(PortTimeout, match="nobody listens"):
-        wait_until_listening(ports(), timeout=0.1, pid=held.pid)
+    in_vain(PortTimeout, f"nobody listens on port {other}; gave up after 0.1 s", other, None, timeout=0.1, pid=held.pid)
 
 
-def test_a_wait_for_a_process_ends_when_it_has_ended(port, start):
+def test_a_wait_for_a_process_ends_when_it_has_ended_or_another_listens(ports, hold, start):
     """At once, with the reason, and not after the time that was given."""
+    port, other = ports(), ports()
     server = start(sys.executable, "-c", "import time; time.sleep(0.3)")
-    reason = f"^process {server.pid} has ended, and does not listen on port {port}$"
-    for _ in range(2):  # first it is a zombie, until its parent waits for it
-        with pytest.raises(PortError, match=reason) as caught:
-            wait_until_listening(port, timeout=PATIENCE, pid=server.pid)
-        assert not isinstance(caught.value, PortTimeout)
-        assert (caught.value.port, caught.value.host) == (port, "127.0.0.1")
+    for host in ((), (None,)):  # first it is a zombie, until its parent waits for it
+        reason = f"process {server.pid} has ended, and does not listen on port {port}"
+        in_vain(PortError, reason, port, *host, timeout=PATIENCE, pid=server.pid)
         server.wait()
+    held, server = hold(other), start("sleep", "60")
+    reason = rf"port {other} is held by process {held.pid} \(.*\), and not by process {server.pid}"
+    for host in ((), (None,)):
+        in_vain(PortError, reason, other, *host, timeout=PATIENCE, pid=server.pid)
+    assert held.alive() == [held.pid]
 
-
-def test_a_wait_for_a_process_ends_when_another_listens(port, hold, start):
-    other, server = hold(port), start("sleep", "60")
-    reason = f"^port {port} is held by process {other.pid} .*, and not by process {server.pid}$"
-    with pytest.raises(PortError, match=reason) as caught:
-        wait_until_listening(port, timeout=PATIENCE, pid=server.pid)
-    assert (caught.value.port, caught.value.host) == (port, "127.0.0.1") and other.alive() == [other.pid]
 
 def test_a_port_manager(port, hold, monkeypatch):
     manager = PortManager(port, "127.0.0.1", grace=0.2)
