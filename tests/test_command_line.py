@@ -41,17 +41,13 @@ def in_a_row(ports, number):
     return next(p for p in iter(ports, None) if all(can_bind(p + more, "0.0.0.0") for more in range(1, number)))
 
 
-# The words people type
 
-PORT_WORDS = [
+@pytest.mark.parametrize("words", [
     "{0}", "check {0}", "{0} check", ":{0}", "localhost:{0}", "127.0.0.1:{0}", "http://localhost:{0}/", "{0},{0}",
     "{0},", "http://127.0.0.1:{0}/docs?x=1", "--port {0}", "check --port={0}", "-p {0}", "-p{0}", "{0}-{0}",
     "--host localhost {0}", "--host=127.0.0.1 check {0}", "free -n {0} --policy refuse",
     "stop {0} -n --policy=refuse", "kill -n {0} --policy refuse", "--policy refuse -n kill {0}",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("words", PORT_WORDS)
+])  # fmt: skip
 def test_what_people_type_for_a_port(port, hold, capsys, words):
     held = hold(port)
     assert main(words.format(port).split()) == 1
@@ -60,20 +56,19 @@ def test_what_people_type_for_a_port(port, hold, capsys, words):
     assert out.count("already in use") == 1 and held.alive() == [held.pid]
 
 
-HOSTS = {"127.0.0.2:{0}": 1, "localhost:{0}": 0, "{0}": 1, "[::1]:{0}": 0, "{0} --host 127.0.0.1": 0}
-
-
-@pytest.mark.parametrize("words", [*HOSTS, "{0} --host=127.0.0.2"])
-def test_the_host_counts_also_in_the_word(port, hold, words):
+@pytest.mark.parametrize(("words", "status"), [
+    ("127.0.0.2:{0}", 1), ("localhost:{0}", 0), ("{0}", 1), ("[::1]:{0}", 0), ("{0} --host 127.0.0.1", 0),
+    ("{0} --host=127.0.0.2", 1),
+])  # fmt: skip
+def test_the_host_counts_also_in_the_word(port, hold, words, status):
     hold(("127.0.0.2", port))
-    assert main(words.format(port).split()) == HOSTS.get(words, 1)
+    assert main(words.format(port).split()) == status
 
 
-NO_PORTS = ["0", "-1", "65536", "http", "", "80.5", "²", "3010-3000", "3000-", "-", "0-5", "+80", "١", "9" * 30,
-            "8000/udp", "::1", "80,,81", ",", "localhost:", "http://localhost/", "8000x"]  # fmt: skip
-
-
-@pytest.mark.parametrize("wrong", NO_PORTS)
+@pytest.mark.parametrize("wrong", [
+    "0", "-1", "65536", "http", "", "80.5", "²", "3010-3000", "3000-", "-", "0-5", "+80", "١", "9" * 30,
+    "8000/udp", "::1", "80,,81", ",", "localhost:", "http://localhost/", "8000x",
+])  # fmt: skip
 @pytest.mark.parametrize("verb", [(), ("check",), ("free",)], ids=["alone", "check", "free"])
 def test_a_wrong_port_is_one_clear_line(verb, wrong, capsys):
     assert main([*verb, wrong]) == 2
@@ -81,7 +76,7 @@ def test_a_wrong_port_is_one_clear_line(verb, wrong, capsys):
     assert out == "" and err.startswith("port_manager: '") and err.count("\n") == 1
 
 
-WRONG_CALLS = [
+@pytest.mark.parametrize(("words", "hint"), [
     ("check http", "'http' is neither a port nor a verb or option; a port is a number from 1 to 65535, a range is 3"),
     ("http", "; a port is a number"), ("80 -", "; a port is a number"), ("zzz", "; a port is a number from 1 to 65535"),
     ("fre 80", "'fre' is neither a port nor a verb or option; did you mean free?"), ("lst", "did you mean list?"),
@@ -99,10 +94,7 @@ WRONG_CALLS = [
     ("wait 80 --until gone", "'gone' is none of free, listening"), ("wait 80 81", "type port_manager.py wait PORT,"),
     ("wait 80 --json", "--json is an option of list, check, free, not of wait"), ("wait 80-81", ".py wait PORT, "),
     ("pick 80 81", "type port_manager.py pick [PORT or range], such as 8000"), ("pick 80,81", "pick [PORT or range]"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("words", "hint"), WRONG_CALLS)
+])  # fmt: skip
 def test_a_wrong_call_ends_with_status_2_and_a_hint(words, hint, capsys):
     assert main(words.split()) == 2
     out, err = capsys.readouterr()
@@ -134,11 +126,10 @@ def test_help(capsys):
         assert told(*words) == (f"port_manager {port_manager.__version__}\n", "")
 
 
-BRANCHES = [(".git", "ref: refs/heads/a/b", "a/b"), (".git", "0123456789ab", "0123456"),
-            ("of/pay", "ref: refs/heads/x", "x")]  # fmt: skip
-
-
-@pytest.mark.parametrize(("git", "head", "branch"), BRANCHES, ids=["branch", "detached", "worktree"])
+@pytest.mark.parametrize(("git", "head", "branch"), [
+    (".git", "ref: refs/heads/a/b", "a/b"), (".git", "0123456789ab", "0123456"),
+    ("of/pay", "ref: refs/heads/x", "x"),
+], ids=["branch", "detached", "worktree"])  # fmt: skip
 def test_check_tells_each_fact_once(port, hold, tmp_path, git, head, branch):
     (tmp_path / git).mkdir(parents=True)
     (tmp_path / git / "HEAD").write_text(f"{head}\n")
@@ -158,14 +149,11 @@ def test_check_tells_each_fact_once(port, hold, tmp_path, git, head, branch):
     assert list(told)[-1] == "free would" and "state" not in told and held.alive() == [held.pid, *held.children]
 
 
-REFUSALS = [
+@pytest.mark.parametrize(("name", "environ", "why"), [
     ("ssh", {}, "leave {} alone: it is a tunnel"),
     ("node", {"ENVIRONMENT": "production"}, "refuse: ENVIRONMENT is 'production': outside development nothing"),
     ("node", {"PORT_MANAGER_POLICY": "refuse"}, "leave {} alone: the policy 'refuse' stops nobody"),
-]
-
-
-@pytest.mark.parametrize(("name", "environ", "why"), REFUSALS, ids=["guard", "production", "policy"])
+], ids=["guard", "production", "policy"])  # fmt: skip
 def test_check_and_a_dry_run_tell_what_keeps_free_from_it(port, hold, monkeypatch, capsys, name, environ, why):
     held = hold(port, name=name)
     for variable in environ:
@@ -303,21 +291,20 @@ def test_the_columns_of_a_list(told_of, monkeypatch):
     assert shown(80) == ([], "Nobody listens on any TCP port\n")
 
 
-SIGNALS = {"": 15, "--grace 30.5": 15, "--signal usr1": 10, "-s SIGINT": 2, "-s2": 2, "--signal=HUP": 1, "-s 1": 1, "-s 3": 3,
-           "-s 9": 9, "-s 15": 15}  # fmt: skip
-
-
-@pytest.mark.parametrize("words", SIGNALS)
-def test_free_sends_what_a_dry_run_says(ports, hold, capsys, words):
-    free, held, name = ports(), ports(), signal.Signals(SIGNALS[words]).name
-    then = "" if name == "SIGKILL" else f", then SIGKILL after {'30.5' if 'grace' in words else '5'} s"
+@pytest.mark.parametrize(("words", "number"), [
+    ("", 15), ("--grace 30.5", 15), ("--signal usr1", 10), ("-s SIGINT", 2), ("-s2", 2), ("--signal=HUP", 1),
+    ("-s 1", 1), ("-s 3", 3), ("-s 9", 9), ("-s 15", 15),
+])  # fmt: skip
+def test_free_sends_what_a_dry_run_says(ports, hold, capsys, words, number):
+    free, held, name = ports(), ports(), signal.Signals(number).name
+    then = "" if number == 9 else f", then SIGKILL after {'30.5' if 'grace' in words else '5'} s"
     holder = hold(held)
     assert main(["free", str(free), str(held), "-n", *words.split()]) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.startswith(f"✅ Port {free} is available\n\n") and holder.alive() == [holder.pid]
     assert facts(out)["free would"] == f"stop {holder.pid}: {name}{then}"
     done = command_line("stop", f"localhost:{held}", *words.split())
-    assert (done.returncode, done.stdout, holder.alive(), holder.process.wait(PATIENCE)) == (0, "", [], -SIGNALS[words])
+    assert (done.returncode, done.stdout, holder.alive(), holder.process.wait(PATIENCE)) == (0, "", [], -number)
     assert done.stderr.startswith(f"⚠️  Port {held} is already in use\n")
     assert done.stderr.splitlines()[-1] == f"✅ Port {held} is now available"
 
@@ -342,6 +329,7 @@ def test_verbose_says_which_tool_could_not_tell(port, monkeypatch, caplog):
         caplog.clear()
         main([*words.split(), str(port)])
         assert ("ss cannot tell: " in caplog.text) is told, words
+
 
 def test_json_of_check_and_free(ports, hold, tmp_path):
     free, held, root = ports(), ports(), tmp_path / "a\nb"  # what is shown of it is not its name
@@ -430,7 +418,7 @@ def test_pick(ports, hold, capsys, monkeypatch, said):
     assert picked(low) == picked(f"{low}-{low + 2}") == low and picked("") >= 8000
     hold(low)
     assert [picked(f":{low}", step) - low for step in (0, 1, 2, 3, 4)] == [1, 2, 3, 4, 1]
-    assert (picked(f"{low}-{low + 4}"), picked(f"{low}-{low + 3}")) == (low + 4, low + 1)
+    assert [picked(f"{low}-{low + last}") - low for last in (4, 3, 1)] == [4, 1, 1]
     hold(("127.0.0.2", low), ("127.0.0.2", low + 4))
     assert picked(f"127.0.0.2:{low}") == low + 1
     hold(("::1", low + 1), ("::1", low + 4), v6only=True)  # a browser that asks for localhost may meet these
@@ -438,6 +426,7 @@ def test_pick(ports, hold, capsys, monkeypatch, said):
     assert main(["pick", f"{low}-{low + 1}"]) == main(["pick", "192.0.2.1:8000"]) == 1
     assert said() == f"❌ No port from {low} to {low + 1} is free\n❌ 192.0.2.1 is not an address of this machine"
     assert capsys.readouterr().out == ""
+
 
 @pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.skipif(not (os.path.exists("/dev/full") and shutil.which("bash")), reason="needs /dev/full and bash")

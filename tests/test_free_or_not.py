@@ -22,13 +22,10 @@ def test_free_port_is_available(port, said):
     assert said().splitlines() == [f"✅ Port {port} is available"] * 8
 
 
-@pytest.mark.parametrize(
-    ("held", "asked", "in_the_way"),
-    [
-        *(("127.0.0.1", asked, True) for asked in ("0.0.0.0", "", "127.0.0.1", "[127.0.0.1]", "localhost", "::")),
-        *(("::1", asked, asked not in ("", "0.0.0.0", "127.0.0.1")) for asked in EVERYWHERE),
-    ],
-)
+@pytest.mark.parametrize(("held", "asked", "in_the_way"), [
+    *(("127.0.0.1", asked, True) for asked in ("0.0.0.0", "", "127.0.0.1", "[127.0.0.1]", "localhost", "::")),
+    *(("::1", asked, asked not in ("", "0.0.0.0", "127.0.0.1")) for asked in EVERYWHERE),
+])  # fmt: skip
 def test_in_use(port, held, asked, in_the_way, hold, monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "production")
     hold((held, port))
@@ -49,7 +46,7 @@ def test_localhost_where_a_family_is_off(port, off, hold, monkeypatch):
     assert seam.probe(port, "localhost").startswith("::1 ")
 
 
-TROUBLES = [  # (what the system answers, for which host and port, what is said, whether the port counts as held)
+@pytest.mark.parametrize(("error", "host", "port", "sentence", "held"), [
     ((errno.EADDRNOTAVAIL, "no"), "192.0.2.1", 80, "192.0.2.1 is not an address of this machine", False),
     ((errno.EACCES, "no"), "", 1023, "No permission to bind port 1023: ports below 1024 need root; choose a", False),
     ((errno.EPERM, "no"), "", 1024, "No permission to bind port 1024: a rule of this system forbids it", False),
@@ -60,10 +57,7 @@ TROUBLES = [  # (what the system answers, for which host and port, what is said,
     ((errno.EADDRINUSE, "no"), "", 65535, "Port 65535 is already in use", True),
     ((errno.EMFILE, "no"), "", 1, "Port 1 cannot be checked: too many files are open", None),
     ((errno.ENFILE, "no"), "", 80, "Port 80 cannot be checked: too many files are open", None),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("error", "host", "port", "sentence", "held"), TROUBLES)
+])  # fmt: skip
 def test_the_troubles_have_messages_of_their_own(monkeypatch, said, error, host, port, sentence, held):
     monkeypatch.setenv("ENVIRONMENT", "production")
     seam.stand_in(monkeypatch, "bind", lambda *_: OSError(*error))

@@ -69,6 +69,7 @@ def test_among_several_sockets_a_holder_is_found_where_the_kernel_refuses(ports)
                 found, kernel = bool(find_listeners(port, wanted)), not can_bind(port, wanted)
                 assert found == kernel or (found and shared), (SEED, held, wanted)
 
+
 def test_netstat_of_macos_tells_only_of_ports_that_it_lists():
     rng = random.Random(SEED)
     for _ in range(3000):

@@ -21,7 +21,7 @@ from . import seam
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, command_line, ensured, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
-IN_USE = OSError(errno.EADDRINUSE, "in use")
+IN_USE, DENIED, FULL = OSError(errno.EADDRINUSE, "no"), OSError(errno.EACCES, "no"), OSError(errno.EMFILE, "no")
 
 
 def test_errors_carry_what_a_caller_needs(port, hold, monkeypatch):
@@ -126,23 +126,18 @@ def test_any_free_port_is_bound_and_lives_on_in_a_child():
         said = subprocess.run(command, close_fds=False, capture_output=True, text=True, check=True).stdout
     assert int(said) == ports[1]
 
+
 def test_find_free_port(port, hold):
     assert find_free_port(port) == port
     hold(port)
     assert find_free_port(port, "127.0.0.2") == port and find_free_port(port) > port
 
 
-DENIED, FULL = PermissionError(errno.EACCES, "denied"), OSError(errno.EMFILE, "no more")
-
-
-@pytest.mark.parametrize(
-    ("start", "errors", "found"),
-    [
-        (80, dict.fromkeys(range(1024), DENIED), 1024), (65530, dict.fromkeys(range(65530, 65535), IN_USE), 65535),
-        (1024, {1024: DENIED}, "no permission to bind port 1024"), (65535, {65535: IN_USE}, "port 65535 is already"),
-        (8000, {8000: FULL}, "port 8000 cannot be checked: too many files are open"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("start", "errors", "found"), [
+    (80, dict.fromkeys(range(1024), DENIED), 1024), (65530, dict.fromkeys(range(65530, 65535), IN_USE), 65535),
+    (1024, {1024: DENIED}, "no permission to bind port 1024"), (65535, {65535: IN_USE}, "port 65535 is already"),
+    (8000, {8000: FULL}, "port 8000 cannot be checked: too many files are open"),
+])  # fmt: skip
 def test_where_the_search_for_a_free_port_ends(monkeypatch, start, errors, found):
     seam.stand_in(monkeypatch, "bind", lambda family, address: errors.get(address[1]))
     if isinstance(found, int):
@@ -302,6 +297,7 @@ def test_parents_in_a_circle_come_to_an_end():
     known = {10: seam.process(10, 20), 20: seam.process(20, 10)}
     assert seam.parents(10, known) == [20]
 
+
 def test_public_names_are_listed_documented_and_typed():
     for name in port_manager.__all__:
         public = getattr(port_manager, name)
@@ -319,15 +315,14 @@ def test_an_endpoint_reads_as_servers_print_it():
             Endpoint(*words, **named)
 
 
-LOADED = [  # (what a program has done, what it does then, the modules that this may load; None: all but the heavy ones)
-    ("import logging, socket", "import port_manager", {"port_manager", "__future__", "errno"}),
-    ("import port_manager", "port_manager.ensure_port_available({port})", set()),
-    ("import socket", "import port_manager; port_manager.main(['check', '{port}'])", None),
-]
 HEAVY = {"argparse", "json", "logging", "difflib", "shutil", "subprocess", "typing", "re"}
 
 
-@pytest.mark.parametrize(("before", "then", "allowed"), LOADED, ids=["import", "call", "command line"])
+@pytest.mark.parametrize(("before", "then", "allowed"), [  # what may be loaded; None: all but the heavy ones
+    ("import logging, socket", "import port_manager", {"port_manager", "__future__", "errno"}),
+    ("import port_manager", "port_manager.ensure_port_available({port})", set()),
+    ("import socket", "import port_manager; port_manager.main(['check', '{port}'])", None),
+], ids=["import", "call", "command line"])  # fmt: skip
 def test_little_is_loaded(port, before, then, allowed):
     """What would make it slower to start: a parser, JSON, logging and the like."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {before}; before = set(sys.modules); {then};"
@@ -336,6 +331,7 @@ def test_little_is_loaded(port, before, then, allowed):
     *said, loaded = done.stdout.split("\n")[:-1]
     assert not set(loaded.split()) - allowed if allowed is not None else not set(loaded.split()) & HEAVY
     assert said == ([f"✅ Port {port} is available"] if "check" in then else [])
+
 
 def test_a_working_directory_that_was_removed(ports, hold, tmp_path):
     port, other, gone, theirs = ports(), ports(), tmp_path / "gone", tmp_path / "theirs"
@@ -347,10 +343,11 @@ def test_a_working_directory_that_was_removed(ports, hold, tmp_path):
     assert (done.stdout, plain.alive(), project.alive()) == ("True False\n", [], [project.pid]), done.stderr
     assert "it belongs to another project" in done.stderr and "Traceback" not in done.stderr
 
+
 @pytest.mark.parametrize("mark", ["WERKZEUG_RUN_MAIN=true", "RUN_MAIN=true", ""])
-@pytest.mark.parametrize(
-    ("holder", "kind"), [("parent", {}), ("sibling", {"children": 1, "silent_parent": True}), ("stranger", {})]
-)
+@pytest.mark.parametrize(("holder", "kind"), [
+    ("parent", {}), ("sibling", {"children": 1, "silent_parent": True}), ("stranger", {}),
+])  # fmt: skip
 def test_a_reloaders_child_finds_its_port_available(ports, hold, mark, holder, kind):
     """As in a Flask script with app.run(debug=True): the parent has bound the port before its child asks for it."""
     port, other = ports(), ports()
