@@ -272,17 +272,17 @@ def test_the_columns_of_a_list(told_of, monkeypatch):
         out, err = told_of(words, *holders)
         return out.splitlines(), err
 
-    child = PLAIN._replace(pid=9, parent=PLAIN.pid)
-    wide = ["PORT  ADDRESS  PID         UP  USER  FOLDER           COMMAND",
-            "80    ::       4194305 +1  -   -     /nowhere/at/all  node app.js"]  # fmt: skip
-    assert shown(100, PLAIN, child) == (wide, LEGEND)
-    assert shown(99, PLAIN, child) == ([line[:27] + line[37:] for line in wide], LEGEND)
+    family = PLAIN._replace(user="alice", started=time.time() - 7300), PLAIN._replace(pid=9, parent=PLAIN.pid)
+    wide = ["PORT  ADDRESS  PID         UP   USER   FOLDER           COMMAND",
+            "80    ::       4194305 +1  2 h  alice  /nowhere/at/all  node app.js"]  # fmt: skip
+    assert shown(100, *family) == (wide, LEGEND)
+    assert shown(99, *family) == ([line[:27] + line[39:] for line in wide], LEGEND)
     assert shown(59, PLAIN) == (["PORT  ADDRESS  PID      FOLDER    COMMAND",
                                  "80    ::       4194305  …/at/all  node app.js"], "")  # fmt: skip
     assert shown(52, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       4194305  -       node app.js"]
     assert shown(41, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       4194305  -       node…p.js"]
-    for holder, told in ((HIDDEN, "(user root)"), (HIDDEN._replace(user=""), "(user unknown)")):
-        assert shown(80, holder)[0] == ["PORT  ADDRESS  PID  FOLDER  COMMAND", f"80    0.0.0.0  -    -       {told}"]
+    assert shown(100, HIDDEN)[0][1] == "80    0.0.0.0  -    -   root  -       (user root)"
+    assert shown(100, HIDDEN._replace(user=""))[0][1] == "80    0.0.0.0  -    -   -     -       (user unknown)"
     assert [len(lines) for lines in shown(80, HIDDEN, HIDDEN._replace(user="alice"))] == [3, len(LEGEND)]  # no family
     both = PLAIN._replace(addresses=(*PLAIN.addresses, Endpoint("127.0.0.1", 81)))
     assert [line.split()[:2] for line in shown(80, both)[0][1:]] == [["80", "::"], ["81", "127.0.0.1"]]
