@@ -221,7 +221,7 @@ def test_wait_until_listening(port, hold, monkeypatch, told):
 
 def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
     port, other = ports(), ports()
-    held = hold(port, children=1, silent_parent=True)
+    held, _ = hold(port, children=1, silent_parent=True), hold(("127.0.0.2", port))
     assert wait_until_listening(port, timeout=0, pid=held.pid) is True
     assert wait_until_listening(port, None, timeout=0, pid=held.children[0]) is True
     in_vain(PortTimeout, f"nobody listens on port {other}; gave up after 0.1 s", other, None, timeout=0.1, pid=held.pid)
