@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import unicodedata
 
@@ -254,6 +255,8 @@ def test_a_screen_fits_its_terminal(told_of, monkeypatch):
         assert "…" in told["process"] and re.search(r" \+9 .*backend  .* 8000$", line)
     monkeypatch.delenv("COLUMNS")  # a pipe has no width
     assert "…" not in told_of("check 80", long).out
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda _: os.terminal_size((0, 0)))  # a terminal that tells none
+    assert columns(told_of("list 80", long).out.splitlines()[1]) == 79
 
 
 LEGEND = "+N: N child processes hold the port, too; -: a process that you may not see\n"
@@ -273,7 +276,10 @@ def test_the_columns_of_a_list(told_of, monkeypatch):
     assert shown(59, PLAIN) == (["PORT  ADDRESS  PID      FOLDER    COMMAND",
                                  "80    ::       4194305  …/at/all  node app.js"], "")  # fmt: skip
     assert shown(52, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       4194305  -       node app.js"]
-    assert shown(41, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       4194305  -       node…p.js"]
+    assert shown(39, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       4194305  -       nod….js"]
+    assert shown(38, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       419…5  -       nod….js"]
+    for cwd, folder in ((f"/{'a' * 27}/b", f"/{'a' * 27}/b"), (f"/{'a' * 28}/b", "…/b")):
+        assert shown(200, PLAIN._replace(cwd=cwd))[0][1].split()[5] == folder
     assert shown(100, HIDDEN)[0][1] == "80    0.0.0.0  -    -   root  -       (user root)"
     assert shown(100, HIDDEN._replace(user=""))[0][1] == "80    0.0.0.0  -    -   -     -       (user unknown)"
     assert [len(lines) for lines in shown(80, HIDDEN, HIDDEN._replace(user="alice"))] == [3, len(LEGEND)]  # no family
@@ -384,8 +390,9 @@ def test_wait(port, hold, start):
     waiters = [start(*wait, "--until", "listening", *place.split()) for place in places]
     time.sleep(0.3)
     assert [waiter.poll() for waiter in waiters] == [None] * 3
-    held = hold(port, exit_after=1)
+    held = hold(port)
     assert [waiter.wait(PATIENCE) for waiter in waiters] == [0] * 3
+    threading.Timer(0.4, held.process.terminate).start()
     done = command_line("wait", str(port), "--timeout", "60")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", f"✅ Port {port} is free\n")
     assert eventually(lambda: held.alive() == []), "a port is free a moment before its process is gone"
@@ -422,6 +429,8 @@ def test_pick(ports, hold, capsys, monkeypatch, said):
     assert main(["pick", f"{low}-{low + 1}"]) == main(["pick", "192.0.2.1:8000"]) == 1
     assert said() == f"❌ No port from {low} to {low + 1} is free\n❌ 192.0.2.1 is not an address of this machine"
     assert capsys.readouterr().out == ""
+    seam.stand_in(monkeypatch, "bind", lambda _, address: OSError(errno.EADDRINUSE, "no") if address[1] == 65532 else None)
+    assert picked(65532) == 65533
 
 
 @pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])

@@ -1,6 +1,7 @@
 """The calls from Python: waiting, picking, keeping a port, and what their errors carry."""
 
-import errno  # noqa: I001
+import contextlib  # noqa: I001
+import errno
 import os
 import pickle
 import socket
@@ -151,7 +152,8 @@ def test_where_the_search_for_a_free_port_ends(monkeypatch, start, errors, found
 def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold, monkeypatch):
     """An event, not a step of sleep; the best of several, as the machine may be busy."""
     lags = []
-    if hasattr(os, "pidfd_open"):
+    with contextlib.suppress(AttributeError, OSError):  # where there is no pidfd, it looks again and again
+        os.close(os.pidfd_open(os.getpid()))
         monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("a step of sleep"))
     for _ in range(3):
         held = hold(port, exit_after=0.2)
