@@ -25,6 +25,13 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 IN_USE, DENIED, FULL = OSError(errno.EADDRINUSE, "no"), OSError(errno.EACCES, "no"), OSError(errno.EMFILE, "no")
 
 
+def error(call, *words, **named):
+    """What a call raises: its class, its reason, the port and the host."""
+    with pytest.raises(PortError) as caught:
+        call(*words, **named)
+    return type(caught.value), caught.value.reason, caught.value.port, caught.value.host
+
+
 def test_errors_carry_what_a_caller_needs(port, hold, monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "production")
     held = hold(port)
@@ -80,9 +87,7 @@ def test_a_host_that_cannot_be_had_is_one_error_everywhere(host, monkeypatch, sa
     calls = (wait_until_free, wait_until_listening, bind_port, find_free_port, find_listeners)
     for call in calls[: 4 if host == "192.0.2.1" else 5]:
         asked.clear()
-        with pytest.raises(PortError) as caught:
-            call(60000, host)
-        assert (caught.value.reason, caught.value.port, caught.value.host) == (shown, 60000, host), call
+        assert error(call, 60000, host) == (PortError, shown, 60000, host), call
         assert len(asked) == (host != "192.0.2.1"), call
     assert ensure_port_available(60000, host) is False and said().splitlines()[-1].lower() == f"❌ {shown}"
     for until in ("free", "listening"):
@@ -112,9 +117,8 @@ def test_bind_port_when_somebody_was_quicker(port, monkeypatch, said):
     """Between the check and the bind, another took it."""
     with socket.create_server(("127.0.0.1", port)):
         seam.taken_before_the_bind(monkeypatch)
-        with pytest.raises(PortError, match=f"^port {port} is already in use$") as caught:
-            bind_port(port, "127.0.0.1")
-    assert (caught.value.port, caught.value.host) == (port, "127.0.0.1")
+        reason = f"port {port} is already in use"
+        assert error(bind_port, port, "127.0.0.1") == (PortError, reason, port, "127.0.0.1")
     assert said() == f"❌ Port {port} is already in use"
 
 
@@ -136,7 +140,8 @@ def test_find_free_port(port, hold):
 
 @pytest.mark.parametrize(("start", "errors", "found"), [
     (80, dict.fromkeys(range(1024), DENIED), 1024), (65530, dict.fromkeys(range(65530, 65535), IN_USE), 65535),
-    (1024, {1024: DENIED}, "no permission to bind port 1024"), (65535, {65535: IN_USE}, "port 65535 is already"),
+    (1024, {1024: DENIED}, "no permission to bind port 1024: a rule of this system forbids it"),
+    (65535, {65535: IN_USE}, "port 65535 is already in use"),
     (8000, {8000: FULL}, "port 8000 cannot be checked: too many files are open"),
 ])  # fmt: skip
 def test_where_the_search_for_a_free_port_ends(monkeypatch, start, errors, found):
@@ -144,9 +149,7 @@ def test_where_the_search_for_a_free_port_ends(monkeypatch, start, errors, found
     if isinstance(found, int):
         assert find_free_port(start) == found
     else:
-        with pytest.raises(PortError, match=found) as caught:
-            find_free_port(start)
-        assert (caught.value.port, caught.value.host) == (start, "0.0.0.0")
+        assert error(find_free_port, start) == (PortError, found, start, "0.0.0.0")
 
 
 def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold, monkeypatch):
@@ -167,15 +170,13 @@ def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold, monkeyp
 
 def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold, monkeypatch):
     held = hold(port)
-    for words, timeout in (((port,), 0.2), ((port, "127.0.0.1"), 0)):  # without time it looks once
-        with pytest.raises(PortTimeout, match=f"^port {port} is already in use; gave up after {timeout} s$") as caught:
-            wait_until_free(*words, timeout=timeout)
-        assert [holder.pid for holder in caught.value.holders] == [held.pid] == held.alive()
-        assert (caught.value.port, caught.value.host) == (port, (*words, "0.0.0.0")[1])
-    seam.only(monkeypatch, lambda port: None)
-    with pytest.raises(PortTimeout, match=f"^port {port} is already in use; gave up") as caught:
+    reason = f"port {port} is already in use; gave up after"
+    assert error(wait_until_free, port, timeout=0.2) == (PortTimeout, f"{reason} 0.2 s", port, "0.0.0.0")
+    with pytest.raises(PortTimeout) as caught:
         wait_until_free(port, timeout=0)
-    assert caught.value.holders == ()
+    assert [holder.pid for holder in caught.value.holders] == [held.pid] == held.alive()
+    seam.only(monkeypatch, lambda port: None)  # it looks once without time, and nobody can tell
+    assert error(wait_until_free, port, "127.0.0.1", timeout=0) == (PortTimeout, f"{reason} 0 s", port, "127.0.0.1")
 
 
 def test_wait_until_free_where_nobody_can_be_pinned(port, hold, monkeypatch):
@@ -193,54 +194,46 @@ def test_wait_until_free_just_in_time(port, monkeypatch):
     assert wait_until_free(port, timeout=0.01) is True
 
 
-def in_vain(kind, reason, port, *host, **options):
-    """A wait until somebody listens, which ends with this error."""
-    with pytest.raises(PortError, match=f"^{reason}$") as caught:
-        wait_until_listening(port, *host, **options)
-    assert (type(caught.value), caught.value.port) == (kind, port)
-    assert caught.value.host == ((host or ("127.0.0.1",))[0] or "")
-
-
 @pytest.mark.parametrize("told", [True, False], ids=["sockets", "probe"])  # by the probe where nothing tells of sockets
 def test_wait_until_listening(port, hold, monkeypatch, told):
+    def vain(*host, **named):
+        nobody = PortTimeout, f"nobody listens on port {port}; gave up after 0.1 s", port, (*host, "127.0.0.1")[0]
+        return error(wait_until_listening, port, *host, timeout=0.1, **named) == nobody
+
     if not told:
         seam.only(monkeypatch, lambda port: None)
-    nobody = f"nobody listens on port {port}; gave up after 0.1 s"
-    in_vain(PortTimeout, nobody, port, timeout=0.1)
+    assert vain()
     bound = hold(port, listen=False, reuse=False)
-    if told:
-        in_vain(PortTimeout, nobody, port, timeout=0.1)
+    assert not told or vain()
     bound.end()
     timer = threading.Timer(0.1, lambda: hold(port))
     timer.start()
     assert wait_until_listening(port, timeout=PATIENCE) is wait_until_listening(port, None, timeout=0) is True
     timer.join()
-    in_vain(PortTimeout, nobody, port, "127.0.0.2", timeout=0.1)
-    in_vain(PortTimeout, nobody, port, "::1", timeout=0.1)
-    if not told:
-        in_vain(PortTimeout, nobody, port, timeout=0.1, pid=os.getpid())
+    assert vain("127.0.0.2") and vain("::1") and (told or vain(pid=os.getpid()))
 
 
 def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
     port, other = ports(), ports()
     held, _ = hold(port, children=1, silent_parent=True), hold(("127.0.0.2", port))
     assert wait_until_listening(port, timeout=0, pid=held.pid) is True
-    assert wait_until_listening(port, None, timeout=0, pid=held.children[0]) is True
-    in_vain(PortTimeout, f"nobody listens on port {other}; gave up after 0.1 s", other, None, timeout=0.1, pid=held.pid)
+    for pid in (held.pid, held.children[0]):
+        assert wait_until_listening(port, None, timeout=0, pid=pid) is True
+    nobody = f"nobody listens on port {other}; gave up after 0.1 s"
+    assert error(wait_until_listening, other, None, timeout=0.1, pid=held.pid) == (PortTimeout, nobody, other, "")
 
 
 def test_a_wait_for_a_process_ends_when_it_has_ended_or_another_listens(ports, hold, start):
     """At once, with the reason, and not after the time that was given."""
     port, other = ports(), ports()
-    server = start(sys.executable, "-c", "import time; time.sleep(0.3)")
-    for host in ((), (None,)):  # first it is a zombie, until its parent waits for it
-        reason = f"process {server.pid} has ended, and does not listen on port {port}"
-        in_vain(PortError, reason, port, *host, timeout=PATIENCE, pid=server.pid)
-        server.wait()
-    held, server = hold(other), start("sleep", "60")
-    reason = rf"port {other} is held by process {held.pid} \(.*\), and not by process {server.pid}"
-    for host in ((), (None,)):
-        in_vain(PortError, reason, other, *host, timeout=PATIENCE, pid=server.pid)
+    ended, lives, held = start(sys.executable, "-c", "import time; time.sleep(0.3)"), start("sleep", "60"), hold(other)
+    gone = f"process {ended.pid} has ended, and does not listen on port {port}"
+    theirs = f"port {other} is held by process {find_listeners(other)[0]}, and not by process {lives.pid}"
+    for host in ("127.0.0.1", None):  # first it is a zombie, until its parent waits for it
+        for at, server, reason in ((port, ended, gone), (other, lives, theirs)):
+            told = error(wait_until_listening, at, host, timeout=PATIENCE, pid=server.pid)
+            assert told == (PortError, reason, at, host or "")
+        ended.wait()
     assert held.alive() == [held.pid]
 
 
@@ -257,9 +250,8 @@ def test_a_port_manager(port, hold, monkeypatch):
     assert PortManager(host="192.0.2.1").is_port_in_use(port) is False  # no such address is not "in use"
     hold(port)
     seam.only(monkeypatch, lambda port: [seam.listener(None, port, "127.0.0.1", None)])
-    with pytest.raises(CannotTell, match=f"^port {port} is held by a process that may not be seen$") as caught:
-        manager.get_process_using_port(port)
-    assert (caught.value.port, caught.value.host, len(caught.value.holders)) == (port, "127.0.0.1", 1)
+    hidden = f"port {port} is held by a process that may not be seen"
+    assert error(manager.get_process_using_port, port) == (CannotTell, hidden, port, "127.0.0.1")
 
 
 def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said, monkeypatch):
