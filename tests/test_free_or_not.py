@@ -71,6 +71,11 @@ def test_the_troubles_have_messages_of_their_own(monkeypatch, said, error, host,
         assert PortManager(host=host).is_port_in_use(port) is held
 
 
+def test_where_a_conflict_cannot_be_told():
+    assert seam.conflict("fe80::1%2", "fe80::1") is seam.conflict("::", "127.0.0.1") is None
+    assert seam.conflict("fe80::1%2", "fe80::2") is seam.conflict("::", "127.0.0.1", v6only=True) is False
+
+
 @pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
 def test_no_permission_for_real():
     with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as limit:

@@ -237,7 +237,7 @@ def test_a_wait_for_a_process_ends_when_it_has_ended_or_another_listens(ports, h
     assert held.alive() == [held.pid]
 
 
-def test_a_port_manager(port, hold, monkeypatch):
+def test_a_port_manager(port, hold, monkeypatch, said):
     manager = PortManager(port, "127.0.0.1", grace=0.2)
     assert (manager.port, manager.host, manager.is_port_in_use(port)) == (port, "127.0.0.1", False)
     held = hold(port, ignore_term=True)
@@ -248,6 +248,12 @@ def test_a_port_manager(port, hold, monkeypatch):
     assert held.alive() == [] and manager.get_process_using_port(port) is None
     assert PortManager().port == 8000 and PortManager().host == "0.0.0.0"
     assert PortManager(host="192.0.2.1").is_port_in_use(port) is False  # no such address is not "in use"
+    held, answers, asking = hold(port), iter([False, True]), PortManager(port, policy="ask")
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", lambda _: next(answers))
+    assert (asking.kill_process(held.pid), held.alive()) == (False, [held.pid])
+    assert "the answer was no: nobody was stopped" in said().lower()
+    assert (asking.kill_process(held.pid), held.alive()) == (True, [])
     hold(port)
     seam.only(monkeypatch, lambda port: [seam.listener(None, port, "127.0.0.1", None)])
     hidden = f"port {port} is held by a process that may not be seen"
@@ -268,6 +274,12 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said, m
     assert "outside development nothing is stopped" in preview_port(port).reason and preview_port(port).plan is None
     assert preview_port(8000, "192.0.2.1").reason == "192.0.2.1 is not an address of this machine"
     assert held.alive() == family and said() == ""
+
+
+def test_find_listeners_of_any_port_looks_at_every_process(port, hold):
+    held = hold(port, children=2, double_fork=True)
+    found = {holder.pid for holder in find_listeners() if port in {address.port for address in holder.addresses}}
+    assert found == {*held.alive()} and len(found) == 3
 
 
 def test_threads_may_ask_at_the_same_time(ports, hold):
