@@ -195,6 +195,7 @@ def test_several_ports_and_ranges(ports, hold, capsys):
     assert done.returncode == 1 and first == f"{low}-{low + 2}: 1 held, 2 available"
     assert second.startswith(f"⚠️  Port {low + 1} is already in use\n  process     {held.pid} (")
     assert third == f"✅ Port {alone} is available\n" and done.stderr.count("PORT_MANAGER_POLICY is 'kil'") == 1
+    assert command_line("free", "-n", str(alone), "--policy", "kill", PORT_MANAGER_POLICY="kil").stderr == ""
     held.end()
     assert main([f"{low}-{low + 2}", str(alone)]) == 0
     assert capsys.readouterr().out == f"{low}-{low + 2}: 3 available\n✅ Port {alone} is available\n"
@@ -384,7 +385,7 @@ def test_list(ports, hold, tmp_path):
         assert {holder["pid"] for holder in told[low]["holders"]} == {first.pid, *first.children}
 
 
-def test_wait(port, hold, start):
+def test_wait(ports, port, hold, start):
     places = (f"--host=127.0.0.1 {port}", f"localhost:{port}", f"{port}")
     wait = [sys.executable, PORT_MANAGER, "wait", "--timeout", "60"]
     waiters = [start(*wait, "--until", "listening", *place.split()) for place in places]
@@ -392,6 +393,8 @@ def test_wait(port, hold, start):
     assert [waiter.poll() for waiter in waiters] == [None] * 3
     held = hold(port)
     assert [waiter.wait(PATIENCE) for waiter in waiters] == [0] * 3
+    hold(("::1", other := ports()))
+    assert main(["wait", str(other), "--until", "listening", "--timeout", "0"]) == 0
     threading.Timer(0.4, held.process.terminate).start()
     done = command_line("wait", str(port), "--timeout", "60")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", f"✅ Port {port} is free\n")

@@ -141,6 +141,9 @@ def test_windows_is_asked_for_the_port_exclusively(port, monkeypatch):
         def setsockopt(self, *option):
             options.append(option)
 
+        def listen(self, *backlog):
+            options.append("no probe listens, not even for a moment")
+
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)
     monkeypatch.setattr(socket, "socket", Recorder)
     assert seam.probe(port, "127.0.0.1") is None and options == [(socket.SOL_SOCKET, -5, 1)]

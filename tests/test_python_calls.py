@@ -122,14 +122,14 @@ def test_bind_port_when_somebody_was_quicker(port, monkeypatch, said):
     assert said() == f"❌ Port {port} is already in use"
 
 
-def test_any_free_port_is_bound_and_lives_on_in_a_child():
+def test_any_free_port_is_bound_and_lives_on_in_a_child(said):
     with bind_port(0, "127.0.0.1") as first, bind_port(0, inheritable=True) as second:
         ports = [listener.getsockname()[1] for listener in (first, second)]
         assert len({*ports, 0}) == 3 and wait_until_listening(ports[0], timeout=0, pid=os.getpid()) is True
         child = "import socket, sys; print(socket.socket(fileno=int(sys.argv[1])).getsockname()[1])"
         command = [sys.executable, "-c", child, str(second.fileno())]
-        said = subprocess.run(command, close_fds=False, capture_output=True, text=True, check=True).stdout
-    assert int(said) == ports[1]
+        told = subprocess.run(command, close_fds=False, capture_output=True, text=True, check=True).stdout
+    assert int(told) == ports[1] and said() == ""
 
 
 def test_find_free_port(port, hold):
@@ -172,11 +172,13 @@ def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold, monkeypa
     held = hold(port)
     reason = f"port {port} is already in use; gave up after"
     assert error(wait_until_free, port, timeout=0.2) == (PortTimeout, f"{reason} 0.2 s", port, "0.0.0.0")
-    with pytest.raises(PortTimeout) as caught:
+    with pytest.raises(PortTimeout) as caught:  # without time it looks once
         wait_until_free(port, timeout=0)
     assert [holder.pid for holder in caught.value.holders] == [held.pid] == held.alive()
-    seam.only(monkeypatch, lambda port: None)  # it looks once without time, and nobody can tell
-    assert error(wait_until_free, port, "127.0.0.1", timeout=0) == (PortTimeout, f"{reason} 0 s", port, "127.0.0.1")
+    for rows in (None, [seam.listener(None, port, "127.0.0.1", None)]):  # nobody can tell; not by whom
+        seam.only(monkeypatch, lambda port, rows=rows: rows)
+        told = error(wait_until_free, port, "127.0.0.1", timeout=0.1)
+        assert told == (PortTimeout, f"{reason} 0.1 s", port, "127.0.0.1")
 
 
 def test_wait_until_free_where_nobody_can_be_pinned(port, hold, monkeypatch):
@@ -211,6 +213,8 @@ def test_wait_until_listening(port, hold, monkeypatch, told):
     assert wait_until_listening(port, timeout=PATIENCE) is wait_until_listening(port, None, timeout=0) is True
     timer.join()
     assert vain("127.0.0.2") and vain("::1") and (told or vain(pid=os.getpid()))
+    seam.stand_in(monkeypatch, "bind", lambda *_: FULL)
+    assert not told or vain("127.0.0.2"), "it goes on where nothing can be probed for the moment"
 
 
 def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
