@@ -319,7 +319,7 @@ def test_quiet_says_only_why_not(ports, hold):
         assert (done.returncode, done.stdout, done.stderr) == (status, "", ""), words
     for words, begins in (("free -q", f"❌ Process {stays.pid} "), ("free -q -n", f"❌ Port {kept}: process ")):
         done = command_line(*words.split(), str(kept))
-        assert (done.returncode, done.stdout) == (1, "") and re.match(f"{begins}.* it is a tunnel", done.stderr)
+        assert (done.returncode, done.stdout) == (1, "") and re.fullmatch(f"{begins}.* it is a tunnel.*\n", done.stderr)
     assert stays.alive() == [stays.pid]
 
 

@@ -109,6 +109,8 @@ def test_a_host_name_stands_for_all_its_addresses(port, hold, monkeypatch):
     addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"127.0.0.{n}", port)) for n in (5, 6, 6)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
     assert seam.probe(port, "my-laptop") is None
+    addresses.append((*addresses[0][:4], ("192.0.2.1", port)))
+    assert seam.probe(port, "my-laptop") == "192.0.2.1 is not an address of this machine"
     hold(("127.0.0.6", port))
     assert seam.probe(port, "my-laptop") == f"port {port} is already in use"
 
