@@ -168,8 +168,8 @@ def test_check_tells_of_a_suspended_and_of_a_replaced_program(ports, hold, start
     held = hold(port)
     os.kill(held.pid, signal.SIGSTOP)
     python = shutil.copy(os.path.realpath(sys.executable), tmp_path / "server")
-    words = [python, "-S", *holding(other)[3:]]
-    assert start(*words, env={**os.environ, "PYTHONHOME": sys.base_prefix}).stdout.readline()
+    there = {**os.environ, "PYTHONHOME": sys.base_prefix}
+    assert start(python, "-S", *holding(other)[3:], env=there).stdout.readline()
     os.unlink(python)
     assert eventually(lambda: facts(command_line(str(port)).stdout).get("state") == "suspended (Ctrl+Z)")
     assert facts(command_line(str(other)).stdout)["state"] == "its program was deleted or replaced"
@@ -327,7 +327,7 @@ def test_verbose_says_which_tool_could_not_tell(port, monkeypatch, caplog):
     caplog.set_level(0, "port_manager")
     seam.stand_in(monkeypatch, "find a tool", lambda tool: "/no/such/tool")
     seam.only(monkeypatch, "ss")
-    for words, told in (("list", False), ("list --verbose", True), ("list -q", False)):
+    for words, told in (("list", False), ("list --verbose", True), ("list -q", False), ("list -v", True)):
         caplog.clear()
         main([*words.split(), str(port)])
         assert ("ss cannot tell: " in caplog.text) is told, words
