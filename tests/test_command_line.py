@@ -37,12 +37,6 @@ def columns(text):
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def in_a_row(ports, number):
-    """The first of so many free ports."""
-    return next(p for p in iter(ports, None) if all(can_bind(p + more, "0.0.0.0") for more in range(1, number)))
-
-
-
 @pytest.mark.parametrize("words", [
     "{0}", "check {0}", "{0} check", ":{0}", "localhost:{0}", "127.0.0.1:{0}", "http://localhost:{0}/", "{0},{0}",
     "{0},", "http://127.0.0.1:{0}/docs?x=1", "--port {0}", "check --port={0}", "-p {0}", "-p{0}", "{0}-{0}",
@@ -188,7 +182,8 @@ def test_check_tells_who_else_has_the_number(ports, hold):
 
 
 def test_several_ports_and_ranges(ports, hold, capsys):
-    low, alone = in_a_row(ports, 3), ports()
+    low = next(port for port in iter(ports, None) if can_bind(port + 1) and can_bind(port + 2))
+    alone = ports()
     held = hold(low + 1)
     done = command_line("check", f"{low}-{low + 2}", str(alone), PORT_MANAGER_POLICY="kil")
     first, second, third = done.stdout.split("\n\n")
@@ -412,29 +407,29 @@ def test_wait_ends_after_its_time_and_sleeps_until_then(port, hold, until):
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.7
 
 
-def test_pick(ports, hold, capsys, monkeypatch, said):
+def test_pick(capsys, monkeypatch, said):
     """A step at random keeps two starts apart; it goes no further than the range, and to no port that is held."""
+    errors = {}
+    seam.stand_in(monkeypatch, "bind", lambda _, address: errors.get(address))
 
-    def picked(words, step=3):
+    def picked(words, step=3, held=()):
+        errors.update((address, OSError(errno.EADDRINUSE, "in use")) for address in held)
         monkeypatch.setattr(os, "urandom", lambda _: bytes([step]))
         assert main(f"pick {words}".split()) == 0
         return int(capsys.readouterr().out)
 
-    low = in_a_row(ports, 5)
-    assert picked(low) == picked(f"{low}-{low + 2}") == low and picked("") >= 8000
-    hold(low)
-    assert [picked(f":{low}", step) - low for step in (0, 1, 2, 3, 4)] == [1, 2, 3, 4, 1]
-    assert [picked(f"{low}-{low + last}") - low for last in (4, 3, 1)] == [4, 1, 1]
-    hold(("127.0.0.2", low), ("127.0.0.2", low + 4))
-    assert picked(f"127.0.0.2:{low}") == low + 1
-    hold(("::1", low + 1), ("::1", low + 4), v6only=True)  # a browser that asks for localhost may meet these
-    assert picked(low, 2) == picked(low, 0) == low + 2
-    assert main(["pick", f"{low}-{low + 1}"]) == main(["pick", "192.0.2.1:8000"]) == 1
-    assert said() == f"❌ No port from {low} to {low + 1} is free\n❌ 192.0.2.1 is not an address of this machine"
+    assert picked("") == picked("8000-8002") == 8000
+    assert picked("8000-8001", held=[("0.0.0.0", 8000)]) == picked("8000-8003") == 8001
+    assert [picked(words) for words in (":8000", "8000-8004")] == [8004, 8004]
+    assert [picked("8000", step) for step in (0, 1, 2, 4)] == [8001, 8002, 8003, 8001]
+    assert picked("127.0.0.2:8000", held=[("127.0.0.2", 8000), ("127.0.0.2", 8004)]) == 8001
+    # A browser that asks for localhost may meet these.
+    assert picked("8000", 2, held=[("::1", 8001), ("::1", 8004)]) == picked("8000", 0) == 8002
+    assert picked("65532", held=[("0.0.0.0", 65532)]) == 65533
+    errors["192.0.2.1", 8000] = OSError(errno.EADDRNOTAVAIL, "no")
+    assert main(["pick", "8000-8001"]) == main(["pick", "192.0.2.1:8000"]) == 1
+    assert said() == "❌ No port from 8000 to 8001 is free\n❌ 192.0.2.1 is not an address of this machine"
     assert capsys.readouterr().out == ""
-    held = {65532: OSError(errno.EADDRINUSE, "in use")}
-    seam.stand_in(monkeypatch, "bind", lambda _, address: held.get(address[1]))
-    assert picked(65532) == 65533
 
 
 @pytest.mark.parametrize("buffered", ["", "1"], ids=["buffered", "unbuffered"])
