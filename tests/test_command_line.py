@@ -154,6 +154,10 @@ def test_check_and_a_dry_run_tell_what_keeps_free_from_it(port, hold, monkeypatc
         (told,) = json.loads(capsys.readouterr().out)["ports"]
         assert (told["available"], told["stopped"], told["would_stop"]) == (False, [], []), words
         assert why.rpartition(": ")[2] in told["reason"]
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    if name == "node":  # what is said to --force and to a person who can be asked
+        assert main(["free", "-n", "--force", "--policy", "ask", str(port)]) == 0
+        assert facts(capsys.readouterr().out)["free would"].startswith(f"ask, then stop {held.pid}: SIGTERM")
     assert held.alive() == [held.pid]
 
 
@@ -184,12 +188,13 @@ def test_check_tells_who_else_has_the_number(ports, hold):
 def test_several_ports_and_ranges(ports, hold, capsys):
     low = next(port for port in iter(ports, None) if can_bind(port + 1) and can_bind(port + 2))
     alone = ports()
-    held = hold(low + 1)
+    held = hold(low + 1, low + 2)
     done = command_line("check", f"{low}-{low + 2}", str(alone), PORT_MANAGER_POLICY="kil")
-    first, second, third = done.stdout.split("\n\n")
-    assert done.returncode == 1 and first == f"{low}-{low + 2}: 1 held, 2 available"
-    assert second.startswith(f"⚠️  Port {low + 1} is already in use\n  process     {held.pid} (")
-    assert third == f"✅ Port {alone} is available\n" and done.stderr.count("PORT_MANAGER_POLICY is 'kil'") == 1
+    first, *screens, last = done.stdout.split("\n\n")
+    assert done.returncode == 1 and first == f"{low}-{low + 2}: 2 held, 1 available" and len(screens) == 2
+    for port, screen in enumerate(screens, low + 1):
+        assert screen.startswith(f"⚠️  Port {port} is already in use\n  process     {held.pid} (")
+    assert last == f"✅ Port {alone} is available\n" and done.stderr.count("PORT_MANAGER_POLICY is 'kil'") == 1
     assert command_line("free", "-n", str(alone), "--policy", "kill", PORT_MANAGER_POLICY="kil").stderr == ""
     held.end()
     assert main([f"{low}-{low + 2}", str(alone)]) == 0
@@ -350,12 +355,13 @@ def test_json_of_check_and_free(ports, hold, tmp_path):
 
 def test_an_ancestry_begins_at_the_shell_of_a_terminal(port, hold, tmp_path):
     (tmp_path / "pyproject.toml").touch()
-    script = f"{shlex.join(holding(port))}; true"
+    script = f"timeout 60 {shlex.join(holding(port))}; true"
     for terminal in (True, False):
         (shell,) = hold(starts=["sh", "-c", script], terminal=terminal, cwd=tmp_path).children
         assert eventually(lambda: not can_bind(port))
         (told,) = entries("check", str(port))[0]["holders"]
-        assert told["ancestry"][-1] == {"pid": shell, "name": "sh"} and (len(told["ancestry"]) == 1) is terminal
+        *above, first, second = told["ancestry"]
+        assert (first, second["name"], above == []) == ({"pid": shell, "name": "sh"}, "timeout", terminal)
         (told,) = entries("free", str(port))[0]["holders"]
         assert told["project"] == str(tmp_path), "it is told also of one that has been stopped"
 
@@ -418,7 +424,7 @@ def test_pick(capsys, monkeypatch, said):
         assert main(f"pick {words}".split()) == 0
         return int(capsys.readouterr().out)
 
-    assert picked("") == picked("8000-8002") == 8000
+    assert (picked(""), picked("8000-8002"), picked("65535")) == (8000, 8000, 65535)
     assert picked("8000-8001", held=[("0.0.0.0", 8000)]) == picked("8000-8003") == 8001
     assert [picked(words) for words in (":8000", "8000-8004")] == [8004, 8004]
     assert [picked("8000", step) for step in (0, 1, 2, 4)] == [8001, 8002, 8003, 8001]

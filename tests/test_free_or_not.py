@@ -71,9 +71,11 @@ def test_the_troubles_have_messages_of_their_own(monkeypatch, said, error, host,
         assert PortManager(host=host).is_port_in_use(port) is held
 
 
-def test_where_a_conflict_cannot_be_told():
+def test_where_a_conflict_cannot_be_told(monkeypatch):
     assert seam.conflict("fe80::1%2", "fe80::1") is seam.conflict("::", "127.0.0.1") is None
     assert seam.conflict("fe80::1%2", "fe80::2") is seam.conflict("::", "127.0.0.1", v6only=True) is False
+    monkeypatch.setattr(socket, "socket", Mock(side_effect=OSError(errno.EAFNOSUPPORT, "off")))
+    assert seam.conflict("127.0.0.1", "::") is False, "where IPv6 is off, nothing is dual"
 
 
 @pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")

@@ -215,6 +215,8 @@ def test_wait_until_listening(port, hold, monkeypatch, told):
     assert vain("127.0.0.2") and vain("::1") and (told or vain(pid=os.getpid()))
     seam.stand_in(monkeypatch, "bind", lambda *_: FULL)
     assert not told or vain("127.0.0.2"), "it goes on where nothing can be probed for the moment"
+    seam.only(monkeypatch, lambda port: [seam.listener(None, port, "127.0.0.1", None)._replace(listening=False)])
+    assert vain()
 
 
 def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
