@@ -79,10 +79,10 @@ NO_PORTS = ["0", "-1", "65536", "http", "", "80.5", "²", "3010-3000", "3000-", 
     ("free 80 --policy kil", "'kil' is none of kill, own, ask, refuse"), ("free 80 --grace=", "a value, SECONDS"),
     ("free 80 --host", "--host: it takes a value, HOST"), ("free 80 --host --force", "--host: it takes a value"),
     ("80 --policy kill", "--policy is an option of free, not of check"), ("list http", "'http' is neither a port"),
-    ("free 80 --force=yes", "--force: it takes no value"), ("free", "type port_manager.py free PORT..., such as 8000"),
-    ("wait 80 --until gone", "'gone' is none of free, listening"), ("wait 80 81", "type port_manager.py wait PORT,"),
+    ("free 80 --force=yes", "--force: it takes no value"), ("free", ": type port_manager.py free PORT..., such as 80"),
+    ("wait 80 --until gone", "'gone' is none of free, listening"), ("wait 80 81", ": type port_manager.py wait PORT,"),
     ("wait 80 --json", "--json is an option of list, check, free, not of wait"), ("wait 80-81", ".py wait PORT, "),
-    ("pick 80 81", "type port_manager.py pick [PORT or range], such as 8000"), ("pick 80,81", "pick [PORT or range]"),
+    ("pick 80 81", ": type port_manager.py pick [PORT or range], such as 8000"), ("pick 80,81", "pick [PORT or range]"),
 ])  # fmt: skip
 def test_a_wrong_call_ends_with_status_2_and_a_hint(words, hint, capsys):
     assert main(words.split(" ")) == 2
