@@ -269,6 +269,11 @@ def on_the_way_to_its_folder(patch: Any, pid: int, then: Callable[[], Any]) -> N
     patch.setattr(pm._Linux, "folder", lambda self, at, cwd: (at == pid and then(), real(self, at, cwd))[1])
 
 
+def folders_are_out_of_reach(patch: Any) -> None:
+    """Let no folder of another process be within reach from here."""
+    patch.setattr(pm._Linux, "folder", lambda *_: None)
+
+
 # Stop and verify
 
 

@@ -366,6 +366,15 @@ def test_an_ancestry_begins_at_the_shell_of_a_terminal(port, hold, tmp_path):
         assert told["project"] == str(tmp_path), "it is told also of one that has been stopped"
 
 
+def test_a_folder_out_of_reach_has_no_project(port, hold, tmp_path, monkeypatch, capsys):
+    (tmp_path / "pyproject.toml").touch()
+    hold(port, cwd=tmp_path)
+    for project in (str(tmp_path), None):
+        assert main(["check", str(port), "--json"]) == 1
+        assert json.loads(capsys.readouterr().out)["ports"][0]["holders"][0]["project"] == project
+        seam.folders_are_out_of_reach(monkeypatch)
+
+
 def test_list(ports, hold, tmp_path):
     low, high = sorted((ports(), ports()))
     src = tmp_path / "项目" / "src"
