@@ -241,7 +241,9 @@ def shown_until_closed(terminal: int) -> str:
     return shown.decode("utf-8", "replace")
 
 
-def on_a_terminal(*words: str, answer: bytes = b"", cwd: Any = ".", **environ: str) -> tuple[str, str, int]:
+def on_a_terminal(
+    *words: str, answer: bytes = b"", question: str = " [y/N]", cwd: Any = ".", **environ: str
+) -> tuple[str, str, int]:
     """Run a Python program on a terminal of its own: what it shows up to its question, and after the answer; its status."""
     pty = pytest.importorskip("pty")
     pid, terminal = pty.fork()
@@ -249,8 +251,10 @@ def on_a_terminal(*words: str, answer: bytes = b"", cwd: Any = ".", **environ: s
         os.chdir(cwd)
         os.execve(sys.executable, [sys.executable, *words], {**os.environ, "PYTHONPATH": str(ROOT), **environ})
     shown = b""
-    while answer and b" [y/N]" not in shown:
+    while answer and question.encode() not in shown:
         shown += os.read(terminal, 4096)
+    if answer == b"\x03":  # one that comes just before the program reads is not noticed
+        eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
     os.write(terminal, answer)
     after = shown_until_closed(terminal)
     return shown.decode(), after, os.waitpid(pid, 0)[1] >> 8

@@ -51,6 +51,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "tables of Windows": (pm, "_tcp_tables"),  # () -> sockets or None
     "calls of Windows": (pm, "_winapi"),  # () -> what has OpenProcess, CloseHandle ...
     "answers of Windows": (pm, "_told"),  # (library, ask, a handle or number) -> (bytes, their address)
+    "preview": (pm, "_preview"),  # (port, host, options) -> PortResult
     "stop": (pm, "_stop"),  # (system, pins, options) -> (who has gone: whether at our request; why not)
 }
 
@@ -273,6 +274,11 @@ def on_the_way_to_its_folder(patch: Any, pid: int, then: Callable[[], Any]) -> N
     """Call this when the folder of a process is asked for."""
     real = pm._Linux.folder
     patch.setattr(pm._Linux, "folder", lambda self, at, cwd: (at == pid and then(), real(self, at, cwd))[1])
+
+
+def folders_are_out_of_reach(patch: Any) -> None:
+    """Let no folder of another process be within reach from here."""
+    patch.setattr(pm._Linux, "folder", lambda *_: None)
 
 
 # Stop and verify

@@ -1,7 +1,5 @@
 """What holds for every input, tried with random ones: a failure shows the seed, and TESTS_SEED=NUMBER tries others."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
@@ -17,13 +15,11 @@ import pytest
 from port_manager import SERVERS, find_listeners, find_server, server_endpoints
 
 from . import seam
-from .conftest import LINUX, TELLS_BOUND
+from .conftest import LINUX, TELLS_BOUND, can_bind
 from .samples import NETSTAT_BSD
 
 SEED = int(os.environ.get("SEED", "20261125"))
 on_linux = pytest.mark.skipif(not LINUX, reason="real sockets on Linux")
-
-# Two sockets on one port: the kernel's own word, and that of the tool
 
 HOSTS = ("0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1", "::ffff:127.0.0.1")
 ADDRESSES = [*((host, None) for host in HOSTS if host != "::"), ("::", False), ("::", True)]  # and whether v6-only
@@ -43,20 +39,13 @@ def bound(port, host, v6only=None, listening=False, reuse=True):
         yield
 
 
-def refused(port, host):
-    """Whether the kernel keeps a server, which sets SO_REUSEADDR, from binding there."""
-    with contextlib.suppress(OSError), bound(port, host):
-        return False
-    return True
-
-
 @on_linux
 @pytest.mark.parametrize(("listening", "reuse"), WAYS)
 @pytest.mark.parametrize(("address", "v6only"), ADDRESSES)
 def test_two_sockets_exclude_each_other_as_the_kernel_says(port, address, v6only, listening, reuse):
     with bound(port, address, v6only, listening, reuse):
         for wanted in HOSTS:
-            kernel = refused(port, wanted)
+            kernel = not can_bind(port, wanted)
             found = [holder.pid for holder in find_listeners(port, wanted)]
             assert found == [os.getpid()] * kernel, (wanted, kernel)
             if listening or not reuse:  # with it, sockets share an address until one of them listens
@@ -77,11 +66,8 @@ def test_among_several_sockets_a_holder_is_found_where_the_kernel_refuses(ports)
                     held.append(each)
             shared = any(not listening and reuse for *_, listening, reuse in held)
             for wanted in rng.sample(HOSTS, 2):  # each look walks through every process of the machine
-                found, kernel = bool(find_listeners(port, wanted)), refused(port, wanted)
+                found, kernel = bool(find_listeners(port, wanted)), not can_bind(port, wanted)
                 assert found == kernel or (found and shared), (SEED, held, wanted)
-
-
-# Parsers of what test_torture does not mangle
 
 
 def test_netstat_of_macos_tells_only_of_ports_that_it_lists():
@@ -106,8 +92,6 @@ def test_the_tables_of_windows_tell_only_of_pids_that_stand_in_them(v6, size):
         pids = [int.from_bytes(row[-4:], sys.byteorder) for row in rows]
         assert [row.pid or 0 for row in found] == pids and all(0 <= row.port <= 65535 for row in found), (SEED, data)
 
-
-# Command lines
 
 LAUNCHERS = ["nohup", "timeout 60", "env -u X", "env PORT=7001", "nice -n 5", "sudo", "coverage run", "sh -c",
              "bash -lc", "python -m", "npm run", "cd web &&", "docker run", ""]  # fmt: skip

@@ -1,10 +1,7 @@
 """The calls from Python: waiting, picking, keeping a port, and what their errors carry."""
 
-from __future__ import annotations
-
+import contextlib  # noqa: I001
 import errno
-import http.client
-import http.server
 import os
 import pickle
 import socket
@@ -12,35 +9,32 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import port_manager
-from port_manager import (
-    CannotTell,
-    Endpoint,
-    Holder,
-    PortError,
-    PortManager,
-    PortTimeout,
-    bind_port,
-    ensure_port_available,
-    find_free_port,
-    find_listeners,
-    preview_port,
-    wait_until_free,
-    wait_until_listening,
-)
+from port_manager import CannotTell, Endpoint, PortError, PortManager, PortResult, PortTimeout, bind_port
+from port_manager import ensure_port_available, find_free_port, find_listeners, preview_port
+from port_manager import wait_until_free, wait_until_listening
 
 from . import seam
-from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, command_line, eventually
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, command_line, ensured, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
+IN_USE, DENIED, FULL = OSError(errno.EADDRINUSE, "no"), OSError(errno.EACCES, "no"), OSError(errno.EMFILE, "no")
+
+
+def error(call, *words, **named):
+    """What a call raises: its class, its reason, the port and the host."""
+    with pytest.raises(PortError) as caught:
+        call(*words, **named)
+    return type(caught.value), caught.value.reason, caught.value.port, caught.value.host
 
 
 def test_errors_carry_what_a_caller_needs(port, hold, monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "production")
-    held = hold(("127.0.0.1", port))
+    held = hold(port)
     with pytest.raises(PortError) as caught:
         bind_port(port, "127.0.0.1")
     error = caught.value
@@ -52,316 +46,229 @@ def test_errors_carry_what_a_caller_needs(port, hold, monkeypatch):
     assert issubclass(PortTimeout, TimeoutError) and issubclass(CannotTell, PortError)
 
 
+CALLS = [ensure_port_available, preview_port, find_listeners, find_free_port, bind_port, PortManager]
+CALLS += [wait_until_free, wait_until_listening]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+def test_what_is_no_port_or_host(call):
+    of_one = PortManager() if call is PortManager else None
+    for ask in (call, *((of_one.is_port_in_use, of_one.get_process_using_port) if of_one else ())):
+        for port in (-1, 65536, 10**9, *([] if call is bind_port else [0])):
+            with pytest.raises(ValueError, match="a port is an integer from 1 to 65535, not "):
+                ask(port)
+        for port in ("8000", 80.5, True, b"80", [80], *([] if call in (bind_port, find_listeners) else [None])):
+            with pytest.raises(TypeError, match="a port is an integer from 1 to 65535, not "):
+                ask(port)
+    with pytest.raises(TypeError, match="a host is a text such as '127.0.0.1', not 127"):
+        call(8000, 127)
+
+
+@pytest.mark.parametrize("grace", [float("inf"), float("nan"), -1, 1e6, "5", None])
+def test_a_grace_period_or_policy_that_is_none_stops_nobody(port, hold, grace):
+    held = hold(port)
+    for call in (ensure_port_available, preview_port, bind_port, PortManager):
+        with pytest.raises(ValueError, match="a grace period is a number of seconds, not "):
+            call(port, grace=grace)
+        with pytest.raises(ValueError, match="a policy is one of kill, own, ask, refuse, not 'kil'"):
+            call(port, policy="kil")
+    assert held.alive() == [held.pid]
+
+
+HOSTS = dict.fromkeys(["no-such-host.invalid", "a" * 70 + ".b", "x\0y"], "host name '{}' is unknown")
+HOSTS["192.0.2.1"] = "{} is not an address of this machine"
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=["unknown", "too-long", "nul", "elsewhere"])
+def test_a_host_that_cannot_be_had_is_one_error_everywhere(host, monkeypatch, said):
+    """It is asked for once, and a wait for it ends at once."""
+    shown, asked, resolve = HOSTS[host].format(host.replace("\0", "?")), [], socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: asked.append(words) or resolve(*words, **more))
+    calls = (wait_until_free, wait_until_listening, bind_port, find_free_port, find_listeners)
+    for call in calls[: 4 if host == "192.0.2.1" else 5]:
+        asked.clear()
+        assert error(call, 60000, host) == (PortError, shown, 60000, host), call
+        assert len(asked) == (host != "192.0.2.1"), call
+    assert ensure_port_available(60000, host) is False and said().splitlines()[-1].lower() == f"❌ {shown}"
+    for until in ("free", "listening"):
+        done = command_line("wait", "8000", "--host", host.replace("\0", "?"), "--until", until, "--timeout", "9")
+        assert done.returncode == 1 and shown in done.stderr.lower()
+
+
 def test_bind_port_frees_and_keeps(port, hold):
-    held = hold(("127.0.0.1", port))
+    held, six = hold(port), hold(("::1", port))
     with bind_port(port, "127.0.0.1") as listener:
         assert held.alive() == []
         assert listener.getsockname() == ("127.0.0.1", port) and not listener.get_inheritable()
+        socket.create_connection(("127.0.0.1", port), PATIENCE).close()  # it is queued for the server to come
         for option in (0, 1):  # nobody takes it, whatever he sets
             with socket.socket() as thief:
                 thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, option)
                 with pytest.raises(OSError):
                     thief.bind(("127.0.0.1", port))
-    with bind_port(port, "localhost", inheritable=True) as listener:
-        assert listener.get_inheritable() and listener.family == socket.AF_INET
+    with bind_port(port, "localhost") as listener:
+        assert listener.getsockname() == ("127.0.0.1", port)
+    assert six.alive() == [six.pid], "it frees no more than it binds"
     with bind_port(port, "::1") as listener:
-        assert listener.family == socket.AF_INET6
+        assert listener.family == socket.AF_INET6 and six.alive() == []
 
 
-def test_bind_port_when_somebody_was_quicker(port, monkeypatch):
+def test_bind_port_when_somebody_was_quicker(port, monkeypatch, said):
     """Between the check and the bind, another took it."""
-    with socket.socket() as thief:
-        thief.bind(("127.0.0.1", port))
-        thief.listen()
+    with socket.create_server(("127.0.0.1", port)):
         seam.taken_before_the_bind(monkeypatch)
-        with pytest.raises(PortError, match="already in use"):
-            bind_port(port, "127.0.0.1")
+        reason = f"port {port} is already in use"
+        assert error(bind_port, port, "127.0.0.1") == (PortError, reason, port, "127.0.0.1")
+    assert said() == f"❌ Port {port} is already in use"
 
 
-def test_bind_port_with_the_standard_librarys_server(port):
-    listener = bind_port(port, "127.0.0.1")
-    server = http.server.HTTPServer(listener.getsockname(), http.server.BaseHTTPRequestHandler, bind_and_activate=False)
-    server.socket.close()
-    server.socket = listener
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        client = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        client.request("GET", "/")
-        assert client.getresponse().status == 501  # this handler knows no GET; it answers, though
-        client.close()
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_an_inheritable_socket_lives_on_in_a_child(port):
-    with bind_port(port, "127.0.0.1", inheritable=True) as listener:
+def test_any_free_port_is_bound_and_lives_on_in_a_child(said):
+    with bind_port(0, "127.0.0.1") as first, bind_port(0, inheritable=True) as second:
+        ports = [listener.getsockname()[1] for listener in (first, second)]
+        assert len({*ports, 0}) == 3 and wait_until_listening(ports[0], timeout=0, pid=os.getpid()) is True
         child = "import socket, sys; print(socket.socket(fileno=int(sys.argv[1])).getsockname()[1])"
-        command = [sys.executable, "-c", child, str(listener.fileno())]
-        said = subprocess.run(command, close_fds=False, capture_output=True, text=True, check=True).stdout
-    assert int(said) == port
+        command = [sys.executable, "-c", child, str(second.fileno())]
+        told = subprocess.run(command, close_fds=False, capture_output=True, text=True, check=True).stdout
+    assert int(told) == ports[1] and said() == ""
 
 
-def test_find_free_port(ports, hold):
-    port = ports()
+def test_find_free_port(port, hold):
     assert find_free_port(port) == port
-    hold(("127.0.0.1", port))
-    assert find_free_port(port, "127.0.0.2") == port
-    assert find_free_port(port) > port
-    for wrong in (0, 65536):
-        with pytest.raises(ValueError):
-            find_free_port(wrong)
+    hold(port)
+    assert find_free_port(port, "127.0.0.2") == port and find_free_port(port) > port
 
 
-def test_find_free_port_steps_over_what_may_not_be_bound(monkeypatch):
-    def probe(family, address):
-        return PermissionError(errno.EACCES, "denied") if address[1] < 1024 else None
+@pytest.mark.parametrize(("start", "errors", "found"), [
+    (80, dict.fromkeys(range(1024), DENIED), 1024), (65530, dict.fromkeys(range(65530, 65535), IN_USE), 65535),
+    (1024, {1024: DENIED}, "no permission to bind port 1024: a rule of this system forbids it"),
+    (65535, {65535: IN_USE}, "port 65535 is already in use"),
+    (8000, {8000: FULL}, "port 8000 cannot be checked: too many files are open"),
+])  # fmt: skip
+def test_where_the_search_for_a_free_port_ends(monkeypatch, start, errors, found):
+    seam.stand_in(monkeypatch, "bind", lambda family, address: errors.get(address[1]))
+    if isinstance(found, int):
+        assert find_free_port(start) == found
+    else:
+        assert error(find_free_port, start) == (PortError, found, start, "0.0.0.0")
 
-    seam.stand_in(monkeypatch, "bind", probe)
-    assert find_free_port(80) == 1024
 
-
-def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold):
+def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold, monkeypatch):
     """An event, not a step of sleep; the best of several, as the machine may be busy."""
-    done: list[float] = []
     lags = []
+    with contextlib.suppress(AttributeError, OSError):  # where there is no pidfd, it looks again and again
+        os.close(os.pidfd_open(os.getpid()))
+        monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("a step of sleep"))
     for _ in range(3):
-        held = hold(("127.0.0.1", port), exit_after=0.2)
-        waiter = threading.Thread(target=lambda: done.append(wait_until_free(port) and time.monotonic()))
-        waiter.start()
-        held.process.wait()
-        gone = time.monotonic()
-        waiter.join(PATIENCE)
-        lags.append(done[-1] - gone)
+        held = hold(port, exit_after=0.2)
+        with ThreadPoolExecutor() as pool:
+            waiter = pool.submit(lambda: wait_until_free(port) and time.monotonic())
+            held.process.wait()
+            gone = time.monotonic()
+            lags.append(waiter.result(PATIENCE) - gone)
     assert min(lags) < 0.1
 
 
-def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold):
-    held = hold(("127.0.0.1", port))
-    with pytest.raises(PortTimeout, match="gave up after 0.2 s") as caught:
-        wait_until_free(port, timeout=0.2)
-    assert [holder.pid for holder in caught.value.holders] == [held.pid] and held.alive() == [held.pid]
-    with pytest.raises(PortTimeout):  # without time it looks once
-        wait_until_free(port, "127.0.0.1", timeout=0)
-    assert wait_until_listening(port, timeout=0) is True
+def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold, monkeypatch):
+    held = hold(port)
+    reason = f"port {port} is already in use; gave up after"
+    assert error(wait_until_free, port, timeout=0.2) == (PortTimeout, f"{reason} 0.2 s", port, "0.0.0.0")
+    with pytest.raises(PortTimeout) as caught:  # without time it looks once
+        wait_until_free(port, timeout=0)
+    assert [holder.pid for holder in caught.value.holders] == [held.pid] == held.alive()
+    for rows in (None, [seam.listener(None, port, "127.0.0.1", None)]):  # nobody can tell; not by whom
+        seam.only(monkeypatch, lambda port, rows=rows: rows)
+        told = error(wait_until_free, port, "127.0.0.1", timeout=0.1)
+        assert told == (PortTimeout, f"{reason} 0.1 s", port, "127.0.0.1")
 
 
 def test_wait_until_free_where_nobody_can_be_pinned(port, hold, monkeypatch):
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     for _ in range(2):
-        hold(("127.0.0.1", port), exit_after=0.2)
+        hold(port, exit_after=0.2)
         assert wait_until_free(port, timeout=PATIENCE) is True
         seam.only(monkeypatch, lambda port: None)
 
 
 def test_wait_until_free_just_in_time(port, monkeypatch):
     """The last probe is made after the time is over: whoever went in between has gone in time."""
-    answers = iter([OSError(errno.EADDRINUSE, "in use")])
+    answers = iter([IN_USE])
     seam.stand_in(monkeypatch, "bind", lambda *_: next(answers, None))
     assert wait_until_free(port, timeout=0.01) is True
 
 
-def test_wait_until_listening(port, hold):
-    with pytest.raises(PortTimeout, match=f"nobody listens on port {port}; gave up after 0.1 s"):
-        wait_until_listening(port, timeout=0.1)
-    bound = hold(("127.0.0.1", port), listen=False, reuse=False)
-    with pytest.raises(PortTimeout):
-        wait_until_listening(port, timeout=0.1)
+@pytest.mark.parametrize("told", [True, False], ids=["sockets", "probe"])  # by the probe where nothing tells of sockets
+def test_wait_until_listening(port, hold, monkeypatch, told):
+    def vain(*host, **named):
+        nobody = PortTimeout, f"nobody listens on port {port}; gave up after 0.1 s", port, (*host, "127.0.0.1")[0]
+        return error(wait_until_listening, port, *host, timeout=0.1, **named) == nobody
+
+    if not told:
+        seam.only(monkeypatch, lambda port: None)
+    assert vain()
+    bound = hold(port, listen=False, reuse=False)
+    assert not told or vain()
     bound.end()
-    timer = threading.Timer(0.1, lambda: hold(("127.0.0.1", port)))
+    timer = threading.Timer(0.1, lambda: hold(port))
     timer.start()
-    assert wait_until_listening(port, timeout=PATIENCE) is True
+    assert wait_until_listening(port, timeout=PATIENCE) is wait_until_listening(port, None, timeout=0) is True
     timer.join()
+    assert vain("127.0.0.2") and vain("::1") and (told or vain(pid=os.getpid()))
+    seam.stand_in(monkeypatch, "bind", lambda *_: FULL)
+    assert not told or vain("127.0.0.2"), "it goes on where nothing can be probed for the moment"
+    seam.only(monkeypatch, lambda port: [seam.listener(None, port, "127.0.0.1", None)._replace(listening=False)])
+    assert vain()
 
 
-def test_waits_check_their_port():
-    for call in (wait_until_free, wait_until_listening, preview_port, find_free_port, PortManager, bind_port):
-        for number in (-1, 65536, *([] if call is bind_port else [0])):
-            with pytest.raises(ValueError, match="1 to 65535"):
-                call(number)
-        with pytest.raises(TypeError, match="1 to 65535"):
-            call("8000")
+def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
+    port, other = ports(), ports()
+    held, _ = hold(port, children=1, silent_parent=True), hold(("127.0.0.2", port))
+    assert wait_until_listening(port, timeout=0, pid=held.pid) is True
+    for pid in (held.pid, held.children[0]):
+        assert wait_until_listening(port, None, timeout=0, pid=pid) is True
+    nobody = f"nobody listens on port {other}; gave up after 0.1 s"
+    assert error(wait_until_listening, other, None, timeout=0.1, pid=held.pid) == (PortTimeout, nobody, other, "")
 
 
-def test_a_port_manager(port, hold):
+def test_a_wait_for_a_process_ends_when_it_has_ended_or_another_listens(ports, hold, start):
+    """At once, with the reason, and not after the time that was given."""
+    port, other = ports(), ports()
+    ended, lives, held = start(sys.executable, "-c", "import time; time.sleep(0.3)"), start("sleep", "60"), hold(other)
+    gone = f"process {ended.pid} has ended, and does not listen on port {port}"
+    theirs = f"port {other} is held by process {find_listeners(other)[0]}, and not by process {lives.pid}"
+    for host in ("127.0.0.1", None):  # first it is a zombie, until its parent waits for it
+        for at, server, reason in ((port, ended, gone), (other, lives, theirs)):
+            told = error(wait_until_listening, at, host, timeout=PATIENCE, pid=server.pid)
+            assert told == (PortError, reason, at, host or "")
+        ended.wait()
+    assert held.alive() == [held.pid]
+
+
+def test_a_port_manager(port, hold, monkeypatch, said):
     manager = PortManager(port, "127.0.0.1", grace=0.2)
     assert (manager.port, manager.host, manager.is_port_in_use(port)) == (port, "127.0.0.1", False)
-    held = hold(("127.0.0.1", port), ignore_term=True)
+    held = hold(port, ignore_term=True)
+    assert PortManager(port, policy="refuse").check_and_clean_port() is False
+    assert PortManager(port, "127.0.0.2").check_and_clean_port() is True
     assert manager.is_port_in_use(port) is True and manager.get_process_using_port(port) == held.pid
     assert manager.check_and_clean_port() is True
     assert held.alive() == [] and manager.get_process_using_port(port) is None
     assert PortManager().port == 8000 and PortManager().host == "0.0.0.0"
     assert PortManager(host="192.0.2.1").is_port_in_use(port) is False  # no such address is not "in use"
-    with pytest.raises(ValueError, match="a policy is one of"):
-        PortManager(policy="kil")
-
-
-def test_an_endpoint_reads_as_servers_print_it():
-    assert (str(Endpoint("127.0.0.1", 80)), str(Endpoint("::", 80))) == ("127.0.0.1:80", "[::]:80")
-    for words, named in (("::",), {}), (("::", 80, 81), {}), (("::",), {"port": 80, "other": 1}):
-        with pytest.raises(TypeError, match="Endpoint takes host, port"):
-            Endpoint(*words, **named)
-
-
-LOADED = [  # (what a program has done, what it does then, the modules that this may load; None: all but the heavy ones)
-    ("import logging, socket", "import port_manager", {"port_manager", "__future__", "errno"}),
-    ("import port_manager", "port_manager.ensure_port_available({port})", set()),
-    ("import socket", "import port_manager; port_manager.main(['check', '{port}'])", None),
-]
-HEAVY = {"argparse", "json", "logging", "difflib", "shutil", "subprocess", "typing", "re"}
-
-
-@pytest.mark.parametrize(("before", "then", "allowed"), LOADED, ids=["import", "call", "command line"])
-def test_little_is_loaded(port, before, then, allowed):
-    """What would make it slower to start: a parser, JSON, logging and the like."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {before}; before = set(sys.modules); {then};"
-    code = code.replace("{port}", str(port)) + "print(*set(sys.modules) - before)"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
-    *said, loaded = done.stdout.split("\n")[:-1]
-    assert not set(loaded.split()) - allowed if allowed is not None else not set(loaded.split()) & HEAVY
-    assert said == ([f"✅ Port {port} is available"] if "check" in then else [])
-
-
-def test_public_names_are_listed_documented_and_typed():
-    for name in port_manager.__all__:
-        public = getattr(port_manager, name)
-        assert name == "SERVERS" or (public.__doc__ and public.__module__ == "port_manager"), name
-    assert len(set(port_manager.__all__)) == len(port_manager.__all__)
-    assert port_manager.__version__.count(".") == 2
-    with open(port_manager.__file__, encoding="utf-8") as file:
-        assert file.readline() == "# SPDX-License-Identifier: MIT\n"
-
-
-def test_threads_may_ask_at_the_same_time(ports, hold):
-    wanted = [ports() for _ in range(4)]
-    held = [hold(("127.0.0.1", port)) for port in wanted]
-    answers: list[bool] = []
-    ask = lambda port: answers.append(ensure_port_available(port))
-    threads = [threading.Thread(target=ask, args=(port,)) for port in wanted * 3]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert answers == [True] * 12 and not any(holder.alive() for holder in held)
-
-
-def test_the_watch_does_not_read_a_dead_holder_for_an_unknown_one(port, hold):
-    """A process on its way out has let go of its descriptors while its socket is still in the kernel's table."""
-    for _ in range(20):
-        held = hold(("127.0.0.1", port), exit_after=0.01)
-        assert ensure_port_available(port) is True
-        assert eventually(lambda held=held: held.alive() == [])
-
-
-def test_an_unknown_host_ends_the_search_for_a_free_port(monkeypatch):
-    asked = []
-    resolve = socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: asked.append(words) or resolve(*words, **more))
-    with pytest.raises(PortError, match="host name 'permission.invalid' is unknown") as unknown:
-        find_free_port(60000, "permission.invalid")
-    assert len(asked) == 1 and (unknown.value.port, unknown.value.host) == (60000, "permission.invalid")
-
-
-def test_two_hidden_holders_are_no_family():
-    hidden = [Holder(None, None, user, "", "", "", None, ()) for user in ("root", "alice")]
-    assert seam.families(hidden) == [(holder, []) for holder in hidden]
-
-
-def test_parents_in_a_circle_come_to_an_end():
-    """PIDs are used again, and on Windows a parent may be younger than its child."""
-    known = {10: seam.process(10, 20), 20: seam.process(20, 10)}
-    assert seam.parents(10, known) == [20]
-
-
-def test_bind_port_frees_no_more_than_it_binds(port, hold):
-    six = hold(("::1", port))
-    with bind_port(port, "localhost") as listener:
-        assert listener.getsockname() == ("127.0.0.1", port)
-    assert six.alive() == [six.pid]
-
-
-@pytest.mark.parametrize("grace", [float("inf"), float("nan"), -1, 1e9, "5", None])
-def test_a_grace_period_that_is_none_stops_nobody(port, hold, grace):
-    held = hold(("127.0.0.1", port))
-    with pytest.raises(ValueError, match="a grace period is a number of seconds"):
-        ensure_port_available(port, grace=grace)
-    assert held.alive() == [held.pid]
-
-
-HOSTS = {
-    **dict.fromkeys(["no-such-host.invalid", "a" * 70 + ".b", "x\0y"], "is unknown"),
-    "192.0.2.1": "192.0.2.1 is not an address of this machine",
-}
-
-
-@pytest.mark.parametrize("host", HOSTS, ids=["unknown", "too-long", "nul", "elsewhere"])
-def test_a_host_that_cannot_be_had_is_one_error_everywhere(host):
-    """And a wait for it ends at once."""
-    for call in (wait_until_free, wait_until_listening, bind_port, find_free_port, find_listeners):
-        if host != "192.0.2.1" or call is not find_listeners:
-            with pytest.raises(PortError, match=HOSTS[host]):
-                call(8000, host)
-    for until in ("free", "listening"):
-        done = command_line("wait", "8000", "--host", host.replace("\0", "?"), "--until", until, "--timeout", "9")
-        assert done.returncode == 1 and HOSTS[host] in done.stderr
-
-
-def test_the_command_line_file_is_the_one_that_is_tested():
-    assert os.path.samefile(port_manager.__file__, PORT_MANAGER)
-
-
-# Waiting for this very server
-
-
-def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
-    port = ports()
-    held = hold(("127.0.0.1", port), children=1, silent_parent=True)
-    assert wait_until_listening(port, timeout=0, pid=held.pid) is True
-    assert wait_until_listening(port, None, timeout=0, pid=held.children[0]) is True
-    with pytest.raises(PortTimeout, match="nobody listens"):
-        wait_until_listening(ports(), timeout=0.1, pid=held.pid)
-
-
-def test_a_wait_for_a_process_ends_when_it_has_ended(port, start):
-    """At once, with the reason, and not after the time that was given."""
-    server = start(sys.executable, "-c", "import time; time.sleep(0.3)")
-    reason = f"process {server.pid} has ended, and does not listen on port {port}"
-    with pytest.raises(PortError, match=reason) as caught:
-        wait_until_listening(port, timeout=PATIENCE, pid=server.pid)  # it is a zombie, until its parent waits for it
-    assert not isinstance(caught.value, PortTimeout)
-    server.wait()
-    with pytest.raises(PortError, match=f"process {server.pid} has ended"):
-        wait_until_listening(port, timeout=PATIENCE, pid=server.pid)
-
-
-def test_a_wait_for_a_process_ends_when_another_listens(port, hold, start):
-    other, server = hold(("127.0.0.1", port)), start("sleep", "60")
-    reason = f"port {port} is held by process {other.pid} .*, and not by process {server.pid}"
-    with pytest.raises(PortError, match=reason):
-        wait_until_listening(port, timeout=PATIENCE, pid=server.pid)
-    assert other.alive() == [other.pid]
-
-
-# What the calls answer
-
-
-def test_any_free_port_is_bound(hold):
-    with bind_port(0, "127.0.0.1") as first, bind_port(0, inheritable=True) as second:
-        ports = {listener.getsockname()[1] for listener in (first, second)}
-        assert len(ports) == 2 and 0 not in ports and second.get_inheritable()
-        assert wait_until_listening(first.getsockname()[1], timeout=0, pid=os.getpid()) is True
-    with pytest.raises(PortError, match="not an address of this machine"):
-        bind_port(0, "192.0.2.1")
+    held, answers, asking = hold(port), iter([False, True]), PortManager(port, policy="ask")
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", lambda _: next(answers))
+    assert (asking.kill_process(held.pid), held.alive()) == (False, [held.pid])
+    assert "the answer was no: nobody was stopped" in said().lower()
+    assert (asking.kill_process(held.pid), held.alive()) == (True, [])
+    hold(port)
+    seam.only(monkeypatch, lambda port: [seam.listener(None, port, "127.0.0.1", None)])
+    hidden = f"port {port} is held by a process that may not be seen"
+    assert error(manager.get_process_using_port, port) == (CannotTell, hidden, port, "127.0.0.1")
 
 
 def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said, monkeypatch):
-    assert preview_port(port)._asdict() == {
-        "port": port, "host": "0.0.0.0", "available": True, "holders": [], "stopped": [], "would_stop": [],
-        "reason": None, "plan": None, "managers": {},
-    }  # fmt: skip
-    held = hold(("127.0.0.1", port), children=1)
+    assert preview_port(port) == PortResult(port, "0.0.0.0", True, [], [], [], None, None, {})
+    held = hold(port, children=1)
     found = preview_port(port, grace=2)
     family = [held.pid, *held.children]
     assert ([holder.pid for holder in found.holders], found.would_stop, found.stopped) == (family, family, [])
@@ -375,76 +282,95 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said, m
     assert held.alive() == family and said() == ""
 
 
-# Where little works
+def test_find_listeners_of_any_port_looks_at_every_process(port, hold):
+    held = hold(port, children=2, double_fork=True)
+    found = {holder.pid for holder in find_listeners() if port in {address.port for address in holder.addresses}}
+    assert found == {*held.alive()} and len(found) == 3
 
 
-def asked(code, *words, **options):
-    """The answer of a process of its own, where ensure(port) is at hand."""
-    start = "import os, sys; from port_manager import ensure_port_available as ensure; port = int(sys.argv[1])\n"
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-c", start + code, *map(str, words)],
-        env=environ, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=PATIENCE, **options,
-    )  # fmt: skip
+def test_threads_may_ask_at_the_same_time(ports, hold):
+    wanted = [ports() for _ in range(4)]
+    held = [hold(port) for port in wanted]
+    with ThreadPoolExecutor(12) as pool:
+        assert [*pool.map(ensure_port_available, wanted * 3)] == [True] * 12
+    assert not any(holder.alive() for holder in held)
+
+
+def test_the_watch_does_not_read_a_dead_holder_for_an_unknown_one(port, hold):
+    """A process on its way out has let go of its descriptors while its socket is still in the kernel's table."""
+    for _ in range(20):
+        held = hold(port, exit_after=0.01)
+        assert ensure_port_available(port) is True
+        assert eventually(lambda held=held: held.alive() == [])
+
+
+def test_parents_in_a_circle_come_to_an_end():
+    """PIDs are used again, and on Windows a parent may be younger than its child."""
+    known = {10: seam.process(10, 20), 20: seam.process(20, 10)}
+    assert seam.parents(10, known) == [20]
+
+
+def test_public_names_are_listed_documented_and_typed():
+    for name in port_manager.__all__:
+        public = getattr(port_manager, name)
+        assert name == "SERVERS" or (public.__doc__ and public.__module__ == "port_manager"), name
+    assert len(set(port_manager.__all__)) == len(port_manager.__all__)
+    assert port_manager.__version__.count(".") == 2 and os.path.samefile(port_manager.__file__, PORT_MANAGER)
+    with open(port_manager.__file__, encoding="utf-8") as file:
+        assert file.readline() == "# SPDX-License-Identifier: MIT\n"
+
+
+def test_an_endpoint_reads_as_servers_print_it():
+    assert (str(Endpoint("127.0.0.1", 80)), str(Endpoint("::", 80))) == ("127.0.0.1:80", "[::]:80")
+    for words, named in (("::",), {}), (("::", 80, 81), {}), (("::",), {"port": 80, "other": 1}):
+        with pytest.raises(TypeError, match="Endpoint takes host, port"):
+            Endpoint(*words, **named)
+
+
+HEAVY = {"argparse", "json", "logging", "difflib", "shutil", "subprocess", "typing", "re"}
+
+
+@pytest.mark.parametrize(("before", "then", "allowed"), [  # what may be loaded; None: all but the heavy ones
+    ("import logging, socket", "import port_manager", {"port_manager", "__future__", "errno"}),
+    ("import port_manager", "port_manager.ensure_port_available({port})", set()),
+    ("import socket", "import port_manager; port_manager.main(['check', '{port}'])", None),
+], ids=["import", "call", "command line"])  # fmt: skip
+def test_little_is_loaded(port, before, then, allowed):
+    """What would make it slower to start: a parser, JSON, logging and the like."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {before}; before = set(sys.modules); {then};"
+    code = code.replace("{port}", str(port)) + "print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    *said, loaded = done.stdout.split("\n")[:-1]
+    assert not set(loaded.split()) - allowed if allowed is not None else not set(loaded.split()) & HEAVY
+    assert said == ([f"✅ Port {port} is available"] if "check" in then else [])
 
 
 def test_a_working_directory_that_was_removed(ports, hold, tmp_path):
     port, other, gone, theirs = ports(), ports(), tmp_path / "gone", tmp_path / "theirs"
     gone.mkdir()
     (theirs / ".git").mkdir(parents=True)
-    plain, project = hold(("127.0.0.1", port), cwd=str(tmp_path)), hold(("127.0.0.1", other), cwd=str(theirs))
-    done = asked("os.rmdir(os.getcwd()); print(ensure(port), ensure(int(sys.argv[2])))", port, other, cwd=gone)
+    plain, project = hold(port, cwd=tmp_path), hold(other, cwd=theirs)
+    ask = "os.rmdir(os.getcwd()); print(*map(port_manager.ensure_port_available, ({}, {})))"
+    done = ensured(gone, port, "import os, port_manager; " + ask.format(port, other))
     assert (done.stdout, plain.alive(), project.alive()) == ("True False\n", [], [project.pid]), done.stderr
     assert "it belongs to another project" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_out_of_descriptors_is_neither_held_nor_free(port, hold):
-    """Nobody is looked for, and nobody is stopped, because this process can open no socket."""
-    code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); print(ensure(port)); "
-        "import port_manager as p; print(p.preview_port(port).reason); p.PortManager(port).is_port_in_use(port)"
-    )
-    held = hold(("127.0.0.1", port))
-    done = asked(code, port)
-    reason = f"port {port} cannot be checked: too many files are open"
-    assert done.stdout == f"False\n{reason}\n" and f"CannotTell: {reason}" in done.stderr
-    assert "already in use" not in done.stderr and held.alive() == [held.pid]
-
-
-# In the child of a reloader, the port is its parent's
-
-
-RELOADER = """
-import socket, subprocess, time
-
-def listen():
-    s = socket.socket(); s.setsockopt(1, 2, 1); s.bind(("127.0.0.1", port)); s.listen(); return s
-
-if sys.argv[2] == "sibling":
-    r, w = os.pipe()
-    sibling = os.fork()
-    if not sibling: s = listen(); os.write(w, b"1"); time.sleep(60)
-    os.read(r, 1)
-s = listen() if sys.argv[2] == "parent" else None
-child = "import port_manager, sys; print(port_manager.ensure_port_available(int(sys.argv[1])))"
-environ = {**os.environ, **({sys.argv[3]: "true"} if sys.argv[3] else {})}
-print(subprocess.run([sys.executable, "-c", child, str(port)], env=environ, stdout=-1, text=True).stdout, end="")
-if sys.argv[2] == "sibling":
-    print(os.waitpid(sibling, os.WNOHANG)[0] == 0); os.kill(sibling, 9)
-"""
-
-
-@pytest.mark.parametrize("mark", ["WERKZEUG_RUN_MAIN", "RUN_MAIN", None])
-@pytest.mark.parametrize("holder", ["parent", "sibling", "stranger"])
-def test_a_reloaders_child_finds_its_port_available(port, hold, mark, holder):
+@pytest.mark.parametrize("mark", ["WERKZEUG_RUN_MAIN=true", "RUN_MAIN=true", ""])
+@pytest.mark.parametrize(("holder", "kind"), [
+    ("parent", {}), ("sibling", {"children": 1, "silent_parent": True}), ("stranger", {}),
+])  # fmt: skip
+def test_a_reloaders_child_finds_its_port_available(ports, hold, mark, holder, kind):
     """As in a Flask script with app.run(debug=True): the parent has bound the port before its child asks for it."""
-    stranger = hold(("127.0.0.1", port)) if holder == "stranger" else None
-    done = asked(RELOADER, port, holder, mark or "")
-    if mark and holder != "stranger":
-        assert done.stdout.split() == ["True", *(["True"] if holder == "sibling" else [])] and done.stderr == "", done
+    port, other = ports(), ports()
+    stranger = hold(port) if holder == "stranger" else None
+    code = f"import port_manager; print(port_manager.ensure_port_available({port}))"
+    ask = f"exec env PYTHONPATH={ROOT} {mark} {sys.executable} -c '{code}' 2>&1"
+    reloader = hold(other if stranger else port, runs=ask, **kind)
+    *said, answer = reloader.said.splitlines()
+    if mark and not stranger:
+        assert (answer, said, reloader.alive()) == ("True", [], [reloader.pid, *reloader.children])
     elif holder == "parent":
-        assert done.stdout.split() == ["False"] and "it is an ancestor of this process" in done.stderr
-    elif holder == "sibling":
-        assert done.stdout.split() == ["True", "False"]
+        assert answer == "False" and "it is an ancestor of this process" in "".join(said)
     else:
-        assert done.stdout.split() == ["True"] and stranger.alive() == []
+        assert answer == "True" and said and (stranger or reloader).alive() == [reloader.pid] * (not stranger)
