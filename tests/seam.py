@@ -345,9 +345,10 @@ def sleep(system: str, pids: Iterable[int], seconds: float) -> None:
     _system(system).sleep([pm._Pin(pid, "start", pid) for pid in pids], seconds)
 
 
-def taken_again(port: int, host: str, suspect: int) -> str:
-    """What is said where the port has been taken again while this process lives."""
+def taken_again(port: int, host: str, suspect: int, then: Callable[[], Any]) -> str:
+    """What is said where the port was taken again, and this happened to a process above the former holder."""
     freeing = pm._Freeing(port, host, _options())
     freeing.supervisors.append(_pin(suspect, None))
+    then()
     with pm._ThisSystem() as system:
         return str(freeing.taken_again(pm._look(system, port, host)))

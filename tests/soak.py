@@ -16,6 +16,7 @@ import random
 import statistics
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import port_manager
@@ -47,8 +48,8 @@ while os.read(0, 1):
 
 def left() -> tuple[list[str], set[str]]:
     """Our descriptors, and our children that live or have not been buried."""
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return sorted(os.listdir("/proc/self/fd")), {*file.read().split()}
+    children = [(task / "children").read_text().split() for task in Path("/proc/self/task").iterdir()]
+    return sorted(os.listdir("/proc/self/fd")), {pid for found in children for pid in found}
 
 
 def in_a_row(port: int, times: int) -> list[float]:

@@ -16,9 +16,11 @@ import pytest
 from port_manager import Holder, PortManager, ensure_port_available, find_listeners
 
 from . import seam
+from .apart import InFlight
 from .conftest import ENSURE, LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, bound_is_told, can_bind
 from .conftest import command_line, eventually, holding, on_a_terminal
 from .scenes import SERVE, wait_for
+from .soak import left
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -77,9 +79,9 @@ def test_the_words_of_a_take_over(port, hold, said):
     assert re.fullmatch(rf"✅ Successfully killed process {held.pid} \(\d+\.\d s\)", killed)
 
 
-def test_a_long_line_of_parents_is_ordered():
+def test_a_long_line_of_parents_is_one_family():
     holders = [Holder(pid, pid - 1, "", "", "", "", None, ()) for pid in range(3000, 1, -1)]
-    assert [holder.pid for holder in seam.roots_first(holders)] == list(range(2, 3001))
+    assert seam.families(holders) == [(holders[-1], holders[-2::-1])]
 
 
 def test_orphans_far_from_each_other_all_go(port, hold):
@@ -101,15 +103,23 @@ def test_a_reloader_s_variable_that_was_left_in_a_shell(port, start, home):
     assert "Successfully killed" in said and "status 0" in said, said
 
 
+def test_free_does_not_take_a_port_for_its_reloader_s(port, hold):
+    """A start below a reloader finds its port available; a person who frees it does not."""
+    tool = shlex.join([sys.executable, PORT_MANAGER, "free", str(port)])
+    held = hold(port, runs=f"exec 2>&1; RUN_MAIN=true {tool}; echo status $?")
+    assert "already in use" in held.said and "status 1" in held.said and held.alive() == [held.pid]
+
+
 # Politely, then firmly
 
 
-def test_a_polite_request_is_enough(port, hold, pinning, said):
+@pytest.mark.parametrize("suspended", [False, True], ids=["", "by Ctrl+Z"])
+def test_a_polite_request_is_enough(port, hold, pinning, said, suspended):
     held = hold(port, says="saved\n")
+    os.kill(held.pid, signal.SIGSTOP if suspended else 0)
     done, took = timed(lambda: ensure_port_available(port, grace=PATIENCE))
     assert done and took < PATIENCE
-    assert held.process.stdout.readline() == "saved\n"
-    assert "forced" not in said()
+    assert held.process.stdout.readline() == "saved\n" and "forced" not in said()
 
 
 @pytest.mark.parametrize("kind", ["ignore_term", "drain"])
@@ -117,17 +127,8 @@ def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pin
     """The one that gives the port up and drains for ever, too."""
     held = hold(port, **{kind: True})
     done, took = timed(lambda: ensure_port_available(port, grace=0.3))
-    assert done and 0.3 <= took < PATIENCE
-    assert held.alive() == []
+    assert done and 0.3 <= took < PATIENCE and held.alive() == []
     assert f"Process {held.pid} did not stop within 0.3 s: forced" in said()
-
-
-def test_a_server_stopped_by_ctrl_z_obeys(port, hold, said):
-    held = hold(port)
-    os.kill(held.pid, signal.SIGSTOP)
-    done, took = timed(lambda: ensure_port_available(port, grace=PATIENCE))
-    assert done and took < PATIENCE
-    assert "forced" not in said()
 
 
 def test_a_zombie_is_not_taken_for_alive(port, hold, pinning):
@@ -275,11 +276,12 @@ def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
 
 
 def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
-    """Every round finds the same holder, who never goes: the number of rounds has an end."""
-    hold(port)
-    seam.stand_in(monkeypatch, "stop", lambda *_: ({}, None))
+    """Each round stops the one that has the socket, who leaves it to another: the number of rounds has an end."""
+    seam.limits(monkeypatch, rounds=2)
+    held = hold(port, generations=3)
     assert ensure_port_available(port) is False
-    assert f"port {port} is still held after {seam.ROUNDS} attempts" in said().lower()
+    assert f"port {port} is still held after 2 attempts" in said().lower()
+    os.killpg(held.pid, signal.SIGKILL)
 
 
 def test_a_line_on_a_terminal_shows_the_wait_and_goes(ports, hold, start):
@@ -319,22 +321,58 @@ LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nod
 }
 
 
-@pytest.mark.parametrize(("loop", "by"), [*((loop, "a call") for loop in LOOPS), ("a loop", "the command line")])
-def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, by, said, monkeypatch):
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, said, monkeypatch):
+    """Started by this process, the loop is no ancestor of it."""
     seam.limits(monkeypatch, restart_watch=PATIENCE)
     server = shlex.join(holding(port))
     supervisor = start(*(word.replace("{}", server) for word in LOOPS[loop]))
     assert '"pid"' in supervisor.stdout.readline()
-    if by == "a call":  # started by this process, the loop is no ancestor of it
-        assert ensure_port_available(port) is False
-        told = said()
-    else:
-        done = command_line("free", str(port))
-        assert done.returncode == 1
-        told = done.stderr
-    assert f"port {port} was taken again by process " in told.lower()
-    assert f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} " in told
-    assert f"stop process {supervisor.pid} first" in told and supervisor.poll() is None
+    assert ensure_port_available(port) is False
+    assert f"port {port} was taken again by process " in said().lower()
+    assert f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} " in said()
+    assert f"stop process {supervisor.pid} first" in said() and supervisor.poll() is None
+
+
+TAKERS = {  # whoever takes the port as soon as its holder has gone: (who, whether sockets are told, whether it is freed)
+    "a new one": ("new", True, False),
+    "one that waited for it": ("old", True, False),
+    "a new one, by its age": ("new", False, False),
+    "a new one beside an old one": ("old new", False, False),
+    "no new one, by its age": ("old", False, True),
+    "one whose age is not told": ("hidden", False, False),
+    "nobody, and the clock was put back": ("clock", False, True),
+}
+
+
+@pytest.mark.parametrize("case", TAKERS)
+def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypatch, said, case):
+    (who, told, freed), held, flights, read = TAKERS[case], hold(("0.0.0.0", port)), [], seam.reader("linux")
+    takers = [hold(port, stand_by=True)] if "old" in who else []
+    seam.one_look(monkeypatch)
+    if not told:
+        seam.stand_in(monkeypatch, "sock_diag", lambda port, every=False: [] if every else seam.ask("sock_diag", port))
+    if who == "clock":
+        later = lambda pid: {pid: told._replace(started=told.started + 3600) for pid, told in read(pid).items()}
+        seam.readings(monkeypatch, "linux", later)
+
+    def followed(pid, firmly, send):
+        send()
+        if pid == held.pid:
+            held.process.wait()
+            assert "old" not in who or eventually(lambda: not can_bind(port))
+            if "new" in who:
+                takers.append(hold(("127.0.0.2", port)))
+            if who == "hidden":
+                flights.append(InFlight(port))
+                flights[0].send_off()
+
+    seam.on_signal(monkeypatch, followed)
+    assert ensure_port_available(port) is freed
+    assert [taker.alive() for taker in takers] == [[] if freed else [taker.pid] for taker in takers]
+    assert ("was taken again by" in said()) is (not freed and who != "hidden")
+    for flight in flights:
+        flight.close()
 
 
 # It forks a server that binds for itself; when that ends, the next one.
@@ -398,10 +436,24 @@ def test_an_interactive_shell_is_no_supervisor(port, monkeypatch):
         os.waitpid(pid, 0)
 
 
-def test_a_parent_that_did_not_start_the_taker_is_not_accused(port, hold, start):
-    taker, bystander = hold(port), start("sleep", "60")
-    why = seam.taken_again(port, "127.0.0.1", bystander.pid)
-    assert f"by process {taker.pid}" in why and "supervisor" not in why
+SUSPECTS = {  # a supervisor of the former holder: (what becomes of it, whether the port is held, whether it is accused)
+    "it lives": (bool, False, True),
+    "it has ended": (lambda process: (process.kill(), process.wait()), False, False),
+    "it is a zombie": (lambda process: (process.kill(), os.waitid(os.P_PID, process.pid, 0x1000004)), False, False),
+    "it did not start the taker": (bool, True, False),
+}
+
+
+@pytest.mark.parametrize("case", SUSPECTS)
+def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, case):
+    """Where the taker itself has gone meanwhile, whoever lives above the former holder is."""
+    (becomes, taken, accused), suspect = SUSPECTS[case], start("bash", "-c", "exec -a '' cat", stdin=subprocess.PIPE)
+    taker = f" by process {hold(port).pid} (" if taken else ""
+    assert eventually(lambda: seam.read(suspect.pid).name == "cat")  # and it has no command line
+    why = seam.taken_again(port, "127.0.0.1", suspect.pid, lambda: becomes(suspect))
+    assert why.startswith(f"port {port} was taken again{taker}")
+    assert why.endswith(f": its supervisor {suspect.pid} (cat) starts it anew; stop process {suspect.pid} first") is accused
+    assert why.endswith(" while it was being freed") is not accused
 
 
 # Several ports; again and again, and many at once: what goes wrong once in a hundred times shows here. The large
@@ -428,21 +480,12 @@ def large(*values):
     return pytest.param(*values, marks=pytest.mark.load)
 
 
-def traces():
-    """Our descriptors, and our own children that live or have not been buried."""
-    found = set()
-    for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children") as file:
-            found.update(file.read().split())
-    return sorted(os.listdir("/proc/self/fd")), found
-
-
 @pytest.mark.usefixtures("large_ones_are_asked_for")
 @pytest.mark.parametrize(("times", "workers"), [(10, 0), (3, 8), large(200, 0), large(50, 8)])
 def test_take_overs_in_a_row(port, ports, hold, times, workers):
     """One server after the other takes the port: nobody is left behind, and no descriptor."""
     bystander = hold(ports())
-    before = traces()
+    before = left()
     for _ in range(times):
         held = hold(("0.0.0.0", port), children=workers)
         assert len(held.alive()) == 1 + workers
@@ -450,7 +493,7 @@ def test_take_overs_in_a_row(port, ports, hold, times, workers):
         assert held.alive() == []
         assert can_bind(port, "0.0.0.0")
         held.end()
-    assert traces() == before
+    assert left() == before
     assert bystander.alive() == [bystander.pid]
 
 
