@@ -13,18 +13,20 @@ import contextlib
 import logging
 import os
 import random
+import signal
+import socket
 import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import port_manager
 
 from .benchmark import CROWD, HOLDER, ROOT, child, some_port, timed
 
-# The same server with children, which share its socket and end with the end of their input.
-FORKS = "for _ in range(3): os.fork() or os.read(0, 1) or os._exit(0)\n"
+# The same server with eight children, which share its socket and end with the end of their input.
+FORKS = "for _ in range(8): os.fork() or os.read(0, 1) or os._exit(0)\n"
 FAMILY = HOLDER.replace('os.write(1, b"ready', FORKS + 'os.write(1, b"ready')
 
 # A client of the port, which connects again to each new server; and a caller, who frees the port each time it is told.
@@ -36,13 +38,17 @@ while not select.select([0], [], [], 0.05)[0]:
         select.select([0, server], [], [])
 """
 CALLER = """
-import os, sys
+import logging, os, sys
 sys.path.insert(0, sys.argv[1])
-import logging, port_manager
+import port_manager
 logging.getLogger("port_manager").setLevel(50)
 os.write(1, b"ready\\n")
 while os.read(0, 1):
-    os.write(1, b"1" if port_manager.ensure_port_available(int(sys.argv[2]), policy="kill") else b"0")
+    if os.getpid() % 2:
+        freed = port_manager.main(["free", sys.argv[2], "--quiet"]) == 0
+    else:
+        freed = port_manager.ensure_port_available(int(sys.argv[2]), policy="kill")
+    os.write(1, b"1" if freed else b"0")
 """
 
 
@@ -52,13 +58,21 @@ def left() -> tuple[list[str], set[str]]:
     return sorted(os.listdir("/proc/self/fd")), {pid for found in children for pid in found}
 
 
+@contextlib.contextmanager
+def server(port: int, code: str) -> Iterator[None]:
+    """A server that is ended meanwhile; then the port can be bound."""
+    with child(code, port) as (holder, _):
+        yield
+        assert holder.wait(10) == -signal.SIGTERM
+        socket.create_server(("0.0.0.0", port)).close()
+
+
 def in_a_row(port: int, times: int) -> list[float]:
     """The seconds that each of so many take-overs takes, of a server alone and of one with children in turns."""
     took = []
     for number in range(times):
-        with child(HOLDER if number % 2 else FAMILY, port) as (holder, _):
+        with server(port, HOLDER if number % 2 else FAMILY):
             took.append(timed(lambda: answers.append(port_manager.ensure_port_available(port, policy="kill"))))
-            holder.wait(10)
     return took
 
 
@@ -67,11 +81,10 @@ def at_once(port: int, callers: list[Any], minutes: float) -> int:
     rounds, end = 0, time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         rounds += 1
-        with child(random.choice([HOLDER, FAMILY]), port) as (holder, _):
+        with server(port, random.choice([HOLDER, FAMILY])):
             for caller in callers:
                 caller.stdin.write(b"x")
             answers.extend(caller.stdout.read(1) == b"1" for caller in callers)
-            holder.wait(10)
     return rounds
 
 
@@ -93,8 +106,7 @@ def main() -> int:
         print(f"{len(took)} take-overs: {first:.1f} ms at the start, {last:.1f} ms at the end")
         faults = [f"left behind: {left()}, not {before}"] if left() != before else []
         callers = [stack.enter_context(child(CALLER, ROOT, port))[0] for _ in range(wish.callers)]
-        rounds = at_once(port, callers, wish.minutes)
-        print(f"{rounds} rounds of {len(callers)} callers at once")
+        print(f"{at_once(port, callers, wish.minutes)} rounds of {len(callers)} callers at once")
         files = {len(os.listdir(f"/proc/{caller.pid}/fd")) for caller in callers}
         faults += [f"a caller has more descriptors than another: {files}"] if len(files) > 1 else []
         dead = [pid for pid in crowd if not os.path.exists(f"/proc/{pid}")]
