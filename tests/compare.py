@@ -12,8 +12,6 @@ outside of the namespaces can be reached from inside. It is a program to be read
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import shlex
@@ -26,7 +24,8 @@ import sys
 import time
 from typing import Any, Callable
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from .held import ROOT, Held, can_bind, eventually, holding
+
 PORT = 8000
 WHERE = "127.0.0.1"  # for those who can be told an address
 
@@ -40,45 +39,6 @@ TOOLS = {
 }
 
 
-def holding(*bind: tuple[str, int], **spec: Any) -> list[str]:
-    """The command line of a holder (see holder.py)."""
-    return [sys.executable, "-S", "-E", f"{ROOT}/tests/holder.py", json.dumps({"bind": bind, **spec})]
-
-
-def hold(*bind: tuple[str, int], **spec: Any) -> Any:
-    """Start a holder: its process, which knows the PIDs of its family."""
-    words = holding(*bind, **spec)
-    process: Any = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    told = json.loads(process.stdout.readline())
-    process.family = [told["pid"], *told["children"]]
-    return process
-
-
-def lives(process: Any) -> bool:
-    """Whether one of the family does."""
-    for pid in process.family:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
-            if file.read().rpartition(")")[2].split()[0] not in "ZX":
-                return True
-    return False
-
-
-def gone(process: Any) -> bool:
-    """Whether all of the family have ended, within a few seconds."""
-    end = time.monotonic() + 3
-    while time.monotonic() < end and lives(process):
-        time.sleep(0.02)
-    return not lives(process)
-
-
-def can_bind() -> bool:
-    try:
-        socket.create_server(("0.0.0.0", PORT)).close()
-    except OSError:
-        return False
-    return True
-
-
 def run(host: str = "", *before: str) -> tuple[int, str]:
     """Call the tool: (exit status, what it said)."""
     command = TOOLS[sys.argv[1]] + (f" --host {host}" if host and sys.argv[1] == "this" else "")
@@ -87,34 +47,39 @@ def run(host: str = "", *before: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def gone(held: Held) -> bool:
+    """Whether a holder and its children have ended, within a few seconds."""
+    return eventually(lambda: not held.alive(), 3)
+
+
 def freed(*spared: dict[str, Any], host: str = "", **server: Any) -> bool:
     """Whether the server and its children go, and those live that are started beside it."""
-    held = hold((host or "0.0.0.0", PORT), **server)
-    others = [hold(spec.pop("at"), **spec) for spec in spared]
+    held = Held((host or "0.0.0.0", PORT), **server)
+    others = [Held(spec.pop("at"), **spec) for spec in spared]
     run(host)
-    return gone(held) and all(map(lives, others))
+    return gone(held) and all(other.alive() for other in others)
 
 
 def an_own_end() -> bool:
-    server = hold((WHERE, 9000))
-    client = hold((WHERE, PORT), connect=(WHERE, 9000))
+    server = Held((WHERE, 9000))
+    client = Held((WHERE, PORT), connect=(WHERE, 9000))
     run()
     time.sleep(0.3)
-    return lives(client) and lives(server)
+    return bool(client.alive() and server.alive())
 
 
 def tidying() -> bool:
     """It needs a moment to clean up, and says so when it could."""
-    server = hold(("0.0.0.0", PORT), says="tidied", tidies=0.2)
+    server = Held(("0.0.0.0", PORT), says="tidied", tidies=0.2)
     run()
-    return gone(server) and server.stdout.read() == "tidied"
+    return gone(server) and server.process.stdout.read() == "tidied"
 
 
 def at_once() -> bool:
     for _ in range(5):
-        master = hold(("0.0.0.0", PORT), children=8)
+        master = Held(("0.0.0.0", PORT), children=8)
         run()
-        if not can_bind():
+        if not can_bind(PORT, "0.0.0.0"):
             return False
         gone(master)
     return True
@@ -124,16 +89,16 @@ def supervised() -> bool:
     """Reported: not by a status that is always the same, but by the PID of who starts it, as a word of its own."""
     words = ["sh", "-c", f"while :; do {shlex.join(holding(('0.0.0.0', PORT)))}; done"]
     loop = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
-    while can_bind():
+    while can_bind(PORT):
         time.sleep(0.02)
     status, said = run()
     return status != 0 and re.search(rf"(?<![\w:.-]){loop.pid}(?![\w:.-])", said.replace(str(PORT), "")) is not None
 
 
 def another_users() -> bool:
-    server = hold(("0.0.0.0", PORT))
+    server = Held(("0.0.0.0", PORT))
     status, said = run("", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    return lives(server) and status != 0 and "root" in said
+    return bool(server.alive()) and status != 0 and "root" in said
 
 
 def an_ancestor() -> bool:
@@ -149,7 +114,7 @@ def take_over() -> str:
     """The median of ten, in milliseconds."""
     took = []
     for _ in range(10):
-        server = hold(("0.0.0.0", PORT))
+        server = Held(("0.0.0.0", PORT))
         begun = time.perf_counter()
         run()
         took.append(time.perf_counter() - begun)

@@ -10,22 +10,20 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator
 
 import pytest
 
 from . import seam
 from .environ import made
+from .held import HOLDER, PATIENCE, ROOT, Held, birth, can_bind, ended, eventually, holding  # noqa: F401
 from .skips import pytest_sessionfinish  # noqa: F401
 
 environment = made()
 os.environ.clear()
 os.environ.update(environment)
 
-ROOT = Path(__file__).resolve().parent.parent
-HOLDER = str(ROOT / "tests" / "holder.py")
 PORT_MANAGER = str(ROOT / "port_manager.py")
 RUN_BACKEND = str(ROOT / "run_backend.py")
 LINUX = sys.platform.startswith("linux")
@@ -36,56 +34,9 @@ bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 not
 
 # An automatic start: exit status 0 where the port is free then.
 ENSURE = "import port_manager, sys; sys.exit(not port_manager.ensure_port_available(int(sys.argv[1])))"
-PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded machine little is quick
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def birth(pid: int) -> str | None:
-    """The start time of a living process (a zombie is none), which tells it from a later one with its PID."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return bool(condition())
-
-
-class Held:
-    """A holder that was started, with its children."""
-
-    def __init__(self, process: Any, pid: int, children: list[int], strangers: list[int], said: str = "") -> None:
-        self.process, self.pid, self.children, self.strangers, self.said = process, pid, children, strangers, said
-        self.births = {pid: birth(pid) for pid in [pid, *children, *strangers]}
-
-    def alive(self) -> list[int]:
-        """Those that live of the holder and its children."""
-        return [pid for pid in self.living() if pid not in self.strangers]
-
-    def living(self) -> list[int]:
-        return [pid for pid, born in self.births.items() if born and birth(pid) == born]
-
-    def end(self) -> None:
-        for pid in self.living():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        ended(self.process)
-
-
-def ended(process: Any) -> None:
-    process.kill()
-    process.wait()
-    for stream in filter(None, (process.stdout, process.stderr, process.stdin)):
-        stream.close()
 
 
 @pytest.fixture(autouse=True)
@@ -135,21 +86,13 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         ended(process)
 
 
-def holding(*bind: tuple[str, int] | int, **spec: Any) -> list[str]:
-    """The command line of a holder (see holder.py); a number is a port of 127.0.0.1."""
-    spec["bind"] = [("127.0.0.1", one) if isinstance(one, int) else one for one in bind]
-    return [sys.executable, "-S", "-E", HOLDER, json.dumps(spec)]
-
-
 @pytest.fixture
 def hold() -> Iterator[Callable[..., Held]]:
-    """Start a holder, in a folder and with more words behind its command line."""
+    """Start a holder."""
     started: list[Held] = []
 
-    def run(*bind: tuple[str, int] | int, cwd: Any = None, more: Sequence[str] = (), **spec: Any) -> Held:
-        words = [*holding(*bind, **spec), *more]
-        process: Any = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=cwd, start_new_session=True)
-        started.append(Held(process, **json.loads(process.stdout.readline())))
+    def run(*words: Any, **spec: Any) -> Held:
+        started.append(Held(*words, **spec))
         return started[-1]
 
     yield run
@@ -252,14 +195,6 @@ def as_nobody(question: Callable[[], Any]) -> Any:
     os.waitpid(child, 0)
     with open(read, "rb") as pipe:
         return json.loads(pipe.read())
-
-
-def can_bind(port: int, host: str = "127.0.0.1", reuse: int = 1) -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
-        probe.bind((host, port))
-        return True
-    return False
 
 
 @pytest.fixture
