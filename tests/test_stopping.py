@@ -131,6 +131,15 @@ def test_a_zombie_is_not_taken_for_alive(port, hold, pinning):
     assert done and took < PATIENCE and can_bind(port)
 
 
+def test_who_has_no_handle_is_looked_at_again_soon():
+    """Only a handle wakes us up when its process exits: here the end of a pipe, of which nothing comes."""
+    ends = os.pipe()
+    took = [timed(lambda: seam.sleep("linux", handles, 5))[1] for handles in ([None], [ends[0], None])]  # noqa: B023
+    assert max(took) < 2 and timed(lambda: seam.sleep("linux", ends[:1], 0.3))[1] >= 0.3
+    for end in ends:
+        os.close(end)
+
+
 @pytest.mark.parametrize("kind", ["ignore_term", "drain"])
 def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatch, said, kind):
     """Where the port is free nevertheless, the process that cannot be ended is not kept quiet about."""
