@@ -78,20 +78,20 @@ def row(what: str, ours: float, against: str, theirs: float, bar: float, unit: s
     rows.append((what, shown(ours), compared, f"{ours / theirs:.3g}", text, "yes" if ours / theirs <= bar else "NO"))
 
 
-def unmeasured(what: str, why: str) -> None:
-    rows.append((what, f"not measured: {why}", "", "", "", "-"))
-
-
-def timed(call: Callable[[], Any]) -> float:
+def timed(call: Callable[[], Any], times: int = 1) -> float:
     begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - begun) / times
 
 
-def in_turns(times: int, *measures: Callable[[], float]) -> list[float]:
-    """The medians of several measures whose samples are taken in turns; the first round only warms up."""
-    samples = [[measure() for measure in measures] for _ in range(times + 1)][1:]
-    return [statistics.median(column) for column in zip(*samples)]
+def in_turns(
+    what: str, ours: Callable[[], float], against: str, theirs: Callable[[], float], bar: float, times: int = 40
+) -> None:
+    """The medians of two measures whose samples are taken in turns; the first round only warms up."""
+    samples = [(ours(), theirs()) for _ in range(times + 1)][1:]
+    medians = [statistics.median(column) for column in zip(*samples)]
+    row(what, medians[0], against, medians[1], bar)
 
 
 def run(*command: str, env: dict[str, str] | None = None) -> None:
@@ -122,27 +122,22 @@ def child(code: str, *words: object, lines: int = 1) -> Iterator[tuple[Any, list
 
 
 def free_port_row() -> None:
-    port, many = some_port(), range(200)
+    port = some_port()
 
     def bare() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("0.0.0.0", port))
 
-    ours, theirs = in_turns(
-        60,
-        lambda: timed(lambda: [port_manager.ensure_port_available(port) for _ in many]) / len(many),
-        lambda: timed(lambda: [bare() for _ in many]) / len(many),
-    )
-    row("ensure_port_available, free port", ours, "socket, bind", theirs, 5)
+    ours = lambda: timed(lambda: port_manager.ensure_port_available(port), 200)
+    in_turns("ensure_port_available, free port", ours, "socket, bind", lambda: timed(bare, 200), 5, 60)
 
 
 def start_rows(env: dict[str, str]) -> None:
     """What starting it costs, as a script (compiled each time) and as a module (from cached bytecode)."""
-    words = [sys.executable, "-c", IMPORT]
-    (took,) = in_turns(40, lambda: float(subprocess.run(words, cwd=ROOT, env=env, stdout=-1, check=True).stdout))
-    row("import port_manager", took, "", 1.5e-3, 1)
-    port = str(some_port())
+    port, words = str(some_port()), [sys.executable, "-c", IMPORT]
+    imported = lambda: float(subprocess.run(words, cwd=ROOT, env=env, stdout=-1, check=True).stdout)
+    in_turns("import port_manager", imported, "", lambda: 1.5e-3, 1)
 
     def starting(*words: str) -> float:
         return timed(lambda: run(sys.executable, *words, env=env))
@@ -153,15 +148,10 @@ def start_rows(env: dict[str, str]) -> None:
             assert holder.wait(5) == -signal.SIGTERM
         return took
 
-    module = "-m", "port_manager"
-    for verb, measure, words, bar in (
-        ("check, free port (script)", starting, (SCRIPT, "check"), 2.4),
-        ("check, free port (-m)", starting, (*module, "check"), 1.3),
-        ("free, prompt holder (script)", freeing, (SCRIPT, "free"), 3),
-        ("free, prompt holder (-m)", freeing, (*module, "free"), 3),
-    ):
-        ours, theirs = in_turns(40, lambda: measure(*words, port), lambda: starting("-c", "import socket"))  # noqa: B023
-        row(verb, ours, "python -c 'import socket'", theirs, bar)
+    for how, words, bars in ("script", [SCRIPT], (2.4, 3)), ("-m", ["-m", "port_manager"], (1.3, 3)):
+        bare = "python -c 'import socket'", lambda: starting("-c", "import socket")
+        in_turns(f"check, free port ({how})", lambda: starting(*words, "check", port), *bare, bars[0])  # noqa: B023
+        in_turns(f"free, prompt holder ({how})", lambda: freeing(*words, "free", port), *bare, bars[1])  # noqa: B023
 
 
 def holder_rows(who: str, port: int, pid: int, times: int, bars: dict[str, float]) -> None:
@@ -169,30 +159,23 @@ def holder_rows(who: str, port: int, pid: int, times: int, bars: dict[str, float
     named, described = port_manager.PortManager(port).get_process_using_port, port_manager.find_listeners
     tools = {"ss": f"ss -ltnpH sport = :{port}", "lsof": f"lsof -nP -iTCP:{port} -sTCP:LISTEN -t"}
     assert [holder.pid for holder in described(port)] == [pid]
-    for tool, bar in bars.items():
-        if not shutil.which(tool):
-            unmeasured(f"finding the holder, {who}", f"{tool} is missing")
-            continue
-        calls = lambda: named(port), lambda: described(port), lambda: run(*tools[tool].split())  # noqa: B023
-        pid_alone, whole, theirs = in_turns(times, *(lambda call=call: timed(call) for call in calls))
-        row(f"finding the holder, {who}: its PID", pid_alone, tool, theirs, bar)
-        row(f"finding the holder, {who}: described", whole, tool, theirs, bar)
+    for tool in filter(shutil.which, bars):
+        theirs = tool, lambda: timed(lambda: run(*tools[tool].split())), bars[tool], times  # noqa: B023
+        in_turns(f"finding the holder, {who}: its PID", lambda: timed(lambda: named(port)), *theirs)
+        in_turns(f"finding the holder, {who}: described", lambda: timed(lambda: described(port)), *theirs)
 
 
 def crowd_rows(processes: int) -> None:
     """The same among many processes and connections, where the holder is the youngest of them, or the oldest."""
     old, young, size = some_port(), some_port(), f"{processes} processes"
-    try:
-        with contextlib.ExitStack() as stack:
-            oldest, _ = stack.enter_context(child(HOLDER, old))
-            _, told = stack.enter_context(child(CROWD, processes, 4000, lines=processes))
-            youngest, _ = stack.enter_context(child(HOLDER, young))
-            if not oldest.pid < min(map(int, told)) <= max(map(int, told)) < youngest.pid:
-                raise OSError("the PIDs began again from below; try once more")
-            holder_rows(f"{size}, youngest", young, youngest.pid, 9, {"ss": 1 / 50, "lsof": 1 / 100})
-            holder_rows(f"{size}, oldest", old, oldest.pid, 9, {"ss": 1})
-    except OSError as error:
-        unmeasured("finding the holder in a crowd", str(error))
+    with contextlib.ExitStack() as stack:
+        oldest, _ = stack.enter_context(child(HOLDER, old))
+        _, told = stack.enter_context(child(CROWD, processes, 4000, lines=processes))
+        youngest, _ = stack.enter_context(child(HOLDER, young))
+        if not oldest.pid < min(map(int, told)) <= max(map(int, told)) < youngest.pid:
+            return print("no crowd: the PIDs began again from below; try once more")
+        holder_rows(f"{size}, youngest", young, youngest.pid, 9, {"ss": 1 / 50, "lsof": 1 / 100})
+        holder_rows(f"{size}, oldest", old, oldest.pid, 9, {"ss": 1})
 
 
 def exit_row() -> None:
