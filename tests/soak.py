@@ -40,15 +40,15 @@ while not select.select([0], [], [], 0.05)[0]:
 CALLER = """
 import logging, os, sys
 sys.path.insert(0, sys.argv[1])
-import port_manager
+from port_manager import ensure_port_available, main
 logging.getLogger("port_manager").setLevel(50)
+def freed():
+    if os.getpid() % 2:
+        return main(["free", sys.argv[2], "--quiet"]) == 0
+    return ensure_port_available(int(sys.argv[2]), policy="kill")
 os.write(1, b"ready\\n")
 while os.read(0, 1):
-    if os.getpid() % 2:
-        freed = port_manager.main(["free", sys.argv[2], "--quiet"]) == 0
-    else:
-        freed = port_manager.ensure_port_available(int(sys.argv[2]), policy="kill")
-    os.write(1, b"1" if freed else b"0")
+    os.write(1, b"%d" % freed())
 """
 
 
@@ -90,9 +90,8 @@ def at_once(port: int, callers: list[Any], minutes: float) -> int:
 
 def main() -> int:
     reader = argparse.ArgumentParser(prog="python3 -m tests.soak", description="Take-overs for minutes on end.")
-    for name, default in (("take-overs", 1000), ("callers", 20), ("processes", 3000)):
-        reader.add_argument(f"--{name}", type=int, default=default)
-    reader.add_argument("--minutes", type=float, default=5.0)
+    for name, default in (("take-overs", 1000), ("minutes", 5.0), ("callers", 20), ("processes", 3000)):
+        reader.add_argument(f"--{name}", type=type(default), default=default)
     wish = reader.parse_args()
     logging.getLogger("port_manager").setLevel(logging.CRITICAL)
     port, other = some_port(), some_port()
@@ -104,17 +103,18 @@ def main() -> int:
         tenth = max(1, len(took) // 10)
         first, last = (1e3 * statistics.median(some) for some in (took[:tenth], took[-tenth:]))
         print(f"{len(took)} take-overs: {first:.1f} ms at the start, {last:.1f} ms at the end")
-        faults = [f"left behind: {left()}, not {before}"] if left() != before else []
+        faults = {"left behind": [left(), before] if left() != before else []}
         callers = [stack.enter_context(child(CALLER, ROOT, port))[0] for _ in range(wish.callers)]
         print(f"{at_once(port, callers, wish.minutes)} rounds of {len(callers)} callers at once")
         files = {len(os.listdir(f"/proc/{caller.pid}/fd")) for caller in callers}
-        faults += [f"a caller has more descriptors than another: {files}"] if len(files) > 1 else []
+        faults["a caller has more descriptors than another"] = sorted(files)[1:]
         dead = [pid for pid in crowd if not os.path.exists(f"/proc/{pid}")]
         dead += [str(process.pid) for process in (*bystanders, *callers) if process.poll() is not None]
-        faults += [f"ended, although nobody asked for it: {dead}"] if dead else []
-    faults += [f"{answers.count(False)} calls failed"] if not all(answers) else []
-    print("\n".join(faults) or f"{len(answers)} calls, no wrong stop, nothing left behind")
-    return 1 if faults else 0
+        faults["ended, although nobody asked for it"] = dead
+    faults["calls that failed"] = [answer for answer in answers if not answer]
+    found = "\n".join(f"{what}: {which}" for what, which in faults.items() if which)
+    print(found or f"{len(answers)} calls, no wrong stop, nothing left behind")
+    return 1 if found else 0
 
 
 answers: list[bool] = []
