@@ -13,13 +13,13 @@ import time
 
 import pytest
 
-from port_manager import Holder, PortManager, ensure_port_available, find_listeners
+from port_manager import Endpoint, Holder, PortError, PortManager, ensure_port_available, find_listeners
 
 from . import seam
 from .apart import InFlight
 from .conftest import ENSURE, LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, bound_is_told, can_bind
 from .conftest import command_line, eventually, holding, on_a_terminal
-from .scenes import SERVE, wait_for
+from .scenes import SERVE, children, wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -44,7 +44,7 @@ FAMILIES = {  # who holds the port: (the holder's kind, what is said beside its 
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=bound_is_told if kind == "bound" else ()) for kind in FAMILIES])
+@pytest.mark.parametrize("kind", [*[*FAMILIES][:-1], pytest.param("bound", marks=bound_is_told)])
 def test_all_holders_go(port, hold, kind, pinning, said, monkeypatch):
     """Who has only inherited the listener, too; and a master that forks a new worker for each that ends."""
     seam.limits(monkeypatch, restart_watch=0.2)  # some leave a living parent
@@ -83,6 +83,14 @@ def test_orphans_far_from_each_other_all_go(port, hold):
     assert eventually(lambda: held.alive() == held.children)
     assert len(find_listeners(port)) < 10 == len(find_listeners(port, thorough=True))
     assert ensure_port_available(port) and held.alive() == [] and len(held.living()) == 80
+
+
+def test_a_server_that_its_grandparent_runs_on_a_terminal_goes_with_it(port, hold):
+    """That is no terminal which would end as well: it belongs to one of those who are stopped."""
+    runner = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", *holding(("127.0.0.2", port))]
+    held = hold(port, starts=runner)
+    assert eventually(lambda: not can_bind(port, "127.0.0.2"))
+    assert ensure_port_available(port) is True and eventually(lambda: held.alive() == [])
 
 
 def test_a_reloader_s_variable_that_was_left_in_a_shell(port, start, home):
@@ -298,6 +306,18 @@ def test_a_line_on_a_terminal_shows_the_wait_and_goes(ports, hold, start):
     assert piped.returncode == 0 and "Waiting" not in told and "\r" not in told
 
 
+def test_force_is_foretold(port, hold):
+    held = hold(port)
+    done = command_line("free", str(port), "--dry-run", "--force", "--json", ENVIRONMENT="production")
+    assert json.loads(done.stdout)["ports"][0]["would_stop"] == held.alive() == [held.pid]
+
+
+def test_values_show_their_fields_and_errors_have_all_of_theirs():
+    assert repr(Endpoint("::1", 80)) == "Endpoint(host='::1', port=80)"
+    error = PortError("it is held")
+    assert (str(error), error.reason, error.port, error.host, error.holders) == ("it is held", "it is held", 0, "", ())
+
+
 @pytest.mark.parametrize("environment", ["", "staging"])
 def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
     held = hold(port)
@@ -314,8 +334,8 @@ LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nod
     "a loop": ["bash", "-c", "while true; do {}; sleep 0; done"],
     "a slow loop": ["bash", "-c", "while true; do {}; sleep 0.4; done"],
     "above a shell": [
-        *(sys.executable, "-c", "import subprocess, sys\nwhile True: subprocess.run(['sh', '-c', sys.argv[1]])"),
-        "{}; exit 3",
+        *(sys.executable, "-c", "import os, subprocess as s, sys\nwhile 1: s.call(sys.argv[1:], preexec_fn=os.setpgrp)"),
+        *("sh", "-c", "{}; exit 3"),  # a process group of its own, as a shell's job; but it is no shell that starts it
     ],
 }
 
@@ -331,6 +351,9 @@ def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, said, m
     assert f"port {port} was taken again by process " in said().lower()
     assert f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} " in said()
     assert f"stop process {supervisor.pid} first" in said() and supervisor.poll() is None
+    supervisor.kill()
+    for holder in find_listeners(port):
+        os.kill(holder.pid, signal.SIGKILL)
 
 
 TAKERS = {  # whoever takes the port as soon as its holder has gone: (who, whether sockets are told, whether it is freed)
@@ -349,8 +372,12 @@ def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypa
     (who, told, freed), held, flights, read = TAKERS[case], hold(("0.0.0.0", port)), [], seam.reader("linux")
     takers = [hold(port, stand_by=True)] if "old" in who else []
     seam.one_look(monkeypatch)
-    if not told:
-        seam.stand_in(monkeypatch, "sock_diag", lambda port, every=False: [] if every else seam.ask("sock_diag", port))
+    if not told:  # whoever tells of every socket does not tell which
+
+        def rows(port, every=False):
+            return [row._replace(inode=0) if every else row for row in seam.ask("sock_diag", port)]
+
+        seam.stand_in(monkeypatch, "sock_diag", rows)
     if who == "clock":
         later = lambda pid: {pid: told._replace(started=told.started + 3600) for pid, told in read(pid).items()}
         seam.readings(monkeypatch, "linux", later)
@@ -375,16 +402,29 @@ def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypa
         flight.close()
 
 
-# It forks a server that binds for itself; when that ends, the next one.
+# It forks a server that binds for itself, and lets go on SIGUSR1; when that ends, the next one.
 FORKS = """
 import os, signal, socket, sys
 while True:
     pid = os.fork()
-    if not pid:
+    while not pid:
         server = socket.create_server(("127.0.0.1", int(sys.argv[-1])))
+        signal.signal(signal.SIGUSR1, lambda *_: server.close())
+        signal.pause()
         signal.pause()
     os.waitpid(pid, 0)
 """
+
+
+def test_a_master_whose_worker_lets_go_just_before_the_signal_lives(port, start, home, monkeypatch):
+    (home / "gunicorn").write_text(FORKS)
+    monkeypatch.chdir(home)
+    master = start(sys.executable, "gunicorn", "main:app", str(port))
+    wait_for(port)
+    (worker,) = children(master.pid)
+    let_go = lambda: (os.kill(worker, signal.SIGUSR1), eventually(lambda: can_bind(port)))
+    seam.at_the_last_check(monkeypatch, before=let_go)
+    assert ensure_port_available(port) is True and master.poll() is None and children(master.pid) == [worker]
 
 
 @pytest.mark.parametrize(("program", "goes"), [("gunicorn", True), ("pytest", False), ("launch.py", False)])
@@ -400,42 +440,52 @@ def test_only_a_server_s_own_command_is_a_master(port, start, home, program, goe
     assert goes or f"stop process {master.pid} first" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("shell", "script", "status"),  # of a launcher that ends with the server
-    [
-        pytest.param("sh -c", "exec {}", -signal.SIGTERM, id="an ordinary restart"),
-        pytest.param("sh -c", "{}; exit 1", 1, id="npm waits for sh, which waits for the server"),
-        pytest.param("bash -mc", "{} & wait; sleep 90", None, id="an interactive shell"),
-        pytest.param("sh -c", "{}; sleep 90", None, id="a living parent"),
-    ],
-)
-def test_only_a_living_parent_is_watched_for_a_while(port, start, shell, script, status, monkeypatch):
+LAUNCHERS = {  # of the server: (its shell, its script, its status where it ends with the server)
+    "an ordinary restart": ("sh -c", "exec {}", -signal.SIGTERM),
+    "npm waits for sh, which waits for the server": ("sh -c", "{}; exit 1", 1),
+    "an interactive shell": ("bash -mc", "{} & wait; sleep 90", None),
+    "a thread of the kernel": ("sh -c", "{}; sleep 90", None),
+    "a living parent": ("sh -c", "{}; sleep 90", None),
+}
+
+
+@pytest.mark.parametrize("case", LAUNCHERS)
+def test_only_a_living_parent_is_watched_for_a_while(port, start, case, monkeypatch):
     """A shell with job control is none: it gives the job a process group of its own, which a script's loop does not."""
-    launcher, watched = start(*shell.split(), script.format(shlex.join(holding(port)))), script == "{}; sleep 90"
+    (shell, script, status), watched, read = LAUNCHERS[case], case == "a living parent", seam.reader("linux")
+    launcher = start(*shell.split(), script.format(shlex.join(holding(port))))
     launcher.stdout.readline()
+    if case == "a thread of the kernel":
+        kernel = lambda pid: {pid: row._replace(kernel=pid == launcher.pid) for pid, row in read(pid).items()}
+        seam.readings(monkeypatch, "linux", kernel)
     seam.limits(monkeypatch, restart_watch=0.3 if watched else PATIENCE)
     done, took = timed(lambda: ensure_port_available(port))
     assert done and (took >= 0.3 if watched else took < PATIENCE)
     assert (launcher.wait(PATIENCE) if status else launcher.poll()) == status
 
 
-SUSPECTS = {  # a supervisor of the former holder: (what becomes of it, whether the port is held, whether it is accused)
-    "it lives": (bool, False, True),
-    "it has ended": (lambda process: (process.kill(), process.wait()), False, False),
-    "it is a zombie": (lambda process: (process.kill(), os.waitid(os.P_PID, process.pid, 0x1000004)), False, False),
-    "it did not start the taker": (bool, True, False),
+SUSPECTS = {  # a supervisor of the former holder: (what becomes of it, who has the port, whether it is accused)
+    "it lives": (bool, "nobody", True),
+    "it has ended": (lambda process: (process.kill(), process.wait()), "nobody", False),
+    "it is a zombie": (lambda process: (process.kill(), os.waitid(os.P_PID, process.pid, 0x1000004)), "nobody", False),
+    "it did not start the taker": (bool, "another", False),
+    "it is the taker": (bool, "itself", True),
 }
 
 
 @pytest.mark.parametrize("case", SUSPECTS)
 def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, case):
     """Where the taker itself has gone meanwhile, whoever lives above the former holder is."""
-    (becomes, taken, accused), suspect = SUSPECTS[case], start("bash", "-c", "exec -a '' cat", stdin=subprocess.PIPE)
-    taker = f" by process {hold(port).pid} (" if taken else ""
-    assert eventually(lambda: seam.read(suspect.pid).name == "cat")  # and it has no command line
+    becomes, who, accused = SUSPECTS[case]
+    taker = f" by process {hold(port).pid} (" if who == "another" else ""
+    program = f"exec {shlex.join(holding(port))}" if who == "itself" else "exec -a '' cat"
+    suspect = start("bash", "-c", program, stdin=subprocess.PIPE)
+    name = os.path.basename(sys.executable) if who == "itself" else "cat"  # which has no command line
+    assert eventually(lambda: seam.read(suspect.pid).name == name[:15] and (who != "itself" or not can_bind(port)))
     why = seam.taken_again(port, "127.0.0.1", suspect.pid, lambda: becomes(suspect))
     assert why.startswith(f"port {port} was taken again{taker}")
-    assert why.endswith(f": its supervisor {suspect.pid} (cat) starts it anew; stop process {suspect.pid} first") is accused
+    assert (f": its supervisor {suspect.pid} ({name}" in why) is accused
+    assert why.endswith(f" starts it anew; stop process {suspect.pid} first") is accused
     assert why.endswith(" while it was being freed") is not accused
 
 
