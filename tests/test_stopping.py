@@ -243,6 +243,13 @@ def test_kill_process_minds_the_policy(port, hold, policy, tmp_path):
     assert held.alive() == [held.pid]
 
 
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_pid_that_ps_does_not_list_has_gone_where_it_lists_any(monkeypatch, listed):
+    seam.on_system(monkeypatch, "darwin", "alice")
+    seam.readings(monkeypatch, "macos", lambda pid: {1: seam.process(1, 0)} if listed else {})
+    assert PortManager().kill_process(2**22 + 1) is listed
+
+
 # What a person sees
 
 
@@ -306,10 +313,12 @@ def test_a_line_on_a_terminal_shows_the_wait_and_goes(ports, hold, start):
     assert piped.returncode == 0 and "Waiting" not in told and "\r" not in told
 
 
-def test_force_is_foretold(port, hold):
-    held = hold(port)
-    done = command_line("free", str(port), "--dry-run", "--force", "--json", ENVIRONMENT="production")
+def test_force_is_foretold_and_told(port, hold):
+    held, words = hold(port), ("free", str(port), "--force")
+    done = command_line(*words, "--dry-run", "--json", ENVIRONMENT="production")
     assert json.loads(done.stdout)["ports"][0]["would_stop"] == held.alive() == [held.pid]
+    done = command_line(*words, ENVIRONMENT="production")
+    assert held.alive() == [] and "💡 Told to do so by --force\n" in done.stderr and "PRODUCTION" not in done.stderr
 
 
 def test_values_show_their_fields_and_errors_have_all_of_theirs():
