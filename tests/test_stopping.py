@@ -173,12 +173,10 @@ def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, sai
 
     held = hold(port)
     seam.on_signal(monkeypatch, refused)
-    assert ensure_port_available(port, grace=0.1) is False
-    assert PortManager(port, grace=0.1).kill_process(held.pid) is False
+    assert ensure_port_available(port, grace=0.1) is PortManager(port, grace=0.1).kill_process(held.pid) is False
+    sentence = f"❌ Process {held.pid} may not be stopped: Operation not permitted; asked to stop before that: "
     asked = "nobody" if when == "at once" else held.pid
-    sentence = f"Process {held.pid} may not be stopped: Operation not permitted; asked to stop before that: {asked}"
-    assert said().count(f"❌ {sentence}\n") + said().endswith(sentence) == 2
-    assert held.alive() == [held.pid]
+    assert f"{said()}\n".count(f"{sentence}{asked}\n") == 2 and held.alive() == [held.pid]
 
 
 # Who goes by himself
@@ -223,12 +221,9 @@ def test_nobody_is_asked_about_a_child_that_has_just_exited(port, hold, monkeypa
 def test_kill_process(port, hold, said):
     held = hold(port, children=1)
     manager = PortManager(port, grace=0.3)
-    assert manager.kill_process(held.children[0]) is True
-    for nobody in (held.children[0], 2**22 + 1, 2**22 + 5, 10**12):  # gone already; no such process
-        assert manager.kill_process(nobody) is True
-    assert held.alive() == [held.pid]
-    assert manager.kill_process(os.getpid()) is False
-    assert manager.kill_process(os.getppid()) is False
+    for pid in [*held.children * 2, 2**22 + 1, 2**22 + 5, 10**12]:  # it lives; has gone already; there is none
+        assert manager.kill_process(pid) is True and held.alive() == [held.pid]
+    assert [manager.kill_process(pid) for pid in (os.getpid(), os.getppid())] == [False, False]
     assert "it is this very process" in said()
     assert "it is an ancestor of this process" in said() or os.getppid() == 1
     for wrong in ("1234", None, 12.5, True):
@@ -239,8 +234,7 @@ def test_kill_process(port, hold, said):
 @pytest.mark.parametrize("policy", ["refuse", "ask", "own"])
 def test_kill_process_minds_the_policy(port, hold, policy, tmp_path):
     held = hold(port, cwd=tmp_path)
-    assert PortManager(port, policy=policy).kill_process(held.pid) is False
-    assert held.alive() == [held.pid]
+    assert PortManager(port, policy=policy).kill_process(held.pid) is False and held.alive() == [held.pid]
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -267,15 +261,13 @@ def test_ctrl_c_while_waiting(port, hold, start, how, tmp_path):
     assert eventually(lambda: can_bind(port))  # it has been asked
     os.kill(caller.pid, signal.SIGINT)
     rest, _ = caller.communicate(timeout=PATIENCE)
-    assert caller.returncode == 130
     assert rest.strip() == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}"
-    assert held.alive() == [held.pid]
+    assert caller.returncode == 130 and held.alive() == [held.pid]
 
 
 def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
     """Whoever may have been signalled is named, the one at whom it happened included; the others are not."""
-    held = hold(port, children=2)
-    asked = []
+    held, asked = hold(port, children=2), []
 
     def interrupted(pid, firmly, send):
         asked.append(pid)
@@ -285,8 +277,7 @@ def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
     seam.on_signal(monkeypatch, interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         ensure_port_available(port)
-    assert str(caught.value) == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}, {asked[1]}"
-    assert len(asked) == 2
+    assert str(caught.value) == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}, {asked[-1]}"
 
 
 def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
@@ -333,7 +324,7 @@ def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
     done = command_line("free", str(port), "--policy", "refuse", ENVIRONMENT=environment)
     assert done.returncode == 1 and held.alive() == [held.pid]
     assert "annot start" not in done.stderr and "PRODUCTION" not in done.stderr
-    assert "🚨 Port conflict: ENVIRONMENT is 'staging'" in done.stderr or not environment
+    assert ("🚨 Port conflict: ENVIRONMENT is 'staging'" in done.stderr) is (environment == "staging")
 
 
 # Who starts it again
@@ -342,9 +333,9 @@ def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
 LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nodemon starts another
     "a loop": ["bash", "-c", "while true; do {}; sleep 0; done"],
     "a slow loop": ["bash", "-c", "while true; do {}; sleep 0.4; done"],
-    "above a shell": [
+    "above a shell": [  # with a process group of its own, as a shell's job has; but it is no shell that starts it
         *(sys.executable, "-c", "import os, subprocess as s, sys\nwhile 1: s.call(sys.argv[1:], preexec_fn=os.setpgrp)"),
-        *("sh", "-c", "{}; exit 3"),  # a process group of its own, as a shell's job; but it is no shell that starts it
+        *("sh", "-c", "{}; exit 3"),
     ],
 }
 
@@ -353,13 +344,12 @@ LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nod
 def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, said, monkeypatch):
     """Started by this process, the loop is no ancestor of it."""
     seam.limits(monkeypatch, restart_watch=PATIENCE)
-    server = shlex.join(holding(port))
-    supervisor = start(*(word.replace("{}", server) for word in LOOPS[loop]))
+    supervisor = start(*(word.replace("{}", shlex.join(holding(port))) for word in LOOPS[loop]))
     assert '"pid"' in supervisor.stdout.readline()
-    assert ensure_port_available(port) is False
-    assert f"port {port} was taken again by process " in said().lower()
-    assert f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} " in said()
-    assert f"stop process {supervisor.pid} first" in said() and supervisor.poll() is None
+    assert ensure_port_available(port) is False and supervisor.poll() is None
+    told, boss = said().lower(), f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} "
+    assert f"port {port} was taken again by process " in told
+    assert boss in told and f"stop process {supervisor.pid} first" in told
     supervisor.kill()
     for holder in find_listeners(port):
         os.kill(holder.pid, signal.SIGKILL)
@@ -503,11 +493,9 @@ def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, 
 
 def test_several_ports_go_on_after_one_fails(ports, hold):
     first, second, third = sorted(ports() for _ in range(3))
-    holders = [hold(first), hold(third)]
-    tunnel = hold(second, name="ssh")
+    holders = [hold(first), hold(second, name="ssh"), hold(third)]
     done = command_line("free", str(first), str(second), str(third))
-    assert done.returncode == 1
-    assert [held.alive() for held in holders] == [[], []] and tunnel.alive() == [tunnel.pid]
+    assert done.returncode == 1 and [held.alive() for held in holders] == [[], [holders[1].pid], []]
     assert f"Port {first} is now available" in done.stderr and f"Port {third} is now available" in done.stderr
 
 
