@@ -239,9 +239,12 @@ def test_kill_process_minds_the_policy(port, hold, policy, tmp_path):
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_pid_that_ps_does_not_list_has_gone_where_it_lists_any(monkeypatch, listed):
+    """Each look at the processes is the start of a program."""
+    rows, started = {pid: seam.process(pid, 1) for pid in (1, os.getpid())} if listed else {}, []
     seam.on_system(monkeypatch, "darwin", "alice")
-    seam.readings(monkeypatch, "macos", lambda pid: {1: seam.process(1, 0)} if listed else {})
+    seam.readings(monkeypatch, "macos", lambda pid: started.append(pid) or rows)
     assert PortManager().kill_process(2**22 + 1) is listed
+    assert len(started) == (3 if listed else 6)
 
 
 # What a person sees
