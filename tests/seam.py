@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from functools import partial
 from typing import Any, Callable, Iterable
 
 import port_manager as pm
@@ -28,17 +27,15 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
     # Windows; all but netstat's take bytes, and the address at which they are, or whether it is a table of IPv6
     "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table,
-    "user": pm._parse_user, "processes": pm._parse_processes, "text": pm._parse_text,
+    "user": pm._parse_user,
+    "processes": pm._parse_processes, "text": pm._parse_text,
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
 write, say, on_terminal = pm.write_line, pm._say, pm._on_terminal
 clean, title, decoded, short_folder = pm._clean, pm._title, pm._decoded, pm._short_folder
-bind_error, run, windows_tool = pm._bind_error, pm._run, pm._windows_tool
+bind_error, run, found, windows_tool = pm._bind_error, pm._run, pm._found, pm._windows_tool
 proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear
 families, is_in_the_family = pm._families, pm._is_a_worker
-answer = pm._Answer  # what a tool says: (status, output, complaint)
-answer_of_windows = partial(pm._told, "library")  # what a function writes into its buffer, and the address of that
-read_by_ps = partial(pm._BSD.read, pm._MacOS())  # every process
 
 # What a test may put in the place of a part: stand_in(patch, "bind", answer).
 PARTS: dict[str, tuple[Any, str]] = {
@@ -51,6 +48,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "tables of Windows": (pm, "_tcp_tables"),  # () -> sockets or None
     "calls of Windows": (pm, "_winapi"),  # () -> what has OpenProcess, CloseHandle ...
     "answers of Windows": (pm, "_told"),  # (library, ask, a handle or number) -> (bytes, their address)
+    "stop": (pm, "_stop"),  # (system, pins, options) -> (who has gone: whether at our request; why not)
 }
 
 
@@ -61,17 +59,22 @@ def stand_in(patch: Any, part: str, answer: Callable[..., Any]) -> None:
         patch.setattr(pm._Linux, "sources", (answer, *pm._Linux.sources[1:]))
 
 
+def span(seconds: float) -> str:
+    """How the age of a process is told that was started so many seconds ago."""
+    return pm._age(Holder(9, 1, "", "", "", "", time.time() - seconds, ()))
+
+
+def taken_before_the_bind(patch: Any) -> None:
+    """Let every port count as freed, whoever holds it."""
+    patch.setattr(pm, "_ensure", lambda port, host, _: pm.PortResult(port, host, True, [], [], [], None, None, {}))
+
+
 def limits(patch: Any, **limits: float) -> None:
     """Set tool_timeout, forced_wait, restart_watch (seconds) or rounds."""
     for name, value in limits.items():
         patch.setattr(pm, name.upper(), value)
     if "tool_timeout" in limits:  # the default of a parameter was made when the module was loaded
         patch.setitem(run.__kwdefaults__, "timeout", limits["tool_timeout"])
-
-
-def taken_before_the_bind(patch: Any) -> None:
-    """Let every port count as freed, whoever holds it."""
-    patch.setattr(pm, "_ensure", lambda port, host, _: pm.PortResult(port, host, True, [], [], [], None, None, {}))
 
 
 def one_look(patch: Any) -> None:
@@ -84,18 +87,20 @@ def one_look(patch: Any) -> None:
 
 def probe(port: int, host: str) -> str | None:
     """What keeps a server from binding here, as a sentence."""
-    return getattr(pm._probe(port, host), "reason", None)
+    obstacle = pm._probe(port, host)
+    return obstacle.reason if obstacle else None
 
 
 def conflict(address: str, wanted: str, v6only: bool | None = None) -> bool | None:
     """Whether a listener at the address keeps another from binding the wanted one."""
-    return pm._conflict(listener(9, 80, address, v6only), wanted)
+    return pm._conflict(pm._Socket(address, 80, True, None, 9, None, 0, v6only), wanted)
 
 
 # Tools and sources
 
 
 def on(port: int | None, rows: list[Any]) -> list[Any]:
+    """Those on the port."""
     return [row for row in rows if port in (None, row.port)]
 
 
@@ -116,14 +121,9 @@ def only(patch: Any, *sources: Any) -> None:
     patch.setattr(pm._Linux, "sources", ways)
 
 
-def listener(pid: int | None, port: int, host: str, v6only: bool | None) -> Any:
-    """One that does not exist."""
-    return pm._Socket(host, port, True, None, pid, None, 0, v6only)
-
-
-def _rows(pids: dict[Any, int | None]) -> list[Any] | None:
-    """Endpoints and who listens on each, as sockets."""
-    return [listener(pid, told.port, told.host, ":" in told.host) for told, pid in pids.items() if told] or None
+def read_by_ps(pid: int) -> Any:
+    """Every process, by ps."""
+    return pm._MacOS().read(pid)
 
 
 # Systems and their processes
@@ -151,6 +151,11 @@ def reader(system: str) -> Any:
     return _system(system).read
 
 
+def answer(status: int, output: str, complaint: str) -> Any:
+    """What a tool says."""
+    return pm._Answer(status, output, complaint)
+
+
 def readings(patch: Any, system: str, read: Callable[[int | None], dict[int, Any]]) -> None:
     """Let read(pid) stand for it."""
     patch.setattr(SYSTEMS[system], "read", lambda self, pid: read(pid))
@@ -162,13 +167,24 @@ def owners_answer(patch: Any, answer: Callable[..., Any]) -> None:
     patch.setattr(pm._Linux, "owners", lambda *words: answer(real(*words)))
 
 
-def sockets(system: str, port: int) -> Any:
+def listener(pid: int | None, port: int, host: str, v6only: bool | None) -> Any:
+    """A listener that does not exist."""
+    return pm._Socket(host, port, True, None, pid, None, 0, v6only)
+
+
+def _rows(pids: dict[Any, int | None]) -> list[Any] | None:
+    """Endpoints and who listens on each, as sockets."""
+    return [listener(pid, told.port, told.host, ":" in told.host) for told, pid in pids.items() if told] or None
+
+
+def sockets(system: str, port: int) -> list[Any] | None:
     """The listeners on a port that a system tells of."""
-    return _system(system).sockets(port)
+    found: list[Any] | None = _system(system).sockets(port)
+    return found
 
 
 def process(pid: int, parent: int | None, name: str = "python", tty: object = 0) -> Any:
-    """One that does not exist."""
+    """A process that does not exist."""
     return pm._Process(pid, parent, pid, tty, 1, 1.0, "", name, "", False, False, False)
 
 
@@ -183,14 +199,14 @@ def ancestry(system: str | None = None) -> list[int] | None:
     return found.pids if found.hidden < 0 else None
 
 
-def parents(pid: int, known: dict[int, Any]) -> Any:
+def parents(pid: int, known: dict[int, Any]) -> list[int]:
     """The ancestors of a process among these."""
     system = pm._Linux()
     system.known.update(known)
     return system.parents(pid)
 
 
-def youngest_first(patch: Any, contents: Callable[[str], bytes]) -> Any:
+def youngest_first(patch: Any, contents: Callable[[str], bytes]) -> list[int]:
     """The PIDs in the order in which they are looked at, where contents(path) stands for reading /proc."""
     patch.setattr(pm, "_contents", contents)
     return pm._pids_from_the_youngest()
@@ -199,23 +215,11 @@ def youngest_first(patch: Any, contents: Callable[[str], bytes]) -> Any:
 # Who must stay
 
 
-def _holder(pid: int, name: str = "x", command: str = "x", user: str = "alice", started: float | None = None) -> Holder:
-    return Holder(pid, 1, user, name, command, "", started, ())
-
-
-def span(seconds: float) -> str:
-    """How the age of a process is told that was started so many seconds ago."""
-    return pm._age(_holder(9, started=time.time() - seconds))
-
-
-def _told(manager: Any) -> str | None:
-    return manager and f"{manager.name}: {manager.stop}"
-
-
 def protected(name: str, command: str = "", system: str = "linux", pid: int = 77) -> str | None:
     """Why a program of that name is left alone, whatever it holds the port for."""
-    holder = _holder(pid, name, command)
-    return _system(system).protects(holder) or _told(pm._published(holder, 80) if name in pm._PROXIES else None)
+    holder = Holder(pid, 1, "alice", name, command, "", None, ())
+    manager = pm._published(holder, 80) if name in pm._PROXIES else None
+    return _system(system).protects(holder) or (manager and f"{manager.name}: {manager.stop}")
 
 
 def managed(patch: Any, cgroup: str, tty: object = None) -> str | None:
@@ -224,13 +228,15 @@ def managed(patch: Any, cgroup: str, tty: object = None) -> str | None:
     patch.setattr(pm, "_numbers", lambda pid, field: [])
     system = pm._Linux()
     system.known[77] = process(77, 1, tty=tty or 0)
-    return _told(system.managed_by(_holder(77, "python", ""), 80, [77]))
+    manager = system.managed_by(Holder(77, 1, "alice", "python", "", "", None, ()), 80, [77])
+    return f"{manager.name}: {manager.stop}" if manager else None
 
 
 def managed_by_launchd(patch: Any, pid: int) -> str | None:
     """What is said of the manager of a process that launchd has started, where we are a normal user."""
     patch.setattr(os, "geteuid", lambda: 501)
-    return _told(pm._MacOS().managed_by(_holder(pid), 80, [pid]))
+    manager = pm._MacOS().managed_by(Holder(pid, 1, "alice", "x", "x", "", None, ()), 80, [pid])
+    return f"{manager.name}: {manager.stop}" if manager else None
 
 
 def precious(patch: Any, pid: int) -> None:
@@ -259,23 +265,11 @@ def on_the_way_to_its_folder(patch: Any, pid: int, then: Callable[[], Any]) -> N
     patch.setattr(pm._Linux, "folder", lambda self, at, cwd: (at == pid and then(), real(self, at, cwd))[1])
 
 
-def ends_a_terminal(patch: Any, name: str, command: str) -> bool:
-    """Whether Windows takes a process below a holder for somebody's terminal."""
-    patch.setattr(pm._Windows, "describe", lambda self, process: pm._Facts("", command, ""))
-    return bool(pm._Windows().ends_a_terminal(process(38148, 38144, name)))
-
-
-def other_user(system: str, user: str) -> Any:
-    """The user whose process it is, if another's; empty: ours, None: cannot tell."""
-    return _system(system).other_user(_holder(77, user=user), [])
-
-
-def describe(system: str, process: Any) -> tuple[str, ...]:
-    """(user, command line, working directory) of a process."""
-    return tuple(_system(system).describe(process))
-
-
 # Stop and verify
+
+
+def _options() -> Any:
+    return pm._options([80], 5.0, "kill")
 
 
 def _pin(pid: int, system: str | None, start: object = None) -> Any:
@@ -283,29 +277,9 @@ def _pin(pid: int, system: str | None, start: object = None) -> Any:
     return pm._Pin(pid, known[pid].start if pid in known else start, None)
 
 
-def hold(system: str, pid: int) -> Any:
-    """The handle of a process that was pinned, or None."""
-    asked = _system(system)
-    asked.hold([pid])
-    return asked.pins[pid].handle
-
-
-def has_exited(pid: int, system: str = "linux", start: object = None) -> bool | None:
-    """Whether the process with this start time (its own where none is given) has ended; None: cannot tell."""
-    return _system(system).has_exited(_pin(pid, system, start))
-
-
-def sleep(system: str, handles: Iterable[int | None], seconds: float) -> None:
-    """Wait until one of the processes with these handles, which are their PIDs as well, exits."""
-    _system(system).sleep([pm._Pin(handle or 9, "start", handle) for handle in handles], seconds)
-
-
-def ask_to_stop(system: str | None, pid: int, firmly: bool, start: object = "unknown") -> None:
-    """Ask a process without a handle and with this start time (its own where it is None) to stop."""
-    _system(system).stop(_pin(pid, system, start), pm._options([80], 5.0, "kill"), firmly)
-
-
-send = partial(ask_to_stop, None, start=None)  # (pid, firmly), on this machine
+def send(pid: int, firmly: bool, start: object = None) -> None:
+    """Signal a process without a handle, if it has this start time (its own where none is given)."""
+    pm._ThisSystem().stop(_pin(pid, None, start), _options(), firmly)
 
 
 def on_signal(patch: Any, instead: Callable[[int, bool, Callable[[], None]], Any]) -> None:
@@ -324,9 +298,53 @@ def at_the_last_check(patch: Any, before: Callable[[], Any] = bool, after: Calla
     patch.setattr(pm._Linux, "still_hold", lambda *words: (before(), real(*words), after())[1])
 
 
+def ask_to_stop(system: str, pid: int, firmly: bool, start: object = "unknown") -> None:
+    """Ask a process with this start time to stop."""
+    _system(system).stop(_pin(pid, system, start), _options(), firmly)
+
+
+def ends_a_terminal(patch: Any, name: str, command: str) -> bool:
+    """Whether Windows takes a process below a holder for somebody's terminal."""
+    patch.setattr(pm._Windows, "describe", lambda self, process: pm._Facts("", command, ""))
+    return bool(pm._Windows().ends_a_terminal(process(38148, 38144, name)))
+
+
+def answer_of_windows(ask: Callable[..., int]) -> tuple[bytes, int]:
+    """What a function writes into the buffer that it is given, and its address."""
+    return pm._told("library", ask)
+
+
+def other_user(system: str, user: str) -> str | None:
+    """The user whose process it is, if another's; empty: ours, None: cannot tell."""
+    found: str | None = _system(system).other_user(Holder(77, 1, user, "x", "x", "", None, ()), [])
+    return found
+
+
+def hold(system: str, pid: int) -> Any:
+    """The handle of a process that was pinned, or None."""
+    asked = _system(system)
+    asked.hold([pid])
+    return asked.pins[pid].handle
+
+
+def describe(system: str, process: Any) -> tuple[str, str, str]:
+    """(user, command line, working directory) of a process."""
+    return tuple(_system(system).describe(process))  # type: ignore[return-value]
+
+
+def has_exited(pid: int, system: str = "linux", start: object = None) -> bool | None:
+    """Whether the process with this start time (its own where none is given) has ended; None: cannot tell."""
+    return _system(system).has_exited(_pin(pid, system, start))
+
+
+def sleep(system: str, handles: Iterable[int | None], seconds: float) -> None:
+    """Wait until one of the processes with these handles, which are their PIDs as well, exits."""
+    _system(system).sleep([pm._Pin(handle or 9, "start", handle) for handle in handles], seconds)
+
+
 def taken_again(port: int, host: str, suspect: int, then: Callable[[], Any]) -> str:
     """What is said where the port was taken again, and this happened to a process above the former holder."""
-    freeing = pm._Freeing(port, host, pm._options([80], 5.0, "kill"))
+    freeing = pm._Freeing(port, host, _options())
     freeing.supervisors.append(_pin(suspect, None))
     then()
     with pm._ThisSystem() as system:
