@@ -447,6 +447,7 @@ LAUNCHERS = {  # of the server: (its shell, its script, its status where it ends
     "npm waits for sh, which waits for the server": ("sh -c", "{}; exit 1", 1),
     "an interactive shell": ("bash -mc", "{} & wait; sleep 90", None),
     "a thread of the kernel": ("sh -c", "{}; sleep 90", None),
+    "one that may not be seen": ("sh -c", "{}; sleep 90", None),
     "a living parent": ("sh -c", "{}; sleep 90", None),
 }
 
@@ -457,9 +458,13 @@ def test_only_a_living_parent_is_watched_for_a_while(port, start, case, monkeypa
     (shell, script, status), watched, read = LAUNCHERS[case], case == "a living parent", seam.reader("linux")
     launcher = start(*shell.split(), script.format(shlex.join(holding(port))))
     launcher.stdout.readline()
-    if case == "a thread of the kernel":
-        kernel = lambda pid: {pid: row._replace(kernel=pid == launcher.pid) for pid, row in read(pid).items()}
-        seam.readings(monkeypatch, "linux", kernel)
+
+    def told(pid):
+        if pid == launcher.pid and "kernel" in case:
+            return {pid: read(pid)[pid]._replace(kernel=True)}
+        return {} if pid == launcher.pid and "seen" in case else read(pid)
+
+    seam.readings(monkeypatch, "linux", told)
     seam.limits(monkeypatch, restart_watch=0.3 if watched else PATIENCE)
     done, took = timed(lambda: ensure_port_available(port))
     assert done and (took >= 0.3 if watched else took < PATIENCE)
