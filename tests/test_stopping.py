@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from port_manager import Endpoint, Holder, PortError, PortManager, ensure_port_available, find_listeners
+from port_manager import Endpoint, Holder, PortError, PortManager, ensure_port_available, find_listeners, preview_port
 
 from . import seam
 from .apart import InFlight
@@ -323,6 +323,15 @@ def test_force_is_foretold_and_told(port, hold):
     assert held.alive() == [] and "💡 Told to do so by --force\n" in done.stderr and "PRODUCTION" not in done.stderr
 
 
+def test_a_question_is_foretold_and_the_holder_told_once(port, hold, monkeypatch, said):
+    held = hold(port)
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", lambda question: True)
+    plan = preview_port(port, policy="ask").plan
+    assert plan == f"ask, then stop {held.pid}: SIGTERM, then SIGKILL after 5 s" and held.alive() == [held.pid]
+    assert ensure_port_available(port, policy="ask") is True and said().count("Process using port:") == 1
+
+
 def test_values_show_their_fields_and_errors_have_all_of_theirs():
     assert repr(Endpoint("::1", 80)) == "Endpoint(host='::1', port=80)"
     error = PortError("it is held")
@@ -374,13 +383,17 @@ TAKERS = {  # whoever takes the port as soon as its holder has gone: (who, wheth
     "no new one, by its age": ("old", False, True),
     "one whose age is not told": ("hidden", False, False),
     "nobody, and the clock was put back": ("clock", False, True),
+    "a new one beside a socket that was there": ("bound new", True, True),
 }
 
 
-@pytest.mark.parametrize("case", TAKERS)
+@pytest.mark.parametrize("case", [*[*TAKERS][:-1], pytest.param([*TAKERS][-1], marks=bound_is_told)])
 def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypatch, said, case):
-    (who, told, freed), held, flights, read = TAKERS[case], hold(("0.0.0.0", port)), [], seam.reader("linux")
+    (who, told, freed), flights, read = TAKERS[case], [], seam.reader("linux")
+    held = hold(("0.0.0.0", port), reuseport=True)
     takers = [hold(port, stand_by=True)] if "old" in who else []
+    if "bound" in who:
+        takers = [hold(port, reuse=False, reuseport=True, listen=False)]
     seam.one_look(monkeypatch)
     if not told:  # whoever tells of every socket does not tell which
 
