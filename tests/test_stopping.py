@@ -123,11 +123,12 @@ def test_a_polite_request_is_enough(port, hold, pinning, said, suspended):
 
 
 @pytest.mark.parametrize("kind", ["ignore_term", "drain"])
-def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pinning, said, kind):
-    """The one that gives the port up and drains for ever, too."""
-    held = hold(port, **{kind: True})
+def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pinning, said, monkeypatch, kind):
+    """The one that gives the port up and drains for ever, too. Meanwhile we sleep, and ask for the time now and then."""
+    held, asked, clock = hold(port, **{kind: True}), [], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: asked.append(kind) or clock())
     done, took = timed(lambda: ensure_port_available(port, grace=0.3))
-    assert done and 0.3 <= took < PATIENCE and held.alive() == []
+    assert done and 0.3 <= took < PATIENCE and held.alive() == [] and len(asked) < 200
     assert f"Process {held.pid} did not stop within 0.3 s: forced" in said()
 
 
