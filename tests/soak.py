@@ -24,10 +24,7 @@ from typing import Any, Iterator
 import port_manager
 
 from .benchmark import CROWD, HOLDER, ROOT, child, some_port, timed
-
-# The same server with eight children, which share its socket and end with the end of their input.
-FORKS = "for _ in range(8): os.fork() or os.read(0, 1) or os._exit(0)\n"
-FAMILY = HOLDER.replace('os.write(1, b"ready', FORKS + 'os.write(1, b"ready')
+from .held import Held
 
 # A client of the port, which connects again to each new server; and a caller, who frees the port each time it is told.
 CLIENT = """
@@ -59,19 +56,20 @@ def left() -> tuple[list[str], set[str]]:
 
 
 @contextlib.contextmanager
-def server(port: int, code: str) -> Iterator[None]:
-    """A server that is ended meanwhile; then the port can be bound."""
-    with child(code, port) as (holder, _):
-        yield
-        assert holder.wait(10) == -signal.SIGTERM
-        socket.create_server(("0.0.0.0", port)).close()
+def server(port: int, children: int) -> Iterator[None]:
+    """A server that is ended meanwhile with its children; then the port can be bound."""
+    held = Held(("0.0.0.0", port), children=children)
+    yield
+    assert held.process.wait(10) == -signal.SIGTERM and held.alive() == []
+    socket.create_server(("0.0.0.0", port)).close()
+    held.end()
 
 
 def in_a_row(port: int, times: int) -> list[float]:
     """The seconds that each of so many take-overs takes, of a server alone and of one with children in turns."""
     took = []
     for number in range(times):
-        with server(port, HOLDER if number % 2 else FAMILY):
+        with server(port, number % 2 * 8):
             took.append(timed(lambda: answers.append(port_manager.ensure_port_available(port, policy="kill"))))
     return took
 
@@ -81,7 +79,7 @@ def at_once(port: int, callers: list[Any], minutes: float) -> int:
     rounds, end = 0, time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         rounds += 1
-        with server(port, random.choice([HOLDER, FAMILY])):
+        with server(port, random.choice([0, 8])):
             for caller in callers:
                 caller.stdin.write(b"x")
             answers.extend(caller.stdout.read(1) == b"1" for caller in callers)

@@ -352,7 +352,6 @@ def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
 
 
 LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nodemon starts another
-    "a loop": ["bash", "-c", "while true; do {}; sleep 0; done"],
     "a slow loop": ["bash", "-c", "while true; do {}; sleep 0.4; done"],
     "above a shell": [  # with a process group of its own, as a shell's job has; but it is no shell that starts it
         *(sys.executable, "-c", "import os, subprocess as s, sys\nwhile 1: s.call(sys.argv[1:], preexec_fn=os.setpgrp)"),
