@@ -450,6 +450,18 @@ def test_a_master_whose_worker_lets_go_just_before_the_signal_lives(port, start,
     assert ensure_port_available(port) is True and master.poll() is None and children(master.pid) == [worker]
 
 
+def test_a_master_that_holds_the_port_itself_is_pinned_once(port, start, home, monkeypatch):
+    """A second handle would take the place of the first, which nobody would close."""
+    code = "import os, socket as s, sys, time; s = s.create_server(('', int(sys.argv[-1]))); os.fork(); time.sleep(60)"
+    (home / "gunicorn").write_text(code)
+    monkeypatch.chdir(home)
+    master = start(sys.executable, "gunicorn", "main:app", str(port))
+    assert eventually(lambda: children(master.pid))
+    before = sorted(os.listdir("/proc/self/fd"))
+    assert ensure_port_available(port) is True and master.wait(PATIENCE) == -signal.SIGTERM
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 @pytest.mark.parametrize(("program", "goes"), [("gunicorn", True), ("pytest", False), ("launch.py", False)])
 def test_only_a_server_s_own_command_is_a_master(port, start, home, program, goes):
     """A test runner, or a launcher of several servers, forks the next one, too: it is told, and not stopped."""
