@@ -9,11 +9,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from port_manager import Endpoint, Holder, PortError, PortManager, ensure_port_available, find_listeners, preview_port
+from port_manager import FORCED_WAIT, Endpoint, Holder, PortError, PortManager, ensure_port_available, find_listeners, preview_port
 
 from . import seam
 from .apart import InFlight
@@ -164,6 +165,16 @@ def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatc
     assert f"{'⚠️ ' if freed else '❌'} Process {held.pid} does not end even when forced" in said()
 
 
+def test_one_that_ends_late_after_sigkill_is_waited_for(port, hold, monkeypatch, said):
+    """It may wait for a disk, or have much to give back: two seconds are left to it."""
+    held = hold(port, ignore_term=True)
+    seam.limits(monkeypatch, forced_wait=FORCED_WAIT)
+    late = lambda pid, firmly, send: (threading.Timer(1, send).start() if firmly else send())
+    seam.on_signal(monkeypatch, late)
+    assert ensure_port_available(port, grace=0.1) is True and held.alive() == []
+    assert "even when forced" not in said()
+
+
 @pytest.mark.parametrize("when", ["at once", "when forced"])
 def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, said, when):
     """Whoever was asked before is named; the error is told with a number or without."""
@@ -292,13 +303,13 @@ def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
     assert str(caught.value) == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}, {asked[-1]}"
 
 
-def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
-    """Each round stops the one that has the socket, who leaves it to another: the number of rounds has an end."""
-    seam.limits(monkeypatch, rounds=2)
-    held = hold(port, generations=3)
-    assert ensure_port_available(port) is False
-    assert f"port {port} is still held after 2 attempts" in said().lower()
-    os.killpg(held.pid, signal.SIGKILL)
+@pytest.mark.parametrize(("generations", "freed"), [(8, True), (9, False)])
+def test_one_that_leaves_its_socket_to_another_is_followed_for_eight_rounds(port, hold, said, generations, freed):
+    held = hold(port, generations=generations)
+    assert ensure_port_available(port) is freed is can_bind(port)
+    assert (f"Port {port} is still held after 8 attempts" in said()) is not freed
+    if not freed:
+        os.killpg(held.pid, signal.SIGKILL)
 
 
 def test_a_line_on_a_terminal_shows_the_wait_and_goes(ports, hold, start):
@@ -352,6 +363,7 @@ def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
 
 
 LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nodemon starts another
+    "a loop": ["bash", "-c", "while true; do {}; sleep 0; done"],
     "a slow loop": ["bash", "-c", "while true; do {}; sleep 0.4; done"],
     "above a shell": [  # with a process group of its own, as a shell's job has; but it is no shell that starts it
         *(sys.executable, "-c", "import os, subprocess as s, sys\nwhile 1: s.call(sys.argv[1:], preexec_fn=os.setpgrp)"),
@@ -360,16 +372,22 @@ LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nod
 }
 
 
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, said, monkeypatch):
-    """Started by this process, the loop is no ancestor of it."""
+@pytest.mark.parametrize(("loop", "by"), [*((loop, "a call") for loop in LOOPS), ("a loop", "the command line")])
+def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, by, said, monkeypatch):
+    """And what it starts is not stopped again. Started by this process, the loop is no ancestor of it."""
     seam.limits(monkeypatch, restart_watch=PATIENCE)
     supervisor = start(*(word.replace("{}", shlex.join(holding(port))) for word in LOOPS[loop]))
-    assert '"pid"' in supervisor.stdout.readline()
-    assert ensure_port_available(port) is False and supervisor.poll() is None
-    told, boss = said().lower(), f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} "
-    assert f"port {port} was taken again by process " in told
-    assert boss in told and f"stop process {supervisor.pid} first" in told
+    first = json.loads(supervisor.stdout.readline())["pid"]
+    if by == "a call":
+        assert ensure_port_available(port) is False
+        told = said()
+    else:
+        done = command_line("free", str(port), "--json")
+        told, result = done.stderr, json.loads(done.stdout)["ports"][0]
+        assert (done.returncode, result["stopped"]) == (1, [first])
+    assert f"port {port} was taken again by process " in told.lower() and supervisor.poll() is None
+    assert f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} " in told
+    assert f"stop process {supervisor.pid} first" in told
     supervisor.kill()
     for holder in find_listeners(port):
         os.kill(holder.pid, signal.SIGKILL)
