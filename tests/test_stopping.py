@@ -14,7 +14,8 @@ import time
 
 import pytest
 
-from port_manager import FORCED_WAIT, Endpoint, Holder, PortError, PortManager, ensure_port_available, find_listeners, preview_port
+from port_manager import FORCED_WAIT, Endpoint, Holder, PortError, PortManager
+from port_manager import ensure_port_available, find_listeners, preview_port
 
 from . import seam
 from .apart import InFlight
