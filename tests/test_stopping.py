@@ -263,7 +263,7 @@ def test_a_pid_that_ps_does_not_list_has_gone_where_it_lists_any(monkeypatch, li
 @pytest.mark.parametrize(("parent", "known"), [(0, True), (None, False)], ids=["the first process", "not told"])
 def test_a_line_of_parents_is_known_up_to_the_first_process(monkeypatch, parent, known):
     """Who is above one whose parent is not told may be the holder."""
-    rows = {os.getpid(): seam.process(os.getpid(), 1), 1: seam.process(1, parent)}
+    rows = {os.getpid(): seam.process(os.getpid(), 1)._replace(started=None), 1: seam.process(1, parent)}
     seam.readings(monkeypatch, "linux", lambda pid: rows)
     assert seam.ancestry("linux") == ([os.getpid(), 1] if known else None)
 
