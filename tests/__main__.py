@@ -7,6 +7,7 @@ Without any, the modules run in a few processes at once, since the tests wait mo
 from __future__ import annotations
 
 import configparser
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -17,7 +18,6 @@ from .environ import made
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
-VERSION = "import sys; print(sys.version_info[:2])"
 
 
 def packages(*groups: str) -> list[str]:
@@ -27,25 +27,23 @@ def packages(*groups: str) -> list[str]:
     return [name for group in groups for name in config["options.extras_require"][group].split()]
 
 
-def answered(*command: str) -> str | None:
-    """What a program prints; None where it fails, or is not there."""
-    try:
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=-3, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+def works(*command: str) -> bool:
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, stdout=-3, stderr=-3, check=False).returncode == 0
+    return False
 
 
 def environment(needed: list[str]) -> str:
     """The interpreter of .venv, made for this Python when it is not there; SystemExit says what to do instead."""
     python = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin", "python")
-    if answered(python, "-c", VERSION) != str(sys.version_info[:2]):
+    if not works(python, "-c", f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"):
         print(f"Making {VENV} for the tests", flush=True)
-        if answered(sys.executable, "-m", "venv", "--clear", VENV) is None:
+        if not works(sys.executable, "-m", "venv", "--clear", VENV):
             raise SystemExit(
                 "A virtual environment cannot be made with this Python (on Debian and Ubuntu: apt install "
                 f"python3-venv). Or install the packages yourself: {sys.executable} -m pip install {' '.join(needed)}"
             )
-    if answered(python, "-c", "import " + ", ".join(name.replace("-", "_") for name in needed)) is None:
+    if not works(python, "-c", "import " + ", ".join(needed).replace("-", "_")):
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *needed]
         if subprocess.run(pip, check=False).returncode:
             raise SystemExit(f"{', '.join(needed)} could not be installed; is there a network?")
@@ -67,8 +65,7 @@ def main() -> int:
     needed = packages("test", *(["servers"] if "--servers" in sys.argv[1:] else []))
     present = all(importlib.util.find_spec(name.replace("-", "_")) for name in needed)
     pytest = [sys.executable if present else environment(needed), "-m", "pytest"]
-    given = {name: value for name, value in os.environ.items() if name.startswith("TESTS_")}  # conftest.py reads them
-    environ = {**made(), **given}
+    environ = {**made(), **{name: value for name, value in os.environ.items() if name.startswith("TESTS_")}}
     if words:
         return subprocess.run([*pytest, *words], env=environ, check=False).returncode
     if sys.stdout.isatty():

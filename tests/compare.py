@@ -12,9 +12,9 @@ outside of the namespaces can be reached from inside. It is a program to be read
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -24,9 +24,9 @@ import sys
 import time
 from typing import Any, Callable
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from .held import ROOT, Held, can_bind, eventually, holding
+
 PORT = 8000
-NOBODY = 65534
 WHERE = "127.0.0.1"  # for those who can be told an address
 
 TOOLS = {
@@ -34,69 +34,9 @@ TOOLS = {
     "listen": f"lsof -tiTCP:{PORT} -sTCP:LISTEN | xargs -r kill",
     "kill-port": f"kill-port {PORT}",
     "fkill": f"fkill :{PORT}",
-    "killport": f"killport {PORT}",
     "fuser": f"fuser -k {PORT}/tcp",
     "this": f"'{sys.executable}' '{ROOT}/port_manager.py' free {PORT}",
 }
-
-# It needs a moment to clean up, and leaves a file when it could.
-TIDY = """
-import os, signal, socket, sys, time
-listener = socket.socket()
-listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.bind(("0.0.0.0", int(sys.argv[1])))
-listener.listen()
-def tidy(*_):
-    time.sleep(0.2)
-    open(sys.argv[2], "w").close()
-    os._exit(0)
-signal.signal(signal.SIGTERM, tidy)
-print("{}", flush=True)
-while True:
-    time.sleep(9)
-"""
-
-
-def started(*command: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout
-    return process, json.loads(process.stdout.readline())
-
-
-def hold(*bind: tuple[str, int], **spec: Any) -> int:
-    """Start a holder (see holder.py), and return its PID."""
-    told = started(sys.executable, "-S", "-E", f"{ROOT}/tests/holder.py", json.dumps({"bind": bind, **spec}))[1]
-    families[told["pid"]] = [told["pid"], *told["children"]]
-    return int(told["pid"])
-
-
-families: dict[int, list[int]] = {}
-
-
-def lives(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def gone(pid: int) -> bool:
-    """Whether a process and its children have ended, within a few seconds."""
-    end = time.monotonic() + 3
-    while time.monotonic() < end and any(map(lives, families.get(pid, [pid]))):
-        time.sleep(0.02)
-    return not any(map(lives, families.get(pid, [pid])))
-
-
-def bound() -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("0.0.0.0", PORT))
-        except OSError:
-            return False
-    return True
 
 
 def run(host: str = "", *before: str) -> tuple[int, str]:
@@ -107,37 +47,39 @@ def run(host: str = "", *before: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def freed(*spared: dict[str, Any], server: dict[str, Any] | None = None, host: str = "") -> bool:
+def gone(held: Held) -> bool:
+    """Whether a holder and its children have ended, within a few seconds."""
+    return eventually(lambda: not held.alive(), 3)
+
+
+def freed(*spared: dict[str, Any], host: str = "", **server: Any) -> bool:
     """Whether the server and its children go, and those live that are started beside it."""
-    pid = hold((host or "0.0.0.0", PORT), **server or {})
-    others = [hold(spec.pop("bind"), **spec) for spec in spared]
+    held = Held((host or "0.0.0.0", PORT), **server)
+    others = [Held(spec.pop("at"), **spec) for spec in spared]
     run(host)
-    return gone(pid) and all(map(lives, others))
+    return gone(held) and all(other.alive() for other in others)
 
 
 def an_own_end() -> bool:
-    hold((WHERE, 9000))
-    client = hold((WHERE, PORT), connect=(WHERE, 9000))
+    server = Held((WHERE, 9000))
+    client = Held((WHERE, PORT), connect=(WHERE, 9000))
     run()
     time.sleep(0.3)
-    return lives(client)
+    return bool(client.alive() and server.alive())
 
 
 def tidying() -> bool:
-    mark = f"/tmp/tidied.{os.getpid()}.{time.time_ns()}"
-    server, _ = started(sys.executable, "-S", "-c", TIDY, str(PORT), mark)
+    """It needs a moment to clean up, and says so when it could."""
+    server = Held(("0.0.0.0", PORT), says="tidied", tidies=0.2)
     run()
-    tidied = gone(server.pid) and os.path.exists(mark)
-    if os.path.exists(mark):
-        os.unlink(mark)
-    return tidied
+    return gone(server) and server.process.stdout.read() == "tidied"
 
 
 def at_once() -> bool:
     for _ in range(5):
-        master = hold(("0.0.0.0", PORT), children=8)
+        master = Held(("0.0.0.0", PORT), children=8)
         run()
-        if not bound():
+        if not can_bind(PORT, "0.0.0.0"):
             return False
         gone(master)
     return True
@@ -145,28 +87,24 @@ def at_once() -> bool:
 
 def supervised() -> bool:
     """Reported: not by a status that is always the same, but by the PID of who starts it, as a word of its own."""
-    server = f"'{sys.executable}' -S -E '{ROOT}/tests/holder.py' '{json.dumps({'bind': [['0.0.0.0', PORT]]})}'"
-    words = ["sh", "-c", f"while :; do {server}; done"]
+    words = ["sh", "-c", f"while :; do {shlex.join(holding(('0.0.0.0', PORT)))}; done"]
     loop = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
-    while bound():
+    while can_bind(PORT):
         time.sleep(0.02)
     status, said = run()
     return status != 0 and re.search(rf"(?<![\w:.-]){loop.pid}(?![\w:.-])", said.replace(str(PORT), "")) is not None
 
 
 def another_users() -> bool:
-    server = hold(("0.0.0.0", PORT))
-    status, said = run("", "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    return lives(server) and status != 0 and "root" in said
+    server = Held(("0.0.0.0", PORT))
+    status, said = run("", "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    return bool(server.alive()) and status != 0 and "root" in said
 
 
 def an_ancestor() -> bool:
     child = os.fork()
     if child == 0:
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(("0.0.0.0", PORT))
-            listener.listen()
+        with socket.create_server(("0.0.0.0", PORT)):
             run()
             os._exit(7)
     return os.waitpid(child, 0)[1] == 7 << 8
@@ -176,7 +114,7 @@ def take_over() -> str:
     """The median of ten, in milliseconds."""
     took = []
     for _ in range(10):
-        server = hold(("0.0.0.0", PORT))
+        server = Held(("0.0.0.0", PORT))
         begun = time.perf_counter()
         run()
         took.append(time.perf_counter() - begun)
@@ -185,15 +123,15 @@ def take_over() -> str:
 
 
 CASES: dict[str, Callable[[], object]] = {
-    "a client of the port lives": lambda: freed({"bind": (WHERE, 0), "connect": (WHERE, PORT)}),
+    "a client of the port lives": lambda: freed({"at": (WHERE, 0), "connect": (WHERE, PORT)}),
     "a program whose own end of a connection uses the port lives": an_own_end,
-    "a UDP program on the number lives, the TCP server goes": lambda: freed({"bind": ("0.0.0.0", PORT), "udp": True}),
-    "a listener on 127.0.0.2 lives beside 127.0.0.1": lambda: freed({"bind": ("127.0.0.2", PORT)}, host=WHERE),
-    "a v6-only listener lives beside 0.0.0.0": lambda: freed({"bind": ("::", PORT), "v6only": True}),
-    "a master and its four workers go": lambda: freed(server={"children": 4}),
-    "a socket that is bound and does not listen is found": lambda: freed(server={"listen": False, "reuse": False}),
+    "a UDP program on the number lives, the TCP server goes": lambda: freed({"at": ("0.0.0.0", PORT), "udp": True}),
+    "a listener on 127.0.0.2 lives beside 127.0.0.1": lambda: freed({"at": ("127.0.0.2", PORT)}, host=WHERE),
+    "a v6-only listener lives beside 0.0.0.0": lambda: freed({"at": ("::", PORT), "v6only": True}),
+    "a master and its four workers go": lambda: freed(children=4),
+    "a socket that is bound and does not listen is found": lambda: freed(listen=False, reuse=False),
     "a server may clean up first (SIGTERM before SIGKILL)": tidying,
-    "a server that ignores SIGTERM goes": lambda: freed(server={"ignore_term": True}),
+    "a server that ignores SIGTERM goes": lambda: freed(ignore_term=True),
     "the port of a master with eight workers can be bound when the tool returns (5 of 5)": at_once,
     "a supervisor that starts its server again is reported": supervised,
     "another user's server: refused, with the reason": another_users,
@@ -215,13 +153,11 @@ def main() -> None:
         return inside(sys.argv[3])
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return print("not compared: this needs root on Linux")
-    present = [tool for tool in TOOLS if shutil.which(TOOLS[tool].split()[0].strip("'"))]
-    tools = [tool for tool in present if not set(sys.argv[1:]) & set(TOOLS) or tool in sys.argv[1:]]
     wanted = [word for word in sys.argv[1:] if word not in TOOLS]
+    tools = [tool for tool in TOOLS if tool in sys.argv or not TOOLS.keys() & {*sys.argv}]
+    tools = [tool for tool in tools if shutil.which(TOOLS[tool].split()[0].strip("'"))]
     print("| case | " + " | ".join(tools) + " |\n|" + "---|" * (len(tools) + 1))
-    for case in CASES:
-        if wanted and not any(word in case for word in wanted):
-            continue
+    for case in [case for case in CASES if not wanted or any(word in case for word in wanted)]:
         cells = []
         for tool in tools:
             box = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]

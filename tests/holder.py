@@ -2,18 +2,19 @@
 
 It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport, v6only,
 listen, udp, connect ([host, port], from the first bound address), stand_by (bind as soon as that can be done),
-ignore_term, drain (close the listener on SIGTERM, and live on), says (a text, on SIGTERM), children (how many share
-the listener), own_sockets (each child binds for itself with SO_REUSEPORT), master_binds (and their parent, too,
-without listening), orphans (the parent dies once its children run), strangers (how many processes without the socket
-are started after each child), respawns (a new child for each that ends, until SIGTERM), silent_parent (the parent
-closes the listener and waits), starts (a program, and with terminal on one of its own; with leaks it inherits the
-listener), runs (a shell's command, before it tells), name (of the process), first (the name of the first child), uid
-(to change to; or the real, effective and saved one), exit_after (seconds), double_fork, first_thread_ends (of a
-child; another thread lives on), generations (on SIGTERM it leaves the socket to a child, so often), forks (for
-requests that come one after another), spawns (a worker by multiprocessing, which alone listens), outlives_kill
-(seconds for which a child stops in the middle of its end).
+ignore_term, drain (close the listener on SIGTERM, and live on), says (a text, on SIGTERM, after as many seconds as
+tidies), children (how many share the listener), own_sockets (each child binds for itself with SO_REUSEPORT),
+master_binds (and their parent, too, without listening), orphans (the parent dies once its children run), strangers
+(how many processes without the socket are started after each child), respawns (a new child for each that ends, until
+SIGTERM), silent_parent (the parent closes the listener and waits), starts (a program, and with terminal on one of its
+own; with leaks it inherits the listener), runs (a shell's command, before it tells), name (of the process), first
+(the name of the first child), uid (to change to; or the real, effective and saved one), exit_after (seconds),
+double_fork, first_thread_ends (of a child; another thread lives on), generations (on SIGTERM it leaves the socket to
+a child, so often), forks (for requests that come one after another), spawns (a worker by multiprocessing, which alone
+listens), outlives_kill (seconds for which a child stops in the middle of its end).
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -29,8 +30,7 @@ def listeners(spec):
     for host, port in spec["bind"]:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_DGRAM if spec.get("udp") else socket.SOCK_STREAM)
-        if spec.get("reuse", True):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(spec.get("reuse", True)))
         if spec.get("reuseport"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6 and spec.get("v6only") is not None:
@@ -45,16 +45,15 @@ def listeners(spec):
 
 
 def behave(spec, socks):
-    if spec.get("ignore_term"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if spec.get("generations"):
-        signal.signal(signal.SIGTERM, lambda *_: leave_the_socket_to_a_child(spec))
-    if spec.get("drain"):
-        signal.signal(signal.SIGTERM, lambda *_: [sock.close() for sock in socks])
-    if spec.get("says"):
-        signal.signal(signal.SIGTERM, lambda *_: (os.write(1, spec["says"].encode()), os._exit(0)))
-    if spec.get("respawns"):
-        signal.signal(signal.SIGTERM, lambda *_: STOP.append(1))
+    on_term = {
+        "ignore_term": signal.SIG_IGN,
+        "generations": lambda *_: leave_the_socket_to_a_child(spec),
+        "drain": lambda *_: [sock.close() for sock in socks],
+        "says": lambda *_: (time.sleep(spec.get("tidies", 0)), os.write(1, spec["says"].encode()), os._exit(0)),
+        "respawns": lambda *_: STOP.append(1),
+    }
+    for key in filter(spec.get, on_term):
+        signal.signal(signal.SIGTERM, on_term[key])
     if spec.get("name"):
         with open("/proc/self/comm", "w") as comm:
             comm.write(spec["name"])
@@ -94,8 +93,7 @@ def stop_in_the_middle_of_its_end(child):
     import ctypes
 
     change_command()
-    libc = ctypes.CDLL(None)
-    return libc.ptrace(0x4206, child, 0, ctypes.c_void_p(0x40)) == 0  # PTRACE_SEIZE, PTRACE_O_TRACEEXIT
+    return ctypes.CDLL(None).ptrace(0x4206, child, 0, ctypes.c_void_p(0x40)) == 0  # PTRACE_SEIZE, PTRACE_O_TRACEEXIT
 
 
 def live(spec):
@@ -120,15 +118,13 @@ def respawn(spec):
 
 def start(spec, socks):
     """Start another program; its PID."""
+    import pty
     import subprocess
 
     for sock in socks:
         sock.set_inheritable(bool(spec.get("leaks")))
     if not spec.get("terminal"):
-        null = subprocess.DEVNULL
-        return subprocess.Popen(spec["starts"], close_fds=False, stdin=null, stdout=null).pid
-    import pty
-
+        return subprocess.Popen(spec["starts"], close_fds=False, stdin=-3, stdout=-3).pid  # /dev/null
     pid, terminal = pty.fork()
     if pid == 0:
         os.write(1, b"here")
@@ -137,36 +133,55 @@ def start(spec, socks):
     return pid
 
 
-def spawn(spec, told):
-    """A worker in an interpreter of its own; what this process has bound does not listen."""
-    import multiprocessing
+def spawn(spec):
+    """A worker in an interpreter of its own, as by multiprocessing; what this process has bound does not listen."""
+    import subprocess
 
-    context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    worker = context.Process(target=work, args=(spec, ready), daemon=True)
-    worker.start()
-    ready.wait()
-    told["children"].append(worker.pid)
+    words = [sys.executable, "-S", "-E", __file__, json.dumps({**spec, "spawns": 0}), "multiprocessing"]
+    worker = subprocess.Popen(words, stdout=subprocess.PIPE)
+    worker.stdout.readline()
+    return worker.pid
 
 
 def stand_by(spec):
     """Tell at once, and take the port when that can be done."""
     print(json.dumps({"pid": os.getpid(), "children": [], "strangers": []}), flush=True)
     while True:
-        try:
-            socks = listeners(spec)
-        except OSError:
-            time.sleep(0.0002)
-        else:
-            live(spec)
-            return socks
+        with contextlib.suppress(OSError):
+            socks = listeners(spec)  # noqa: F841 (they listen as long as this name stands for them)
+            return live(spec)
+        time.sleep(0.0002)
 
 
-def work(spec, ready):
-    socks = listeners(spec)
-    ready.set()
+def forked(act, *given):
+    """A child, and the PID that it (or its own child) tells when it is ready, through the pipe that act is given."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        act(write, *given)
+        os._exit(0)
+    os.close(write)
+    told = int(os.read(read, 16))
+    os.close(read)
+    return child, told
+
+
+def serve(pipe, spec, socks):
+    if spec.get("double_fork") and os.fork():
+        return
+    socks = listeners(spec) if spec.get("own_sockets") else socks
+    behave(spec, socks)
+    os.write(pipe, b"%d" % os.getpid())
+    if spec.get("first_thread_ends"):
+        live_without_the_first_thread(spec)
     live(spec)
-    return socks
+
+
+def stay_beside(pipe, spec, socks):
+    for sock in socks:
+        sock.close()
+    os.write(pipe, b"%d" % os.getpid())
+    live(spec)
 
 
 def main():
@@ -175,48 +190,21 @@ def main():
         return stand_by(spec)
     bound = listeners({**spec, "listen": False}) if spec.get("master_binds") or spec.get("spawns") else []
     socks = bound if spec.get("own_sockets") or spec.get("spawns") else listeners(spec)
-    told = {"pid": os.getpid(), "children": [], "strangers": []}
-    if spec.get("spawns"):
-        spawn(spec, told)
+    told = {"pid": os.getpid(), "children": [spawn(spec)] if spec.get("spawns") else [], "strangers": []}
     for number in range(spec.get("children", 0)):
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            if spec.get("double_fork") and os.fork():
-                os._exit(0)
-            socks = listeners(spec) if spec.get("own_sockets") else socks
-            named = {"name": spec["first"]} if "first" in spec and number == 0 else {}
-            behave({**spec, **named, "respawns": False}, socks)
-            os.write(write, b"%d\n" % os.getpid())
-            if spec.get("first_thread_ends"):
-                live_without_the_first_thread(spec)
-            live(spec)
-            os._exit(0)
-        os.close(write)
-        told["children"].append(int(os.read(read, 16)))
-        os.close(read)
+        named = {"name": spec["first"]} if "first" in spec and number == 0 else {}
+        child, pid = forked(serve, {**spec, **named, "respawns": False}, socks)
+        told["children"].append(pid)
         if spec.get("double_fork"):
             os.waitpid(child, 0)
-        for _ in range(spec.get("strangers", 0)):
-            read, write = os.pipe()
-            told["strangers"].append(os.fork())
-            if told["strangers"][-1] == 0:
-                for sock in socks:
-                    sock.close()
-                os.close(write)  # heard by its parent as the end of what there is to read
-                live(spec)
-                os._exit(0)
-            os.close(write)
-            os.read(read, 1)
-            os.close(read)
+        told["strangers"] += [forked(stay_beside, spec, socks)[0] for _ in range(spec.get("strangers", 0))]
     if spec.get("silent_parent"):
         for sock in socks:
             sock.close()
     if spec.get("starts"):
         told["children"].append(start(spec, socks))
     if spec.get("runs"):
-        with os.popen(spec["runs"]) as output:
-            told["said"] = output.read()
+        told["said"] = os.popen(spec["runs"]).read()
     if spec.get("children"):
         spec.pop("uid", None)  # the parent keeps its rights
     behave(spec, socks)
@@ -225,13 +213,10 @@ def main():
     print(json.dumps(told), flush=True)
     while spec.get("outlives_kill"):
         if os.wait()[1] >> 16 == 6:  # PTRACE_EVENT_EXIT
-            time.sleep(spec["outlives_kill"])
-            return
+            return time.sleep(spec["outlives_kill"])
     if spec.get("orphans"):
         os._exit(0)
-    if spec.get("respawns"):
-        return respawn(spec)
-    live(spec)
+    return (respawn if spec.get("respawns") else live)(spec)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,13 @@ from typing import Any, Callable, Iterable
 import port_manager as pm
 from port_manager import Holder
 
-ROUNDS = pm.ROUNDS
 SYSTEMS: dict[str, Any] = {
     "linux": pm._Linux, "macos": pm._MacOS, "freebsd": pm._FreeBSD, "bsd": pm._BSD, "windows": pm._Windows,
 }  # fmt: skip
 SOURCES: dict[str, Callable[..., Any]] = {
-    "sock_diag": pm._ask_sock_diag, "bound": lambda port: [
-        row for row in pm._Linux().every_socket(port) if not row.listening and row.peer is None
-    ],
-    "proc_net": pm._ask_proc_net, "ss": pm._ask_ss, "lsof": pm._ask_lsof, "netstat": pm._ask_netstat,
-    "sockstat": pm._ask_sockstat,
+    "sock_diag": pm._ask_sock_diag, "proc_net": pm._ask_proc_net, "ss": pm._ask_ss, "lsof": pm._ask_lsof,
+    "netstat": pm._ask_netstat, "sockstat": pm._ask_sockstat,
+    "bound": lambda port: [row for row in pm._Linux().every_socket(port) if not row.listening and row.peer is None],
 }  # fmt: skip
 PARSERS: dict[str, Callable[..., Any]] = {
     "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_ss, "lsof": pm._parse_lsof,
@@ -38,7 +35,7 @@ write, say, on_terminal = pm.write_line, pm._say, pm._on_terminal
 clean, title, decoded, short_folder = pm._clean, pm._title, pm._decoded, pm._short_folder
 bind_error, run, found, windows_tool = pm._bind_error, pm._run, pm._found, pm._windows_tool
 proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear
-roots_first, families, is_in_the_family = pm._roots_first, pm._families, pm._is_a_worker
+families, is_in_the_family = pm._families, pm._is_a_worker
 
 # What a test may put in the place of a part: stand_in(patch, "bind", answer).
 PARTS: dict[str, tuple[Any, str]] = {
@@ -301,11 +298,11 @@ def send(pid: int, firmly: bool, start: object = None) -> None:
 def on_signal(patch: Any, instead: Callable[[int, bool, Callable[[], None]], Any]) -> None:
     """Let instead(pid, whether it is SIGKILL, a function that sends it) stand for each signal."""
     real = pm._Linux.signal
-    patch.setattr(
-        pm._Linux,
-        "signal",
-        lambda self, pin, options, firmly: instead(pin.pid, firmly, lambda: real(self, pin, options, firmly)),
-    )
+
+    def signal(self: Any, pin: Any, options: Any, firmly: bool) -> None:
+        instead(pin.pid, firmly, lambda: real(self, pin, options, firmly))
+
+    patch.setattr(pm._Linux, "signal", signal)
 
 
 def at_the_last_check(patch: Any, before: Callable[[], Any] = bool, after: Callable[[], Any] = bool) -> None:
@@ -353,14 +350,15 @@ def has_exited(pid: int, system: str = "linux", start: object = None) -> bool | 
     return _system(system).has_exited(_pin(pid, system, start))
 
 
-def sleep(system: str, pids: Iterable[int], seconds: float) -> None:
-    """Wait until one of these exits."""
-    _system(system).sleep([pm._Pin(pid, "start", pid) for pid in pids], seconds)
+def sleep(system: str, handles: Iterable[int | None], seconds: float) -> None:
+    """Wait until one of the processes with these handles, which are their PIDs as well, exits."""
+    _system(system).sleep([pm._Pin(handle or 9, "start", handle) for handle in handles], seconds)
 
 
-def taken_again(port: int, host: str, suspect: int) -> str:
-    """What is said where the port has been taken again while this process lives."""
+def taken_again(port: int, host: str, suspect: int, then: Callable[[], Any]) -> str:
+    """What is said where the port was taken again, and this happened to a process above the former holder."""
     freeing = pm._Freeing(port, host, _options())
     freeing.supervisors.append(_pin(suspect, None))
+    then()
     with pm._ThisSystem() as system:
         return str(freeing.taken_again(pm._look(system, port, host)))

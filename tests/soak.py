@@ -13,18 +13,18 @@ import contextlib
 import logging
 import os
 import random
+import signal
+import socket
 import statistics
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import Any, Iterator
 
 import port_manager
 
 from .benchmark import CROWD, HOLDER, ROOT, child, some_port, timed
-
-# The same server with children, which share its socket and end with the end of their input.
-FORKS = "for _ in range(3): os.fork() or os.read(0, 1) or os._exit(0)\n"
-FAMILY = HOLDER.replace('os.write(1, b"ready', FORKS + 'os.write(1, b"ready')
+from .held import Held
 
 # A client of the port, which connects again to each new server; and a caller, who frees the port each time it is told.
 CLIENT = """
@@ -35,29 +35,42 @@ while not select.select([0], [], [], 0.05)[0]:
         select.select([0, server], [], [])
 """
 CALLER = """
-import os, sys
+import logging, os, sys
 sys.path.insert(0, sys.argv[1])
-import logging, port_manager
+from port_manager import ensure_port_available, main
 logging.getLogger("port_manager").setLevel(50)
+def freed():
+    if os.getpid() % 2:
+        return main(["free", sys.argv[2], "--quiet"]) == 0
+    return ensure_port_available(int(sys.argv[2]), policy="kill")
 os.write(1, b"ready\\n")
 while os.read(0, 1):
-    os.write(1, b"1" if port_manager.ensure_port_available(int(sys.argv[2]), policy="kill") else b"0")
+    os.write(1, b"%d" % freed())
 """
 
 
 def left() -> tuple[list[str], set[str]]:
     """Our descriptors, and our children that live or have not been buried."""
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return sorted(os.listdir("/proc/self/fd")), {*file.read().split()}
+    children = [(task / "children").read_text().split() for task in Path("/proc/self/task").iterdir()]
+    return sorted(os.listdir("/proc/self/fd")), {pid for found in children for pid in found}
+
+
+@contextlib.contextmanager
+def server(port: int, children: int) -> Iterator[None]:
+    """A server that is ended meanwhile with its children; then the port can be bound."""
+    held = Held(("0.0.0.0", port), children=children)
+    yield
+    assert held.process.wait(10) == -signal.SIGTERM and held.alive() == []
+    socket.create_server(("0.0.0.0", port)).close()
+    held.end()
 
 
 def in_a_row(port: int, times: int) -> list[float]:
     """The seconds that each of so many take-overs takes, of a server alone and of one with children in turns."""
     took = []
     for number in range(times):
-        with child(HOLDER if number % 2 else FAMILY, port) as (holder, _):
+        with server(port, number % 2 * 8):
             took.append(timed(lambda: answers.append(port_manager.ensure_port_available(port, policy="kill"))))
-            holder.wait(10)
     return took
 
 
@@ -66,19 +79,17 @@ def at_once(port: int, callers: list[Any], minutes: float) -> int:
     rounds, end = 0, time.monotonic() + 60 * minutes
     while time.monotonic() < end:
         rounds += 1
-        with child(random.choice([HOLDER, FAMILY]), port) as (holder, _):
+        with server(port, random.choice([0, 8])):
             for caller in callers:
                 caller.stdin.write(b"x")
             answers.extend(caller.stdout.read(1) == b"1" for caller in callers)
-            holder.wait(10)
     return rounds
 
 
 def main() -> int:
     reader = argparse.ArgumentParser(prog="python3 -m tests.soak", description="Take-overs for minutes on end.")
-    for name, default in (("take-overs", 1000), ("callers", 20), ("processes", 3000)):
-        reader.add_argument(f"--{name}", type=int, default=default)
-    reader.add_argument("--minutes", type=float, default=5.0)
+    for name, default in (("take-overs", 1000), ("minutes", 5.0), ("callers", 20), ("processes", 3000)):
+        reader.add_argument(f"--{name}", type=type(default), default=default)
     wish = reader.parse_args()
     logging.getLogger("port_manager").setLevel(logging.CRITICAL)
     port, other = some_port(), some_port()
@@ -90,18 +101,18 @@ def main() -> int:
         tenth = max(1, len(took) // 10)
         first, last = (1e3 * statistics.median(some) for some in (took[:tenth], took[-tenth:]))
         print(f"{len(took)} take-overs: {first:.1f} ms at the start, {last:.1f} ms at the end")
-        faults = [f"left behind: {left()}, not {before}"] if left() != before else []
+        faults = {"left behind": [left(), before] if left() != before else []}
         callers = [stack.enter_context(child(CALLER, ROOT, port))[0] for _ in range(wish.callers)]
-        rounds = at_once(port, callers, wish.minutes)
-        print(f"{rounds} rounds of {len(callers)} callers at once")
+        print(f"{at_once(port, callers, wish.minutes)} rounds of {len(callers)} callers at once")
         files = {len(os.listdir(f"/proc/{caller.pid}/fd")) for caller in callers}
-        faults += [f"a caller has more descriptors than another: {files}"] if len(files) > 1 else []
+        faults["a caller has more descriptors than another"] = sorted(files)[1:]
         dead = [pid for pid in crowd if not os.path.exists(f"/proc/{pid}")]
         dead += [str(process.pid) for process in (*bystanders, *callers) if process.poll() is not None]
-        faults += [f"ended, although nobody asked for it: {dead}"] if dead else []
-    faults += [f"{answers.count(False)} calls failed"] if not all(answers) else []
-    print("\n".join(faults) or f"{len(answers)} calls, no wrong stop, nothing left behind")
-    return 1 if faults else 0
+        faults["ended, although nobody asked for it"] = dead
+    faults["calls that failed"] = [answer for answer in answers if not answer]
+    found = "\n".join(f"{what}: {which}" for what, which in faults.items() if which)
+    print(found or f"{len(answers)} calls, no wrong stop, nothing left behind")
+    return 1 if found else 0
 
 
 answers: list[bool] = []

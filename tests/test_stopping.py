@@ -9,16 +9,19 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from port_manager import Holder, PortManager, ensure_port_available, find_listeners
+from port_manager import FORCED_WAIT, Endpoint, Holder, PortError, PortManager
+from port_manager import ensure_port_available, find_listeners, preview_port
 
 from . import seam
+from .apart import InFlight
 from .conftest import ENSURE, LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, bound_is_told, can_bind
 from .conftest import command_line, eventually, holding, on_a_terminal
-from .scenes import SERVE, wait_for
+from .scenes import SERVE, children, wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -28,58 +31,52 @@ def timed(call):
     return call(), time.monotonic() - begun
 
 
-@pytest.mark.parametrize(
-    ("spec", "more"),
-    [
-        pytest.param({}, "", id="single"),
-        pytest.param({"children": 1}, " and its child", id="reloader"),
-        pytest.param({"children": 8}, " and its 8 children", id="prefork"),
-        pytest.param({"children": 4, "orphans": True}, None, id="orphans"),
-        pytest.param({"children": 3, "double_fork": True}, None, id="strangers"),
-        pytest.param({"children": 3, "own_sockets": True, "reuseport": True}, None, id="reuseport"),
-        pytest.param({"children": 2, "silent_parent": True}, None, id="silent-parent"),
-        pytest.param({"children": 2, "ignore_term": True}, " and its 2 children", id="stubborn"),
-        pytest.param({"children": 3, "respawns": True}, " and its 3 children", id="respawning"),
-        pytest.param({"starts": ["sleep", "60"], "leaks": True, "orphans": True}, "", id="heir"),
-        pytest.param({"listen": False, "reuse": False}, "", id="bound", marks=bound_is_told),
-    ],
-)
-def test_all_holders_go(port, hold, spec, more, pinning, said, monkeypatch):
+FAMILIES = {  # who holds the port: (the holder's kind, what is said beside its PID where it is told in one line)
+    "single": ({}, " ("),
+    "reloader": ({"children": 1}, " and its child"),
+    "prefork": ({"children": 8}, " and its 8 children"),
+    "orphans": ({"children": 4, "orphans": True}, None),
+    "strangers": ({"children": 3, "double_fork": True}, None),
+    "reuseport": ({"children": 3, "own_sockets": True, "reuseport": True}, None),
+    "silent parent": ({"children": 2, "silent_parent": True}, None),
+    "stubborn": ({"children": 2, "ignore_term": True}, " and its 2 children"),
+    "respawning": ({"children": 3, "respawns": True}, " and its 3 children"),
+    "heir": ({"starts": ["sleep", "60"], "leaks": True, "orphans": True}, " ("),
+    "bound": ({"listen": False, "reuse": False}, " ("),
+}
+
+
+@pytest.mark.parametrize("kind", [*[*FAMILIES][:-1], pytest.param("bound", marks=bound_is_told)])
+def test_all_holders_go(port, hold, kind, pinning, said, monkeypatch):
     """Who has only inherited the listener, too; and a master that forks a new worker for each that ends."""
     seam.limits(monkeypatch, restart_watch=0.2)  # some leave a living parent
-    held = hold(port, **spec)
+    (spec, more), held = FAMILIES[kind], hold(port, **FAMILIES[kind][0])
     assert not spec.get("orphans") or eventually(lambda: held.pid not in held.alive())
     assert ensure_port_available(port, grace=0.3) is True
-    idle = [held.pid] if spec.get("own_sockets") or spec.get("silent_parent") else []
-    assert held.alive() in ([], idle)
+    assert held.alive() in ([], [held.pid] if kind in ("reuseport", "silent parent") else [])
     assert can_bind(port) and can_bind(port, "0.0.0.0")
     assert said().endswith(f"✅ Port {port} is now available")
-    if more is not None:  # a family is told in one line
-        root = held.children[0] if "starts" in spec else held.pid
+    if more is not None:
+        root = held.children[0] if kind == "heir" else held.pid
         assert said().count("Process using port:") == said().count("Successfully killed") == 1
-        assert f"✅ Successfully killed process {root}{more or ' ('}" in said()
+        assert f"✅ Successfully killed process {root}{more}" in said()
         assert all(str(pid) in said() for pid in held.children[:2])
 
 
 def test_the_words_of_a_take_over(port, hold, said):
     held = hold(port)
     assert ensure_port_available(port)
-    lines = said().splitlines()
-    command, killed = lines.pop(3), lines.pop(3)
-    assert lines == [
-        f"⚠️  Port {port} is already in use",
-        "💡 Development environment detected",
-        "Attempting to free up port...",
-        f"✅ Port {port} is now available",
-    ]
-    assert command.startswith(f"Process using port: {held.pid} ({os.path.basename(sys.executable)} -S -E holder.py ")
-    assert command.endswith(f", in {seam.short_folder(os.getcwd())})")
-    assert re.fullmatch(rf"✅ Successfully killed process {held.pid} \(\d+\.\d s\)", killed)
+    *lines, available = said().splitlines()
+    assert lines[0] == f"⚠️  Port {port} is already in use" and available == f"✅ Port {port} is now available"
+    assert lines[1:3] == ["💡 Development environment detected", "Attempting to free up port..."]
+    assert lines[3].startswith(f"Process using port: {held.pid} ({os.path.basename(sys.executable)} -S -E holder.py ")
+    assert lines[3].endswith(f", in {seam.short_folder(os.getcwd())})")
+    assert re.fullmatch(rf"✅ Successfully killed process {held.pid} \(\d+\.\d s\)", "\n".join(lines[4:]))
 
 
-def test_a_long_line_of_parents_is_ordered():
+def test_a_long_line_of_parents_is_one_family():
     holders = [Holder(pid, pid - 1, "", "", "", "", None, ()) for pid in range(3000, 1, -1)]
-    assert [holder.pid for holder in seam.roots_first(holders)] == list(range(2, 3001))
+    assert seam.families(holders) == [(holders[-1], holders[-2::-1])]
 
 
 def test_orphans_far_from_each_other_all_go(port, hold):
@@ -87,8 +84,15 @@ def test_orphans_far_from_each_other_all_go(port, hold):
     held = hold(port, children=10, strangers=8, orphans=True)
     assert eventually(lambda: held.alive() == held.children)
     assert len(find_listeners(port)) < 10 == len(find_listeners(port, thorough=True))
-    assert ensure_port_available(port) and held.alive() == []
-    assert len(held.living()) == 80
+    assert ensure_port_available(port) and held.alive() == [] and len(held.living()) == 80
+
+
+def test_a_server_that_its_grandparent_runs_on_a_terminal_goes_with_it(port, hold):
+    """That is no terminal which would end as well: it belongs to one of those who are stopped."""
+    runner = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", *holding(("127.0.0.2", port))]
+    held = hold(port, starts=runner)
+    assert eventually(lambda: not can_bind(port, "127.0.0.2"))
+    assert ensure_port_available(port) is True and eventually(lambda: held.alive() == [])
 
 
 def test_a_reloader_s_variable_that_was_left_in_a_shell(port, start, home):
@@ -101,51 +105,58 @@ def test_a_reloader_s_variable_that_was_left_in_a_shell(port, start, home):
     assert "Successfully killed" in said and "status 0" in said, said
 
 
+def test_free_does_not_take_a_port_for_its_reloader_s(port, hold):
+    """A start below a reloader finds its port available; a person who frees it does not."""
+    tool = shlex.join([sys.executable, PORT_MANAGER, "free", str(port)])
+    held = hold(port, runs=f"exec 2>&1; RUN_MAIN=true {tool}; echo status $?")
+    assert "already in use" in held.said and "status 1" in held.said and held.alive() == [held.pid]
+
+
 # Politely, then firmly
 
 
-def test_a_polite_request_is_enough(port, hold, pinning, said):
+@pytest.mark.parametrize("suspended", [False, True], ids=["", "by Ctrl+Z"])
+def test_a_polite_request_is_enough(port, hold, pinning, said, suspended):
     held = hold(port, says="saved\n")
+    os.kill(held.pid, signal.SIGSTOP if suspended else 0)
     done, took = timed(lambda: ensure_port_available(port, grace=PATIENCE))
     assert done and took < PATIENCE
-    assert held.process.stdout.readline() == "saved\n"
-    assert "forced" not in said()
+    assert held.process.stdout.readline() == "saved\n" and "forced" not in said()
 
 
 @pytest.mark.parametrize("kind", ["ignore_term", "drain"])
-def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pinning, said, kind):
-    """The one that gives the port up and drains for ever, too."""
-    held = hold(port, **{kind: True})
+def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pinning, said, monkeypatch, kind):
+    """The one that gives the port up and drains for ever, too. Meanwhile we sleep, and ask for the time now and then."""
+    held, asked, clock = hold(port, **{kind: True}), [], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: asked.append(kind) or clock())
     done, took = timed(lambda: ensure_port_available(port, grace=0.3))
-    assert done and 0.3 <= took < PATIENCE
-    assert held.alive() == []
+    assert done and 0.3 <= took < PATIENCE and held.alive() == [] and len(asked) < 200
     assert f"Process {held.pid} did not stop within 0.3 s: forced" in said()
-
-
-def test_a_server_stopped_by_ctrl_z_obeys(port, hold, said):
-    held = hold(port)
-    os.kill(held.pid, signal.SIGSTOP)
-    done, took = timed(lambda: ensure_port_available(port, grace=PATIENCE))
-    assert done and took < PATIENCE
-    assert "forced" not in said()
 
 
 def test_a_zombie_is_not_taken_for_alive(port, hold, pinning):
     """Its parent does not wait for it: kill(pid, 0) would succeed for ever."""
     (child,) = hold(port, children=1, silent_parent=True).children
     done, took = timed(lambda: PortManager(port, grace=PATIENCE).kill_process(child))
-    assert done and took < PATIENCE
     os.kill(child, 0)  # it is there still, as a zombie
-    assert can_bind(port)
+    assert done and took < PATIENCE and can_bind(port)
+
+
+def test_who_has_no_handle_is_looked_at_again_soon():
+    """Only a handle wakes us up when its process exits: here the end of a pipe, of which nothing comes."""
+    ends = os.pipe()
+    took = [timed(lambda: seam.sleep("linux", handles, 5))[1] for handles in ([None], [ends[0], None])]  # noqa: B023
+    assert max(took) < 2 and timed(lambda: seam.sleep("linux", ends[:1], 0.3))[1] >= 0.3
+    for end in ends:
+        os.close(end)
 
 
 @pytest.mark.parametrize("kind", ["ignore_term", "drain"])
 def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatch, said, kind):
     """Where the port is free nevertheless, the process that cannot be ended is not kept quiet about."""
-    held = hold(port, **{kind: True})
+    held, freed = hold(port, **{kind: True}), kind == "drain"
     seam.limits(monkeypatch, forced_wait=0.1)
     seam.one_look(monkeypatch)
-    freed = kind == "drain"
 
     def only_asked(pid, firmly, send):
         assert firmly or (send(), not freed or eventually(lambda: can_bind(port)))[1]
@@ -155,22 +166,30 @@ def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatc
     assert f"{'⚠️ ' if freed else '❌'} Process {held.pid} does not end even when forced" in said()
 
 
+def test_one_that_ends_late_after_sigkill_is_waited_for(port, hold, monkeypatch, said):
+    """It may wait for a disk, or have much to give back: two seconds are left to it."""
+    held = hold(port, ignore_term=True)
+    seam.limits(monkeypatch, forced_wait=FORCED_WAIT)
+    late = lambda pid, firmly, send: (threading.Timer(1, send).start() if firmly else send())
+    seam.on_signal(monkeypatch, late)
+    assert ensure_port_available(port, grace=0.1) is True and held.alive() == []
+    assert "even when forced" not in said()
+
+
 @pytest.mark.parametrize("when", ["at once", "when forced"])
 def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, said, when):
-    """Whoever was asked before is named."""
+    """Whoever was asked before is named; the error is told with a number or without."""
 
     def refused(pid, firmly, send):
         if firmly or when == "at once":
-            raise PermissionError(1, "Operation not permitted")
+            raise PermissionError(*([1] if firmly else []), "Operation not permitted")
 
     held = hold(port)
     seam.on_signal(monkeypatch, refused)
-    assert ensure_port_available(port, grace=0.1) is False
-    assert PortManager(port, grace=0.1).kill_process(held.pid) is False
+    assert ensure_port_available(port, grace=0.1) is PortManager(port, grace=0.1).kill_process(held.pid) is False
+    sentence = f"❌ Process {held.pid} may not be stopped: Operation not permitted; asked to stop before that: "
     asked = "nobody" if when == "at once" else held.pid
-    sentence = f"Process {held.pid} may not be stopped: Operation not permitted; asked to stop before that: {asked}"
-    assert said().count(f"❌ {sentence}\n") + said().endswith(sentence) == 2
-    assert held.alive() == [held.pid]
+    assert f"{said()}\n".count(f"{sentence}{asked}\n") == 2 and held.alive() == [held.pid]
 
 
 # Who goes by himself
@@ -215,12 +234,9 @@ def test_nobody_is_asked_about_a_child_that_has_just_exited(port, hold, monkeypa
 def test_kill_process(port, hold, said):
     held = hold(port, children=1)
     manager = PortManager(port, grace=0.3)
-    assert manager.kill_process(held.children[0]) is True
-    for nobody in (held.children[0], 2**22 + 1, 2**22 + 5, 10**12):  # gone already; no such process
-        assert manager.kill_process(nobody) is True
-    assert held.alive() == [held.pid]
-    assert manager.kill_process(os.getpid()) is False
-    assert manager.kill_process(os.getppid()) is False
+    for pid in [*held.children * 2, 2**22 + 1, 2**22 + 5, 10**12]:  # it lives; has gone already; there is none
+        assert manager.kill_process(pid) is True and held.alive() == [held.pid]
+    assert [manager.kill_process(pid) for pid in (os.getpid(), os.getppid())] == [False, False]
     assert "it is this very process" in said()
     assert "it is an ancestor of this process" in said() or os.getppid() == 1
     for wrong in ("1234", None, 12.5, True):
@@ -231,8 +247,25 @@ def test_kill_process(port, hold, said):
 @pytest.mark.parametrize("policy", ["refuse", "ask", "own"])
 def test_kill_process_minds_the_policy(port, hold, policy, tmp_path):
     held = hold(port, cwd=tmp_path)
-    assert PortManager(port, policy=policy).kill_process(held.pid) is False
-    assert held.alive() == [held.pid]
+    assert PortManager(port, policy=policy).kill_process(held.pid) is False and held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_pid_that_ps_does_not_list_has_gone_where_it_lists_any(monkeypatch, listed):
+    """Each look at the processes is the start of a program."""
+    rows, started = {pid: seam.process(pid, 1) for pid in (1, os.getpid())} if listed else {}, []
+    seam.on_system(monkeypatch, "darwin", "alice")
+    seam.readings(monkeypatch, "macos", lambda pid: started.append(pid) or rows)
+    assert PortManager().kill_process(2**22 + 1) is listed
+    assert len(started) == (3 if listed else 6)
+
+
+@pytest.mark.parametrize(("parent", "known"), [(0, True), (None, False)], ids=["the first process", "not told"])
+def test_a_line_of_parents_is_known_up_to_the_first_process(monkeypatch, parent, known):
+    """Who is above one whose parent is not told may be the holder."""
+    rows = {os.getpid(): seam.process(os.getpid(), 1)._replace(started=None), 1: seam.process(1, parent)}
+    seam.readings(monkeypatch, "linux", lambda pid: rows)
+    assert seam.ancestry("linux") == ([os.getpid(), 1] if known else None)
 
 
 # What a person sees
@@ -252,15 +285,13 @@ def test_ctrl_c_while_waiting(port, hold, start, how, tmp_path):
     assert eventually(lambda: can_bind(port))  # it has been asked
     os.kill(caller.pid, signal.SIGINT)
     rest, _ = caller.communicate(timeout=PATIENCE)
-    assert caller.returncode == 130
     assert rest.strip() == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}"
-    assert held.alive() == [held.pid]
+    assert caller.returncode == 130 and held.alive() == [held.pid]
 
 
 def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
     """Whoever may have been signalled is named, the one at whom it happened included; the others are not."""
-    held = hold(port, children=2)
-    asked = []
+    held, asked = hold(port, children=2), []
 
     def interrupted(pid, firmly, send):
         asked.append(pid)
@@ -270,16 +301,16 @@ def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
     seam.on_signal(monkeypatch, interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         ensure_port_available(port)
-    assert str(caught.value) == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}, {asked[1]}"
-    assert len(asked) == 2
+    assert str(caught.value) == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}, {asked[-1]}"
 
 
-def test_an_endless_round_is_given_up(port, hold, monkeypatch, said):
-    """Every round finds the same holder, who never goes: the number of rounds has an end."""
-    hold(port)
-    seam.stand_in(monkeypatch, "stop", lambda *_: ({}, None))
-    assert ensure_port_available(port) is False
-    assert f"port {port} is still held after {seam.ROUNDS} attempts" in said().lower()
+@pytest.mark.parametrize(("generations", "freed"), [(8, True), (9, False)])
+def test_one_that_leaves_its_socket_to_another_is_followed_for_eight_rounds(port, hold, said, generations, freed):
+    held = hold(port, generations=generations)
+    assert ensure_port_available(port) is freed is can_bind(port)
+    assert (f"Port {port} is still held after 8 attempts" in said()) is not freed
+    if not freed:
+        os.killpg(held.pid, signal.SIGKILL)
 
 
 def test_a_line_on_a_terminal_shows_the_wait_and_goes(ports, hold, start):
@@ -297,13 +328,36 @@ def test_a_line_on_a_terminal_shows_the_wait_and_goes(ports, hold, start):
     assert piped.returncode == 0 and "Waiting" not in told and "\r" not in told
 
 
+def test_force_is_foretold_and_told(port, hold):
+    held, words = hold(port), ("free", str(port), "--force")
+    done = command_line(*words, "--dry-run", "--json", ENVIRONMENT="production")
+    assert json.loads(done.stdout)["ports"][0]["would_stop"] == held.alive() == [held.pid]
+    done = command_line(*words, ENVIRONMENT="production")
+    assert held.alive() == [] and "💡 Told to do so by --force\n" in done.stderr and "PRODUCTION" not in done.stderr
+
+
+def test_a_question_is_foretold_and_the_holder_told_once(port, hold, monkeypatch, said):
+    held = hold(port)
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    seam.stand_in(monkeypatch, "question", lambda question: True)
+    plan = preview_port(port, policy="ask").plan
+    assert plan == f"ask, then stop {held.pid}: SIGTERM, then SIGKILL after 5 s" and held.alive() == [held.pid]
+    assert ensure_port_available(port, policy="ask") is True and said().count("Process using port:") == 1
+
+
+def test_values_show_their_fields_and_errors_have_all_of_theirs():
+    assert repr(Endpoint("::1", 80)) == "Endpoint(host='::1', port=80)"
+    error = PortError("it is held")
+    assert (str(error), error.reason, error.port, error.host, error.holders) == ("it is held", "it is held", 0, "", ())
+
+
 @pytest.mark.parametrize("environment", ["", "staging"])
 def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
     held = hold(port)
     done = command_line("free", str(port), "--policy", "refuse", ENVIRONMENT=environment)
     assert done.returncode == 1 and held.alive() == [held.pid]
     assert "annot start" not in done.stderr and "PRODUCTION" not in done.stderr
-    assert "🚨 Port conflict: ENVIRONMENT is 'staging'" in done.stderr or not environment
+    assert ("🚨 Port conflict: ENVIRONMENT is 'staging'" in done.stderr) is (environment == "staging")
 
 
 # Who starts it again
@@ -312,41 +366,119 @@ def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
 LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nodemon starts another
     "a loop": ["bash", "-c", "while true; do {}; sleep 0; done"],
     "a slow loop": ["bash", "-c", "while true; do {}; sleep 0.4; done"],
-    "above a shell": [
-        *(sys.executable, "-c", "import subprocess, sys\nwhile True: subprocess.run(['sh', '-c', sys.argv[1]])"),
-        "{}; exit 3",
+    "above a shell": [  # with a process group of its own, as a shell's job has; but it is no shell that starts it
+        *(sys.executable, "-c", "import os, subprocess as s, sys\nwhile 1: s.call(sys.argv[1:], preexec_fn=os.setpgrp)"),
+        *("sh", "-c", "{}; exit 3"),
     ],
 }
 
 
 @pytest.mark.parametrize(("loop", "by"), [*((loop, "a call") for loop in LOOPS), ("a loop", "the command line")])
 def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, by, said, monkeypatch):
+    """And what it starts is not stopped again. Started by this process, the loop is no ancestor of it."""
     seam.limits(monkeypatch, restart_watch=PATIENCE)
-    server = shlex.join(holding(port))
-    supervisor = start(*(word.replace("{}", server) for word in LOOPS[loop]))
-    assert '"pid"' in supervisor.stdout.readline()
-    if by == "a call":  # started by this process, the loop is no ancestor of it
+    supervisor = start(*(word.replace("{}", shlex.join(holding(port))) for word in LOOPS[loop]))
+    first = json.loads(supervisor.stdout.readline())["pid"]
+    if by == "a call":
         assert ensure_port_available(port) is False
         told = said()
     else:
-        done = command_line("free", str(port))
-        assert done.returncode == 1
-        told = done.stderr
-    assert f"port {port} was taken again by process " in told.lower()
+        done = command_line("free", str(port), "--json")
+        told, result = done.stderr, json.loads(done.stdout)["ports"][0]
+        assert (done.returncode, result["stopped"]) == (1, [first])
+    assert f"port {port} was taken again by process " in told.lower() and supervisor.poll() is None
     assert f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} " in told
-    assert f"stop process {supervisor.pid} first" in told and supervisor.poll() is None
+    assert f"stop process {supervisor.pid} first" in told
+    supervisor.kill()
+    for holder in find_listeners(port):
+        os.kill(holder.pid, signal.SIGKILL)
 
 
-# It forks a server that binds for itself; when that ends, the next one.
+TAKERS = {  # whoever takes the port as soon as its holder has gone: (who, whether sockets are told, whether it is freed)
+    "a new one": ("new", True, False),
+    "one that waited for it": ("old", True, False),
+    "a new one, by its age": ("new", False, False),
+    "a new one beside an old one": ("old new", False, False),
+    "no new one, by its age": ("old", False, True),
+    "one whose age is not told": ("hidden", False, False),
+    "nobody, and the clock was put back": ("clock", False, True),
+    "a new one beside a socket that was there": ("bound new", True, True),
+}
+
+
+@pytest.mark.parametrize("case", [*[*TAKERS][:-1], pytest.param([*TAKERS][-1], marks=bound_is_told)])
+def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypatch, said, case):
+    (who, told, freed), flights, read = TAKERS[case], [], seam.reader("linux")
+    held = hold(("0.0.0.0", port), reuseport=True)
+    takers = [hold(port, stand_by=True)] if "old" in who else []
+    if "bound" in who:
+        takers = [hold(port, reuse=False, reuseport=True, listen=False)]
+    seam.one_look(monkeypatch)
+    if not told:  # whoever tells of every socket does not tell which
+
+        def rows(port, every=False):
+            return [row._replace(inode=0) if every else row for row in seam.ask("sock_diag", port)]
+
+        seam.stand_in(monkeypatch, "sock_diag", rows)
+    if who == "clock":
+        later = lambda pid: {pid: told._replace(started=told.started + 3600) for pid, told in read(pid).items()}
+        seam.readings(monkeypatch, "linux", later)
+
+    def followed(pid, firmly, send):
+        send()
+        if pid == held.pid:
+            held.process.wait()
+            assert "old" not in who or eventually(lambda: not can_bind(port))
+            if "new" in who:
+                time.sleep(0.05)  # start times are told in hundredths of a second
+                takers.append(hold(("127.0.0.2", port)))
+            if who == "hidden":
+                flights.append(InFlight(port))
+                flights[0].send_off()
+
+    seam.on_signal(monkeypatch, followed)
+    assert ensure_port_available(port) is freed
+    assert [taker.alive() for taker in takers] == [[] if freed else [taker.pid] for taker in takers]
+    assert ("was taken again by" in said()) is (not freed and who != "hidden")
+    for flight in flights:
+        flight.close()
+
+
+# It forks a server that binds for itself, and lets go on SIGUSR1; when that ends, the next one.
 FORKS = """
 import os, signal, socket, sys
 while True:
     pid = os.fork()
-    if not pid:
+    while not pid:
         server = socket.create_server(("127.0.0.1", int(sys.argv[-1])))
+        signal.signal(signal.SIGUSR1, lambda *_: server.close())
+        signal.pause()
         signal.pause()
     os.waitpid(pid, 0)
 """
+
+
+def test_a_master_whose_worker_lets_go_just_before_the_signal_lives(port, start, home, monkeypatch):
+    (home / "gunicorn").write_text(FORKS)
+    monkeypatch.chdir(home)
+    master = start(sys.executable, "gunicorn", "main:app", str(port))
+    wait_for(port)
+    (worker,) = children(master.pid)
+    let_go = lambda: (os.kill(worker, signal.SIGUSR1), eventually(lambda: can_bind(port)))
+    seam.at_the_last_check(monkeypatch, before=let_go)
+    assert ensure_port_available(port) is True and master.poll() is None and children(master.pid) == [worker]
+
+
+def test_a_master_that_holds_the_port_itself_is_pinned_once(port, start, home, monkeypatch):
+    """A second handle would take the place of the first, which nobody would close."""
+    code = "import os, socket as s, sys, time; s = s.create_server(('', int(sys.argv[-1]))); os.fork(); time.sleep(60)"
+    (home / "gunicorn").write_text(code)
+    monkeypatch.chdir(home)
+    master = start(sys.executable, "gunicorn", "main:app", str(port))
+    assert eventually(lambda: children(master.pid))
+    before = sorted(os.listdir("/proc/self/fd"))
+    assert ensure_port_available(port) is True and master.wait(PATIENCE) == -signal.SIGTERM
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(("program", "goes"), [("gunicorn", True), ("pytest", False), ("launch.py", False)])
@@ -362,117 +494,80 @@ def test_only_a_server_s_own_command_is_a_master(port, start, home, program, goe
     assert goes or f"stop process {master.pid} first" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("script", "ends"),
-    [
-        pytest.param("exec {}", "with the server", id="an ordinary restart"),
-        pytest.param("{}; exit 1", "with the server", id="npm waits for sh, which waits for the server"),
-        pytest.param("{}; sleep 90", "later", id="a living parent"),
-    ],
-)
-def test_only_a_living_parent_is_watched_for_a_while(port, start, script, ends, monkeypatch):
-    watch = PATIENCE if ends == "with the server" else 0.3
-    launcher = start("sh", "-c", script.format(shlex.join(holding(port))))
+LAUNCHERS = {  # of the server: (its shell, its script, its status where it ends with the server)
+    "an ordinary restart": ("sh -c", "exec {}", -signal.SIGTERM),
+    "npm waits for sh, which waits for the server": ("sh -c", "{}; exit 1", 1),
+    "an interactive shell": ("bash -mc", "{} & wait; sleep 90", None),
+    "a thread of the kernel": ("sh -c", "{}; sleep 90", None),
+    "one that may not be seen": ("sh -c", "{}; sleep 90", None),
+    "a living parent": ("sh -c", "{}; sleep 90", None),
+}
+
+
+@pytest.mark.parametrize("case", LAUNCHERS)
+def test_only_a_living_parent_is_watched_for_a_while(port, start, case, monkeypatch):
+    """A shell with job control is none: it gives the job a process group of its own, which a script's loop does not."""
+    (shell, script, status), watched, read = LAUNCHERS[case], case == "a living parent", seam.reader("linux")
+    launcher = start(*shell.split(), script.format(shlex.join(holding(port))))
     launcher.stdout.readline()
-    seam.limits(monkeypatch, restart_watch=watch)
-    done, took = timed(lambda: ensure_port_available(port))
-    assert done and (took < watch) == (ends == "with the server")
-    assert ends == "later" or launcher.wait(PATIENCE) in (-signal.SIGTERM, 1)
 
+    def told(pid):
+        if pid == launcher.pid and "kernel" in case:
+            return {pid: read(pid)[pid]._replace(kernel=True)}
+        return {} if pid == launcher.pid and "seen" in case else read(pid)
 
-def test_an_interactive_shell_is_no_supervisor(port, monkeypatch):
-    """Job control gives the job a process group of its own; a script's loop does not do so."""
-    pty = pytest.importorskip("pty")
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execvp("bash", ["bash", "--norc", "--noprofile", "-i"])
-    os.write(terminal, f"{shlex.join(holding(port))} &\n".encode())
-    try:
-        assert eventually(lambda: not can_bind(port))
+    seam.readings(monkeypatch, "linux", told)
+    if not watched:
         seam.limits(monkeypatch, restart_watch=PATIENCE)
-        done, took = timed(lambda: ensure_port_available(port))
-        assert done and took < PATIENCE
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.close(terminal)
-        os.waitpid(pid, 0)
+    done, took = timed(lambda: ensure_port_available(port))
+    assert done and (took >= 2 if watched else took < PATIENCE)
+    assert (launcher.wait(PATIENCE) if status else launcher.poll()) == status
 
 
-def test_a_parent_that_did_not_start_the_taker_is_not_accused(port, hold, start):
-    taker, bystander = hold(port), start("sleep", "60")
-    why = seam.taken_again(port, "127.0.0.1", bystander.pid)
-    assert f"by process {taker.pid}" in why and "supervisor" not in why
+SUSPECTS = {  # a supervisor of the former holder: (what becomes of it, who has the port, whether it is accused)
+    "it lives": (bool, "nobody", True),
+    "it has ended": (lambda process: (process.kill(), process.wait()), "nobody", False),
+    "it is a zombie": (lambda process: (process.kill(), os.waitid(os.P_PID, process.pid, 0x1000004)), "nobody", False),
+    "it did not start the taker": (bool, "another", False),
+    "it is the taker": (bool, "itself", True),
+}
 
 
-# Several ports; again and again, and many at once: what goes wrong once in a hundred times shows here. The large
-# rounds are asked for: python3 -m tests -m load
+@pytest.mark.parametrize("case", SUSPECTS)
+def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, case):
+    """Where the taker itself has gone meanwhile, whoever lives above the former holder is."""
+    becomes, who, accused = SUSPECTS[case]
+    taker = f" by process {hold(port).pid} (" if who == "another" else ""
+    program = f"exec {shlex.join(holding(port))}" if who == "itself" else "exec -a '' cat"
+    suspect = start("bash", "-c", program, stdin=subprocess.PIPE)
+    name = os.path.basename(sys.executable) if who == "itself" else "cat"  # which has no command line
+    assert eventually(lambda: seam.read(suspect.pid).name == name[:15] and (who != "itself" or not can_bind(port)))
+    why = seam.taken_again(port, "127.0.0.1", suspect.pid, lambda: becomes(suspect))
+    assert why.startswith(f"port {port} was taken again{taker}")
+    assert (f": its supervisor {suspect.pid} ({name}" in why) is accused
+    assert why.endswith(f" starts it anew; stop process {suspect.pid} first") is accused
+    assert why.endswith(" while it was being freed") is not accused
+
+
+# Several ports; again and again, and many at once
 
 
 def test_several_ports_go_on_after_one_fails(ports, hold):
     first, second, third = sorted(ports() for _ in range(3))
-    holders = [hold(first), hold(third)]
-    tunnel = hold(second, name="ssh")
+    holders = [hold(first), hold(second, name="ssh"), hold(third)]
     done = command_line("free", str(first), str(second), str(third))
-    assert done.returncode == 1
-    assert [held.alive() for held in holders] == [[], []] and tunnel.alive() == [tunnel.pid]
+    assert done.returncode == 1 and [held.alive() for held in holders] == [[], [holders[1].pid], []]
     assert f"Port {first} is now available" in done.stderr and f"Port {third} is now available" in done.stderr
 
 
-@pytest.fixture
-def large_ones_are_asked_for(request):
-    if request.node.get_closest_marker("load") and "load" not in (request.config.getoption("-m") or ""):
+SOAKS = ["--take-overs 6 --minutes 0.01 --callers 10", "--take-overs 200 --minutes 0.5 --callers 20 --processes 300"]
+
+
+@pytest.mark.parametrize("words", [SOAKS[0], pytest.param(SOAKS[1], marks=pytest.mark.load)])
+def test_the_soak_runs(words, request):
+    """What goes wrong once in a hundred times shows in the large one: python3 -m tests -m load."""
+    if words == SOAKS[1] and "load" not in request.config.getoption("-m"):
         pytest.skip("takes long; ask for it with -m load")
-
-
-def large(*values):
-    return pytest.param(*values, marks=pytest.mark.load)
-
-
-def traces():
-    """Our descriptors, and our own children that live or have not been buried."""
-    found = set()
-    for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children") as file:
-            found.update(file.read().split())
-    return sorted(os.listdir("/proc/self/fd")), found
-
-
-@pytest.mark.usefixtures("large_ones_are_asked_for")
-@pytest.mark.parametrize(("times", "workers"), [(10, 0), (3, 8), large(200, 0), large(50, 8)])
-def test_take_overs_in_a_row(port, ports, hold, times, workers):
-    """One server after the other takes the port: nobody is left behind, and no descriptor."""
-    bystander = hold(ports())
-    before = traces()
-    for _ in range(times):
-        held = hold(("0.0.0.0", port), children=workers)
-        assert len(held.alive()) == 1 + workers
-        assert ensure_port_available(port) is True
-        assert held.alive() == []
-        assert can_bind(port, "0.0.0.0")
-        held.end()
-    assert traces() == before
-    assert bystander.alive() == [bystander.pid]
-
-
-@pytest.mark.usefixtures("large_ones_are_asked_for")
-@pytest.mark.parametrize(("callers", "rounds", "workers"), [(10, 1, 3), large(20, 10, 0), large(20, 3, 8)])
-def test_many_callers_at_once(port, ports, hold, start, callers, rounds, workers):
-    """Each finds the holder, asks it to stop, and sees it go, whoever was first; none takes another for a holder."""
-    bystander = hold(ports())
-    calls = ([PORT_MANAGER, "free", str(port)], ["-c", ENSURE, str(port)])
-    for _ in range(rounds):
-        held = hold(("0.0.0.0", port), children=workers)
-        running = [start(sys.executable, *calls[number % 2], cwd=str(ROOT)) for number in range(callers)]
-        ends = [(call.communicate(timeout=PATIENCE)[0], call.returncode) for call in running]
-        assert [end for end in ends if end[1] != 0] == []
-        assert can_bind(port, "0.0.0.0")
-        assert held.alive() == []
-        held.end()
-    assert bystander.alive() == [bystander.pid]
-
-
-def test_the_soak_runs():
-    """A short one; the long one is for a quiet machine."""
-    words = "-m tests.soak --take-overs 3 --minutes 0.01 --callers 2 --processes 5"
-    done = subprocess.run([sys.executable, *words.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    soak = [sys.executable, "-m", "tests.soak", "--processes", "5", *words.split()]
+    done = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "no wrong stop, nothing left behind" in done.stdout, done
