@@ -24,6 +24,8 @@ ControlCenter.app/Contents/MacOS/ControlCenter
   444     1   444 S    ??       root  Mon Nov 23 08:11:00 2026 /usr/sbin/other
   555     1   555 S    ??       alice Mon Nov 23 08:12:00 2026 /Applications/OrbStack.app/Contents/Frameworks/\
 OrbStack Helper.app/Contents/MacOS/OrbStack Helper vmgr
+  812     1   812 Ss   ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/postgres -D /opt/homebrew/var
+  813     1   813 Ss   ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/other
   666   701 38146 Z    ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
 garbage
 """
@@ -37,6 +39,7 @@ LAUNCHCTL = """\
 PID\tStatus\tLabel
 -\t0\tcom.apple.SafariHistoryServiceAgent
 812\t0\thomebrew.mxcl.postgresql@14
+813\t0\torg.x\x1b[2J
 501\t0\tapplication.org.mozilla.firefox.123.456
 """
 NETSTAT_BSD = """\

@@ -1,7 +1,7 @@
 """macOS, the BSDs and Windows: listings written after what their tools print, played back (pytest-subprocess).
 
 Nothing here ran on those systems. Each listing has the rows that must not match beside those that must. What asks
-Windows itself is tested in test_wine.py.
+Windows itself is tested in test_windows_parsers.py and test_wine.py.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import port_manager
-from port_manager import CannotTell, ensure_port_available, find_listeners
+from port_manager import CannotTell, PortTimeout, ensure_port_available, find_listeners, wait_until_free
 
 from . import seam
 from .samples import COMM, LAUNCHCTL, LSOF_BOUND, LSOF_HELD, NETSTAT_BSD, PS, PS_OF_FREEBSD, SOCKSTAT
@@ -49,55 +48,63 @@ def machine(monkeypatch, fp):
 # macOS
 
 
-class Queue:
-    """select.kqueue, as far as it is used: one exit, at once."""
+@pytest.fixture
+def kqueue(monkeypatch):
+    """select.kqueue, as far as it is used, and what was asked of it; 501 has gone."""
+    asked = []
 
-    def control(self, events, most, seconds):
-        assert seconds > 0 and most == 1 and events
-        return []
+    class Queue:
+        def control(self, events, *limits):
+            asked.append((events, *limits))
+            if any(pid == 501 for pid, *_ in events):
+                raise ProcessLookupError
 
-    def close(self):
-        pass
+        def close(self):
+            asked.append("closed")
+
+    names = {"KQ_EV_ADD": 1, "KQ_EV_ONESHOT": 16, "KQ_FILTER_PROC": -5, "KQ_NOTE_EXIT": 1 << 31, "kqueue": Queue}
+    for name, value in {**names, "kevent": lambda *words: words}.items():
+        monkeypatch.setattr(select, name, value, raising=False)
+    return asked
 
 
-def with_kqueue(patch, queue):
-    for name in ("KQ_EV_ADD", "KQ_EV_ONESHOT", "KQ_FILTER_PROC", "KQ_NOTE_EXIT"):
-        patch.setattr(select, name, 1, raising=False)
-    patch.setattr(select, "kevent", lambda *args: args, raising=False)
-    patch.setattr(select, "kqueue", queue, raising=False)
+@pytest.mark.parametrize("pids", [[38146], [38146, 501]])
+def test_the_exit_of_one_is_waited_for(kqueue, pids):
+    seam.sleep("macos", pids, 0.7)
+    assert kqueue == [([(pid, -5, 17, 1 << 31) for pid in pids], 1, 0.7), "closed"]
 
 
 @pytest.fixture
-def macos(machine, monkeypatch, fp):
-    """macos.lsof(listings of the port in turn, one of every port), macos.ps(what ps tells in turn)."""
+def macos(machine, kqueue, monkeypatch, fp):
+    """macos.lsof(listings of the port in turn, one of every port); macos.looks: what ps tells, in turn."""
     seam.on_system(monkeypatch, "darwin", "alice")
-    with_kqueue(monkeypatch, Queue)
-    monkeypatch.setattr(os, "getpid", lambda: 9999)
+    for name, number in {"getpid": 9999, "getuid": 501, "geteuid": 501}.items():
+        monkeypatch.setattr(os, name, lambda number=number: number)
     folder = r"/Users/alice/\xe9\xa1\xb9\xe7\x9b\xae"  # as lsof writes it with LC_ALL=C
-    fp.register(["lsof", "-a", "-p", fp.any(), "-d", "cwd", "-F", "n"], stdout=f"p38146\nfcwd\nn{folder}\n")
+    fp.register(["lsof", "-a", "-p", "38146", "-d", "cwd", "-F", "n"], stdout=f"p38146\nfcwd\nn{folder}\n")
+    fp.register(["lsof", "-a", "-p", fp.any(), "-d", "cwd", "-F", "n"], stdout="")
     fp.register(["launchctl", "list"], stdout=LAUNCHCTL)
+    machine.looks = [PS.format(me=9999)]
 
     def lsof(*texts, every=None, port=PORT):
         for asked, listings in ((f"-iTCP:{port}", texts), ("-iTCP", texts[:1] if every is None else [every])):
             for text in listings:
                 fp.register(["lsof", "-nP", asked, "-F", "pftdPnT"], stdout=text, returncode=0 if text else 1)
 
-    def ps(*looks):
-        """The last listing is told again and again; "" is a ps that tells nothing."""
-        left = iter(looks[:-1])
-        read = lambda pid: seam.parse("ps", next(left, looks[-1]), COMM)
-        seam.readings(monkeypatch, "macos", read)
+    def read(pid):
+        text = machine.looks.pop(0) if len(machine.looks) > 1 else machine.looks[0]
+        # the holder is a zombie once it has been signalled
+        return seam.parse("ps", text if machine.held else text.replace(" 38146 S ", " 38146 Z "), COMM)
 
-    listing = PS.format(me=9999)
-    ended = listing.replace(" 38146 S ", " 38146 Z ")  # the holder is a zombie once it has been signalled
-    seam.readings(monkeypatch, "macos", lambda pid: seam.parse("ps", listing if machine.held else ended, COMM))
-    return SimpleNamespace(lsof=lsof, ps=ps, listing=listing, state=machine, fp=fp)
+    machine.lsof = lsof
+    seam.readings(monkeypatch, "macos", read)
+    return machine
 
 
 def test_macos_reads_ps(macos, fp):
     """Each keyword with an -o of its own: FreeBSD takes all that follows a = for the heading of one column."""
     keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
-    fp.register(["ps", "-axww", *(word for key in keys for word in ("-o", f"{key}="))], stdout=macos.listing)
+    fp.register(["ps", "-axww", *(word for key in keys for word in ("-o", f"{key}="))], stdout=macos.looks[0])
     fp.register(["ps", "-axww", "-o", "pid=", "-o", "comm="], stdout=COMM)
     processes = seam.read_by_ps(38146)
     assert processes[555].name == "OrbStack Helper" and processes[501].name == "firefox"
@@ -116,16 +123,11 @@ def test_macos_finds_the_holder(macos):
     assert [str(address) for address in holder.addresses] == ["0.0.0.0:8000"]
 
 
-def test_macos_nobody(macos):
-    macos.lsof("")
-    assert find_listeners(PORT) == []
-
-
 @pytest.mark.parametrize("listing", [LSOF_HELD, LSOF_BOUND], ids=["listening", "bound"])
 def test_macos_stops_the_holder_and_nobody_else(macos, listing, said):
     macos.lsof(listing)
     assert ensure_port_available(PORT) is True
-    assert macos.state.signals == [(38146, signal.SIGCONT), (38146, signal.SIGTERM)]
+    assert macos.signals == [(38146, signal.SIGCONT), (38146, signal.SIGTERM)]
     assert "✅ Successfully killed process 38146" in said()
 
 
@@ -143,6 +145,9 @@ DEBUGGER = "p38146\nf6\ntIPv4\nPTCP\nn127.0.0.1:9229\nTST=LISTEN\n"
          "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in"),
         ([held_by(444)], None, "it belongs to user root; only that user should stop it"),
         ([held_by(501)], None, "the desktop, as an application, runs it; stop it there"),
+        ([held_by(812)], None, "launchd runs it; stop it with: launchctl bootout gui/501/homebrew.mxcl.postgresql@14"),
+        ([held_by(812)], None, "stop it with: launchctl bootout system/homebrew.mxcl.postgresql@14"),
+        ([held_by(813)], None, "stop it with: launchctl bootout gui/501/org.x?[2J"),
         ([held_by(701)], None, "it is an ancestor of this process"),
         # lsof shows users only their own processes: the bind is refused, and nobody is to be seen
         ([""], None, f"Port {PORT} is held by a process that cannot be named from here"),
@@ -150,26 +155,29 @@ DEBUGGER = "p38146\nf6\ntIPv4\nPTCP\nn127.0.0.1:9229\nTST=LISTEN\n"
         ([LSOF_HELD], "no listing\n", "close other ports, perhaps, which this system does not tell"),
         ([LSOF_HELD, held_by(333)], None, ""),  # just before the signal, another holds it
     ],
-    ids=["airplay", "root", "desktop", "ancestor", "unseen", "another port", "other ports", "changed"],
+    ids=["airplay", "root", "desktop", "launchd", "of root", "a label", "ancestor", "unseen", "another port",
+         "other ports", "changed"],
 )  # fmt: skip
-def test_macos_who_stays(macos, said, listings, every, sentence):
+def test_macos_who_stays(macos, monkeypatch, said, listings, every, sentence):
     macos.lsof(*listings, every=every)
+    if "bootout system/" in sentence:
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert ensure_port_available(PORT) is False
-    assert sentence in said() and macos.state.signals == []
+    assert sentence in said() and macos.signals == []
 
 
-LATER = PS.format(me=9999).replace("09:30:00", "09:59:59")
+LISTING = PS.format(me=9999)
 
 
 @pytest.mark.parametrize(
     ("looks", "sentence"),
-    [((PS.format(me=9999), LATER), ""), ((PS.format(me=9999), ""), ""), (("",), "it could not be looked at")],
+    [([LISTING, LISTING.replace("09:30:0", "09:59:5")], ""), ([LISTING, ""], ""), ([""], "it could not be looked at")],
     ids=["another start time", "it hangs just when the signal is due", "no ps"],
 )
 def test_macos_whom_ps_does_not_tell_to_be_the_same_is_not_signalled(macos, monkeypatch, said, looks, sentence):
     """The first look is the one that pins; "cannot tell" is no permission."""
     macos.lsof(LSOF_HELD)
-    macos.ps(*looks)
+    macos.looks = [*looks]
     seam.limits(monkeypatch, rounds=1)
     assert ensure_port_available(PORT) is False and sentence in said()
     if looks[-1] == "":
@@ -177,21 +185,7 @@ def test_macos_whom_ps_does_not_tell_to_be_the_same_is_not_signalled(macos, monk
         for firmly in (False, True):
             with pytest.raises(OSError, match="it could not be verified that it is still the same process"):
                 seam.ask_to_stop("macos", 38146, firmly)
-    assert macos.state.signals == []
-
-
-@pytest.mark.parametrize(
-    ("pid", "sentence"),
-    [
-        (812, "launchctl bootout gui/501/homebrew.mxcl.postgresql@14"),
-        (501, "the desktop, as an application"),
-        (38146, None),
-    ],
-)
-def test_macos_what_launchd_runs_stays(macos, monkeypatch, pid, sentence):
-    monkeypatch.setattr(os, "getuid", lambda: 501)
-    why = seam.managed_by_launchd(monkeypatch, pid)
-    assert why is sentence or sentence in why
+    assert macos.signals == []
 
 
 @pytest.mark.parametrize(
@@ -199,13 +193,13 @@ def test_macos_what_launchd_runs_stays(macos, monkeypatch, pid, sentence):
     [(8000, 0, True), (8001, 0, False), (8003, 0, False), (8009, 0, False), (8000, 1, False)],
     ids=["dual", "v6only", "both-kinds", "unknown", "netstat-fails"],
 )
-def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, port, status, stopped):
+def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, fp, port, status, stopped):
     """As a normal user sees it, the real holder may be hidden, and a v6-only server be all that lsof shows."""
     macos.lsof(LSOF_HELD.replace("tIPv4\nPTCP\nn*:8000\nTST=LISTEN", f"tIPv6\nPTCP\nn*:{port}\nTST=LISTEN"), port=port)
-    macos.fp.register(["netstat", "-an", "-p", "tcp"], stdout=NETSTAT_BSD, returncode=status)
+    fp.register(["netstat", "-an", "-p", "tcp"], stdout=NETSTAT_BSD, returncode=status)
     assert seam.parse("netstat of macOS", NETSTAT_BSD) == {8000: False, 8001: True}
     assert ensure_port_available(port) is stopped
-    assert {pid for pid, _ in macos.state.signals} == ({38146} if stopped else set())
+    assert {pid for pid, _ in macos.signals} == ({38146} if stopped else set())
 
 
 def test_macos_sockets_exclude_each_other_only_at_equal_addresses(monkeypatch):
@@ -250,11 +244,11 @@ def test_an_lsof_that_complains_and_tells_nothing_cannot_tell(machine, fp, compl
     assert seam.ask("lsof", PORT) == ([] if told else None)
 
 
-def test_waiting_starts_no_tool_again_and_again(macos):
+def test_waiting_starts_no_tool_again_and_again(macos, fp):
     macos.lsof(LSOF_HELD)
-    with pytest.raises(port_manager.PortTimeout):
-        port_manager.wait_until_free(PORT, timeout=0.5)
-    assert len(macos.fp.calls) <= 3  # once, for the holders that the error names
+    with pytest.raises(PortTimeout):
+        wait_until_free(PORT, timeout=0.5)
+    assert len(fp.calls) <= 3  # once, for the holders that the error names
 
 
 def test_macos_without_lsof_nobody_can_tell(machine, monkeypatch):
@@ -262,15 +256,6 @@ def test_macos_without_lsof_nobody_can_tell(machine, monkeypatch):
     seam.stand_in(monkeypatch, "find a tool", lambda tool: None)
     with pytest.raises(CannotTell):
         find_listeners(PORT)
-
-
-def test_kqueue_where_the_process_has_gone(monkeypatch):
-    class Gone(Queue):
-        def control(self, *_):
-            raise ProcessLookupError
-
-    with_kqueue(monkeypatch, Gone)
-    seam.sleep("macos", [38146], 1)
 
 
 # The BSDs
@@ -282,10 +267,9 @@ def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
     fp.register(["ps", fp.any()], stdout=PS_OF_FREEBSD.format(me=os.getpid()))
     fp.register(["lsof", fp.any()], stdout="")
     rows = seam.ask("sockstat", PORT)
-    assert [(row.pid, row.address, row.v6only) for row in rows] == [
-        (38146, "127.0.0.1", None), (38146, "::1", True), (38147, "::", False), (812, "::", True),
-        (None, "127.0.0.1", None),
-    ]  # fmt: skip
+    mine, hidden = [(38146, "127.0.0.1", None), (38146, "::1", True)], [(None, "127.0.0.1", None)]
+    found = [(row.pid, row.address, row.v6only) for row in rows]
+    assert found == [*mine, (38147, "::", False), (812, "::", True), *hidden]
     server, dual, hidden = find_listeners(PORT, "127.0.0.1")
     assert (server.pid, server.parent, server.user) == (38146, 701, "alice")
     assert (dual.pid, hidden.pid) == (38147, None)
@@ -303,32 +287,10 @@ def test_freebsd_falls_back_to_lsof(machine, monkeypatch, fp):
     assert [holder.pid for holder in find_listeners(PORT)] == [38146]
 
 
-SYSTEMS = {
-    "linux": "linux", "android": "linux", "darwin": "macos", "freebsd14": "freebsd", "openbsd7": "bsd",
-    "win32": "windows",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("platform", SYSTEMS)
-def test_each_system_has_its_class(platform):
-    assert seam.system_of(platform) == SYSTEMS[platform]
-
-
-# Windows: what needs none of its functions, and stands in no listing
-
-
-def test_windows_tools_are_started_by_their_full_path(monkeypatch):
-    """A bare netstat would be found in the current folder first."""
-    monkeypatch.setenv("SYSTEMROOT", "D:\\Win")
-    assert seam.windows_tool("NETSTAT.EXE").startswith("D:\\Win")
-
-
-def test_windows_more_processes_than_can_be_waited_for(monkeypatch):
-    waited = []
-    wait = lambda handles, every, milliseconds: waited.append(len(handles))
-    monkeypatch.setitem(sys.modules, "_winapi", SimpleNamespace(WaitForMultipleObjects=wait))
-    seam.sleep("windows", range(2, 102), 0.1)
-    assert waited == [63]
+def test_each_system_has_its_class():
+    systems = {"linux": "linux", "android": "linux", "darwin": "macos", "freebsd14": "freebsd", "openbsd7": "bsd"}
+    systems["win32"] = "windows"
+    assert {platform: seam.system_of(platform) for platform in systems} == systems
 
 
 def test_windows_a_reserved_range_has_no_holder(monkeypatch):

@@ -29,7 +29,7 @@ def rows(text: str) -> list[str]:
 SAFETY = {
     "is run by a manager": "test_guards.test_a_service_or_a_container_is_left_alone test_managers.test_supervisord "
     "test_managers.test_pm2_in_cluster_mode test_containers.test_a_published_port_is_named_and_left_alone "
-    "test_containers.test_a_unit_is_named_and_left_alone test_other_systems.test_macos_what_launchd_runs_stays",
+    "test_containers.test_a_unit_is_named_and_left_alone test_other_systems.test_macos_who_stays",
     "cannot be seen": "test_guards.test_who_cannot_be_told_stays test_guards.test_a_normal_user_stops_nobody_elses",
     "is the system itself": "test_safety_conditions.test_no_signal_for_a_pid_below_2 "
     "test_containers.test_the_main_process_of_the_container",

@@ -9,9 +9,7 @@ import struct
 import pytest
 
 from . import seam
-from .test_other_systems import LSOF_BOUND, LSOF_HELD, PS, PS_OF_FREEBSD, SOCKSTAT
-from .test_windows_parsers import HEADS
-from .test_windows_parsers import told as netstat
+from .samples import HEADS, LSOF_BOUND, LSOF_HELD, PS, PS_OF_FREEBSD, SOCKSTAT, netstat_ano
 
 SEED = 20261123
 ROUNDS = 3000
@@ -73,7 +71,7 @@ PARSERS = {
     "lsof": ([LSOF_HELD, LSOF_BOUND], justified_by_lsof),
     "netstat": ([NET_TOOLS, BUSYBOX], justified_by_line),
     "sockstat": ([SOCKSTAT], justified_by_line),
-    "netstat -ano": ([netstat(language) for language in HEADS], justified_by_line),
+    "netstat -ano": ([netstat_ano(language) for language in HEADS], justified_by_line),
 }
 
 

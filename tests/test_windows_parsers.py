@@ -1,225 +1,229 @@
-"""What Windows tells, where Wine cannot show it: forms written after its own, and the decisions that hang on them."""
+"""Windows without a Windows: its functions answer from buffers laid out as in its headers, its tools are played."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import itertools
 import os
+import socket
 import struct
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from port_manager import CannotTell, Endpoint, Holder, ensure_port_available, find_listeners, preview_port
+
 from . import seam
-from .samples import HEADS
-from .samples import netstat_ano as told
+from .samples import HEADS, netstat_ano
 
-PLACE = 0x1_0000_0000  # where the buffer of a table was
+pytestmark = pytest.mark.skipif(struct.calcsize("P") != 8, reason="the layouts are those for 64 bits")
+PORT, PID, ME = 8000, 38144, 9999
+ALICE, SYSTEM = "S-1-5-21-397955417-626881126-188441444-1010", "S-1-5-18"
+BEGUN = 134401184012447350  # in 100 ns since 1601
+FUNCTIONS = {"ntdll": ["NtQuerySystemInformation", "NtQueryInformationProcess"], "iphlpapi": ["GetExtendedTcpTable"],
+             "advapi32": ["OpenProcessToken", "GetTokenInformation"]}  # fmt: skip
 
 
-def row(pid, port=8000, host="127.0.0.1", v6=False):
-    return seam.listener(pid, port, host, v6)
+def text_at(place, text):
+    """A UNICODE_STRING, what it points to, and what comes behind that."""
+    data = text.encode("utf-16-le")
+    return struct.pack("<HH4xQ", len(data), len(data) + 2, place + 16) + data + b"x\0"
 
 
-def table(*rows):
-    """SYSTEM_PROCESS_INFORMATION of (PID, parent, start, program), as Windows lays it out for 64 bits."""
+def user_at(place, sid):
+    """TOKEN_USER, and the SID that it points to."""
+    _, revision, authority, *parts = sid.split("-")
+    head = bytes([int(revision), len(parts)]) + int(authority).to_bytes(6, "big")
+    return struct.pack("<QI4x", place + 16, 0) + head + struct.pack(f"<{len(parts)}I", *map(int, parts)) + b"\1\2\3\4"
+
+
+def processes_at(place, processes):
+    """SYSTEM_PROCESS_INFORMATION."""
     data = b""
-    for left, (pid, parent, start, program) in zip(range(len(rows) - 1, -1, -1), rows):
+    for left, (pid, (parent, start, program)) in zip(range(len(processes) - 1, -1, -1), processes.items()):
         text = program.encode("utf-16-le")
-        place = PLACE + len(data) + 256 if text else 0
+        name = place + len(data) + 256 if text else 0
         step = 256 + len(text) + -len(text) % 8 if left else 0
-        head = struct.pack("<II24xqqqHH4xQi4xQQ", step, 3, start, 7, 8, len(text), len(text) + 2, place, 8, pid, parent)
+        head = struct.pack("<II24xqqqHH4xQi4xQQ", step, 3, start, 7, 8, len(text), len(text) + 2, name, 8, pid, parent)
         data += (head + bytes(256 - len(head)) + text).ljust(step, b"\0")
-    return data, PLACE
+    return data
 
 
-def living(monkeypatch, *rows):
-    """Let these be the processes of the machine."""
-    seam.stand_in(monkeypatch, "answers of Windows", lambda library, ask, of=0: table(*rows) if rows else (b"", 0))
+def listeners(rows, v6):
+    """MIB_TCP6TABLE_OWNER_PID or MIB_TCPTABLE_OWNER_PID, with a row behind those that it counts."""
+    data = []
+    for pid, host, port in [row for row in rows if (":" in row[1]) == v6]:
+        address = socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, host)
+        local, remote = struct.pack(">H2s", port, b"xy"), b"\xff\xff\0\0"
+        six = struct.pack("=16sI4s16sI4sII", address, 12, local, bytes(16), 0, remote, 2, pid or 0)
+        data.append(six if v6 else struct.pack("=I4s4s4s4sI", 2, address, local, bytes(4), remote, pid or 0))
+    return struct.pack("=I", len(data)) + b"".join(data + data[:1])
 
 
-@pytest.mark.parametrize("language", HEADS)
-def test_netstat_is_judged_by_its_shape(language):
-    """In whatever language a state is told, whose foreign address is all zero listens."""
-    assert seam.parse("netstat -ano", told(language)) == [
-        row(38144), row(4, 80, "0.0.0.0"), row(None, 8100, "0.0.0.0"), row(38144, host="::", v6=True),
-        row(38148, 8001, "fe80::1", True),
-    ]  # fmt: skip
+class Windows:
+    """The machine, as a test writes it down, and its functions; of them those of CPython's _winapi."""
+
+    def __init__(self):
+        self.processes = {
+            0: (0, 0, ""), 4: (0, 50, "System"), 700: (600, 60, "explorer.exe"), ME: (700, 70, "python.exe"),
+            PID: (700, BEGUN, "服务器.exe"),
+        }  # fmt: skip
+        self.commands = {PID: "C:\\项目\\python.exe app.py"}
+        self.users = {ME: ALICE, PID: ALICE, 700: ALICE}
+        self.listeners, self.ipv6, self.needed = [(PID, "127.0.0.1", PORT)], True, 1
+        self.netstat, self.taskkill = "", [(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), self.force]
+        self.sizes, self.asked, self.waits = [], [], []  # of buffers; tools; handles and milliseconds
+        self.handles, self.numbers = {}, itertools.count(1 << 60)  # what is open: which process it is
+
+    def held_by(self, pid, *ports):
+        self.listeners = [(pid, "0.0.0.0", port) for port in ports or [PORT]]
+
+    def end(self, pid):
+        del self.processes[pid]
+        self.listeners = [row for row in self.listeners if row[0] != pid]
+
+    def force(self):
+        self.end(PID)
+        return 0, "SUCCESS", ""
+
+    def run(self, tool, *words, timeout=0):
+        folder, name = os.path.split(tool)
+        if tool in ("docker", "podman"):
+            return None
+        assert folder == os.path.join("D:\\Win", "System32")  # a bare name: first in the current folder
+        assert timeout == (0 if words == ("-ano",) else 10)  # seconds; taskkill gets five times those of other tools
+        self.asked.append(" ".join([name, *words]))
+        told = (0, self.netstat, "") if words == ("-ano",) else self.taskkill.pop(0)
+        told = told() if callable(told) else told
+        return told and seam.answer(*told)
+
+    def library(self, name):
+        return SimpleNamespace(**{function: getattr(self, function) for function in FUNCTIONS[name]})
+
+    def told(self, buffer, size, data):
+        """The status: 122 is what tells that the buffer is too small."""
+        self.sizes.append(size.bit_length() - 1)
+        if size < max(self.needed, len(data)) or not data:
+            return 122
+        buffer[: len(data)] = data
+        return 0
+
+    def opened(self, pid):
+        number = next(self.numbers)
+        self.handles[number] = pid, self.processes.get(pid, (0, 0))[1]
+        return number
+
+    def NtQuerySystemInformation(self, kind, buffer, size, needed):
+        assert kind == 5  # SystemProcessInformation
+        return self.told(buffer, size, processes_at(ctypes.addressof(buffer), self.processes))
+
+    def NtQueryInformationProcess(self, process, kind, buffer, size, needed):
+        assert kind == 60  # ProcessCommandLineInformation
+        command = self.commands.get(self.handles[process.value][0])
+        return self.told(buffer, size, text_at(ctypes.addressof(buffer), command) if command else b"")
+
+    def GetExtendedTcpTable(self, buffer, size, ordered, family, kind, reserved):
+        assert (ordered, kind, reserved) == (0, 3, 0)  # TCP_TABLE_OWNER_PID_LISTENER
+        v6 = {2: False, 23: True}[family.value]
+        return self.told(buffer, size[0], listeners(self.listeners, v6) if self.ipv6 in (v6, True) else b"")
+
+    def OpenProcessToken(self, process, access, place):
+        assert access == 8  # TOKEN_QUERY
+        pid = ME if process.value == 2**64 - 1 else self.handles[process.value][0]
+        if pid in self.users:
+            place[:8] = self.opened(pid).to_bytes(8, "little")
+        return pid in self.users
+
+    def GetTokenInformation(self, token, kind, buffer, size, needed):
+        assert kind == 1  # TokenUser
+        return self.told(buffer, size, user_at(ctypes.addressof(buffer), self.users[self.handles[token.value][0]])) == 0
+
+    def OpenProcess(self, access, inherit, pid):
+        assert (access, inherit) == (0x00101000, False)  # SYNCHRONIZE, PROCESS_QUERY_LIMITED_INFORMATION
+        if pid not in self.users or pid not in self.processes:
+            raise PermissionError(13, "Access is denied", None, 5)
+        return self.opened(pid)
+
+    def CloseHandle(self, handle):
+        del self.handles[handle]
+
+    def WaitForMultipleObjects(self, handles, every, milliseconds):
+        self.waits.append((len(handles), every, milliseconds))
+        if any(self.processes.get(pid, (0, 0))[1] != start for pid, start in map(self.handles.get, handles)):
+            return 0
+        time.sleep(milliseconds / 1000)
+        return 0x102
 
 
-@pytest.mark.parametrize("text", ["", "netstat: option", told().partition("TCP")[0], "  TCP  1.2.3.4:5  [::]:0  L  x"])
-def test_what_is_not_netstats_answer_tells_nothing(text):
-    assert seam.parse("netstat -ano", text) is None
-
-
-def test_the_tables_of_listeners():
-    port = struct.pack(">H2x", 8000)
-    first = struct.pack("=I4s4s4s4sI", 2, b"\x7f\0\0\1", port, bytes(4), bytes(4), 38144)
-    second = struct.pack("=I4s4s4s4sI", 2, bytes(4), port, bytes(4), b"\xff\xff\0\0", 0)
-    found = seam.parse("table of listeners", struct.pack("=I", 2) + first + second + bytes(99), False)
-    assert found == [row(38144), row(None, host="0.0.0.0")]
-    third = struct.pack("=16sI4s16sI4sII", bytes(15) + b"\1", 0, port, bytes(16), 0, bytes(4), 2, 38148)
-    found = seam.parse("table of listeners", struct.pack("=I", 1) + third, True)
-    assert found == [row(38148, host="::1", v6=True)]
-    assert seam.parse("table of listeners", struct.pack("=I", 0), False) == []
-    assert seam.parse("table of listeners", b"", True) == []
-
-
-@pytest.mark.skipif(struct.calcsize("P") != 8, reason="the layouts are those for 64 bits")
-def test_the_table_of_processes_and_what_is_told_of_one():
-    rows = (0, 0, 0, ""), (4, 0, 50, "System"), (38144, 700, 134401184012447350, "服务器.exe")
-    found = seam.parse("processes", *table(*rows))
-    assert found == {pid: (parent, start, program) for pid, parent, start, program in rows}
-    assert seam.parse("processes", b"", 0) == {}
-    text = "C:\\项目\\python.exe".encode("utf-16-le")
-    assert seam.parse("text", struct.pack("<HH4xQ", len(text), len(text) + 2, PLACE + 16) + text + b"x\0", PLACE) == (
-        "C:\\项目\\python.exe"
-    )
-    assert seam.parse("text", b"", 0) == ""
-    sid = bytes((1, 5, 0, 0, 0, 0, 0, 5)) + struct.pack("<5I", 21, 397955417, 626881126, 188441444, 1010)
-    assert seam.parse("user", struct.pack("<QI4x", PLACE + 16, 0) + sid + bytes(9), PLACE) == (
-        "S-1-5-21-397955417-626881126-188441444-1010"
-    )
-    assert seam.parse("user", b"", 0) == ""
-
-
-@pytest.mark.parametrize(("needed", "asked"), [(1 << 9, [16]), (1 << 17, [16, 20]), (1 << 30, [16, 20, 23])])
-def test_a_buffer_grows_until_all_fits(monkeypatch, needed, asked):
-    """A part of the processes would be no answer."""
-    monkeypatch.setattr(ctypes, "WinDLL", lambda name: None, raising=False)
-    sizes = []
-
-    def ask(library, handle, buffer, size, place):
-        sizes.append(size.bit_length() - 1)
-        buffer[0] = b"x"
-        return 0 if size >= needed else 122
-
-    data, _ = seam.answer_of_windows(ask)
-    assert sizes == asked and len(data) == (1 << sizes[-1] if 1 << sizes[-1] >= needed else 0)
-
-
-@pytest.mark.parametrize(
-    ("tables", "netstat", "found"),
-    [
-        ([row(38144)], "", [row(38144)]),
-        ([row(None), row(8, 8001)], told(), [row(38144)]),
-        ([row(8), row(None, host="::", v6=True)], told("german"), [row(8), row(38144, host="::", v6=True)]),
-        ([row(None), row(None, host="127.0.0.2")], told("french"), [row(38144), row(None, host="127.0.0.2")]),
-        ([row(None)], "", [row(None)]),
-        ([row(None, 8100)], told(), []),
-        ([], "", []),
-        (None, told("chinese"), None),
-    ],
-    ids=["told", "not told", "one is told", "another is not", "nobody tells", "another port", "nobody", "no table"],
-)
-def test_cannot_tell_is_not_nobody(monkeypatch, tables, netstat, found):
-    living(monkeypatch)
-    seam.stand_in(monkeypatch, "tables of Windows", lambda: tables)
-    seam.stand_in(monkeypatch, "run a tool", lambda tool, *words: seam.answer(0, netstat, ""))
-    assert seam.sockets("windows", 8000) == found
-
-
-@pytest.mark.parametrize(
-    ("rows", "pids"),
-    [
-        ([(38144, 0, 5, "python.exe"), (38148, 38144, 6, "python.exe")], [38144]),
-        ([(38148, 38144, 6, "python.exe"), (38152, 38144, 7, "python.exe")], [38148, 38152]),
-        ([(38148, 38144, 6, "python.exe"), (38152, 38144, 7, "conhost.exe")], [38148]),
-        ([(38148, 38144, 6, "python.exe"), (38152, 38144, 7, "node.exe")], [None]),
-        ([(500, 4, 1, "explorer.exe")], [None]),
-        ([], [38144]),
-    ],
-    ids=["the owner", "its heirs", "no console", "several programs", "no heir", "cannot be read"],
-)
-def test_the_heirs_of_an_owner_that_has_ended(monkeypatch, rows, pids):
-    living(monkeypatch, *rows)
-    seam.stand_in(monkeypatch, "tables of Windows", lambda: [row(38144)])
-    assert [each.pid for each in seam.sockets("windows", 8000)] == pids
-
-
-def test_a_parent_counts_if_it_began_before_its_child(monkeypatch):
-    """808 began before 800, which is a later process with the PID of its parent."""
-    starts = {4: 0, 700: 50, 800: 60, 804: 60, 808: 55}
-    parents = {4: 0, 700: 600, 800: 700, 804: 800, 808: 800}
-    living(monkeypatch, *((pid, parents[pid], starts[pid], "a.exe") for pid in starts))
-    found = seam.reader("windows")(0)
-    assert {pid: each.parent for pid, each in found.items()} == {4: 0, 700: 0, 800: 700, 804: 800, 808: 0}
-    assert not found[4].start and found[4].started is None and found[700].start == 50
-    assert -11644473600 < found[700].started < -11644473599, "counted in 100 ns since 1601"
-
-
-@pytest.mark.parametrize(
-    ("answers", "firmly", "asked", "error"),
-    [
-        ([(0, "SUCCESS", "")], False, [""], None),
-        ([(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), (0, "", "")], False, ["", "/F"], None),
-        ([(128, "Error: Could not find", ""), (0, "", "")], False, ["", "/F"], None),
-        ([(1, "", "ERROR: Access is denied.")], False, [""], "Access is denied"),
-        ([(1, "", "(/F)"), (1, "", "Access is denied.")], False, ["", "/F"], "Access is denied"),
-        ([None], True, ["/F"], "nothing"),
-        ([(0, "", "")], True, ["/F"], None),
-    ],
-    ids=["asked", "forced at once", "no window under wine", "refused", "refused firmly", "no answer", "forced"],
-)
-def test_taskkill(monkeypatch, answers, firmly, asked, error):
-    calls = []
-
-    def run(tool, *words, timeout):
-        assert os.path.basename(tool) == "taskkill.exe" and "System32" in tool and words[:2] == ("/PID", "38144")
-        calls.append("".join(words[2:]))
-        answer = answers[len(calls) - 1]
-        return answer and seam.answer(*answer)
-
-    living(monkeypatch, (38144, 0, 5, "python.exe"))
-    seam.stand_in(monkeypatch, "run a tool", run)
-    if error:
-        with pytest.raises(OSError, match=error):
-            seam.ask_to_stop("windows", 38144, firmly, 5)
-    else:
-        seam.ask_to_stop("windows", 38144, firmly, 5)
-    assert calls == asked
-
-
-@pytest.mark.parametrize(
-    ("rows", "error"),
-    [([(38144, 0, 6, "a.exe")], ProcessLookupError), ([(700, 0, 6, "a.exe")], ProcessLookupError), ([], OSError)],
-    ids=["another process", "it has ended", "cannot tell"],
-)
-@pytest.mark.parametrize("asked", [False, True])
-def test_taskkill_meets_only_what_is_still_the_same(monkeypatch, rows, error, asked):
-    """Also between the request, which takes a moment, and the forced end that follows where it cannot be asked."""
-    calls = []
-
-    def run(tool, *words, timeout):
-        calls.append("".join(words[2:]))
-        living(monkeypatch, *rows)
-        return seam.answer(1, "", "ERROR: ... (with /F option).")
-
-    living(monkeypatch, *([(38144, 0, 5, "python.exe")] if asked else rows))
-    seam.stand_in(monkeypatch, "run a tool", run)
-    with pytest.raises(error) as raised:
-        seam.ask_to_stop("windows", 38144, False, 5)
-    assert calls == [""] * asked and (error is not OSError or not isinstance(raised.value, ProcessLookupError))
-
-
-@pytest.mark.parametrize(
-    ("rows", "start", "exited"),
-    [
-        ([], 5, None),
-        ([(8, 0, 5, "a.exe")], 5, True),
-        ([(38144, 0, 5, "a.exe")], 5, False),
-        ([(38144, 0, 6, "a.exe")], 5, True),
-        ([(38144, 0, 0, "a.exe")], 5, None),
-        ([(38144, 0, 5, "a.exe")], 0, None),
-    ],
-)
-def test_without_a_handle_the_start_time_tells(monkeypatch, rows, start, exited):
-    living(monkeypatch, *rows)
-    assert seam.has_exited(38144, "windows", start) is exited
-
-
-def test_whose_process_it_is(monkeypatch):
+@pytest.fixture
+def windows(monkeypatch):
+    machine = Windows()
+    in_use = OSError(errno.EADDRINUSE, "in use")
+    seam.on_system(monkeypatch, "win32", "")
+    monkeypatch.setenv("SYSTEMROOT", "D:\\Win")
     monkeypatch.setattr(os, "getlogin", lambda: "alice")
-    assert [seam.other_user("windows", user) for user in ("alice", "S-1-5-18", "")] == ["", "S-1-5-18", None]
+    monkeypatch.setattr(os, "getpid", lambda: ME)
+    monkeypatch.setattr(ctypes, "WinDLL", machine.library, raising=False)
+    monkeypatch.setitem(sys.modules, "_winapi", machine)
+    seam.stand_in(monkeypatch, "run a tool", machine.run)
+    seam.stand_in(monkeypatch, "bind", lambda *_: in_use if machine.listeners else None)
+    seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3, tool_timeout=2.0)
+    seam.one_look(monkeypatch)
+    yield machine
+    assert machine.handles == {}, "each handle is closed, once"
+
+
+def test_what_is_told_of_a_holder(windows):
+    windows.listeners += [(PID, "::", PORT), (4, "0.0.0.0", 80), (PID, "fe80::1", 8001)]
+    (holder,) = find_listeners(PORT)
+    addresses = Endpoint("127.0.0.1", PORT), Endpoint("::", PORT)
+    started = BEGUN / 1e7 - 11644473600
+    assert holder == Holder(PID, 700, "alice", "服务器.exe", "C:\\项目\\python.exe app.py", "", started, addresses)
+    assert {str(address) for each in find_listeners() for address in each.addresses} >= {"0.0.0.0:80", "[fe80::1]:8001"}
+    del windows.commands[PID]  # Windows 8 does not tell it
+    assert find_listeners(PORT)[0].command == "服务器.exe"
+
+
+def test_a_take_over(windows, said):
+    plan = "asked to stop (forced at once if it cannot be asked), forced after 5 s"
+    assert preview_port(PORT).plan == f"stop {PID}: {plan}" and windows.asked == []
+    assert ensure_port_available(PORT) is True
+    assert windows.asked == [f"taskkill.exe /PID {PID}", f"taskkill.exe /PID {PID} /F"]
+    assert f"✅ Successfully killed process {PID}" in said()
+
+
+WAY = "as an administrator, python port_manager.py check 8000"
+CHANGES = {  # whom a change of the machine leaves alone, and why
+    "System": (lambda w: w.held_by(4), "it is the Windows kernel (http.sys); netsh http show servicestate names"),
+    "not told": (lambda w: w.held_by(None), WAY),
+    "itself": (lambda w: w.held_by(ME), "it is this very process"),
+    "an ancestor": (lambda w: w.held_by(700), "it is an ancestor of this process"),
+    "a service": (lambda w: w.processes.update({PID: (700, 80, "svchost.exe")}), "it is a service of Windows"),
+    "another's": (lambda w: w.users.update({PID: SYSTEM}), f"it belongs to user {SYSTEM}; only that user should"),
+    "may not be opened": (lambda w: w.users.pop(PID), "it cannot be told whose it is"),
+    "our own user is not told": (lambda w: w.users.pop(ME), f"it belongs to user {ALICE}"),
+    "another port": (lambda w: w.held_by(PID, PORT, 9229), f"would also close port 9229 (服务器.exe {PID})"),
+    "no processes": (lambda w: w.processes.clear(), "it could not be looked at"),
+    "no table": (lambda w: setattr(w, "ipv6", None), "could tell who holds port 8000: it is treated as held"),
+}
+
+
+@pytest.mark.parametrize("who", CHANGES)
+def test_who_stays(windows, said, who):
+    change, sentence = CHANGES[who]
+    change(windows)
+    assert ensure_port_available(PORT) is False
+    assert sentence in said() and windows.asked in ([], ["NETSTAT.EXE -ano"])
+
+
+def test_the_policy_own_stops_nobody(windows, said):
+    """In which folder a process runs is not told. Nor may a table name the system."""
+    assert ensure_port_available(PORT, policy="own") is False and windows.asked == []
+    assert "it belongs to a folder that is not told, and the policy 'own'" in said()
+    assert "PID 0 is the system itself" in seam.protected("", system="windows", pid=0)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +236,7 @@ def test_whose_process_it_is(monkeypatch):
         (True, "powershell.exe", r'powershell.exe -noexit -command try { . "C:\VS Code\shellIntegration.ps1" } catch'),
         (False, "pwsh.exe", "pwsh -NoProfile -Command Start-Sleep 9"),
         (True, "bash.exe", r"C:\Git\bin\bash.exe --login -i"),
+        (False, "bash.exe", "bash -c ./serve"),
         (True, "WindowsTerminal.exe", "wt"),
         (False, "conhost.exe", r"\??\C:\Windows\system32\conhost.exe 0x4"),
         (True, "conhost.exe", r"C:\Windows\system32\conhost.exe --headless --width 80 --height 30 --signal 0x9"),
@@ -240,23 +245,159 @@ def test_whose_process_it_is(monkeypatch):
         (False, "python.exe", "python app.py"),
     ],
 )
-def test_somebodys_terminal(monkeypatch, ends, name, command):
-    assert seam.ends_a_terminal(monkeypatch, name, command) is ends
+def test_somebodys_terminal_below_a_holder_lives(windows, said, ends, name, command):
+    windows.processes[8], windows.users[8], windows.commands[8] = (PID, BEGUN + 1, name), ALICE, command
+    assert ensure_port_available(PORT) is not ends
+    assert (f"stopping it would also end a terminal ({name} 8)" in said()) is ends
 
 
-def test_the_system_is_protected():
-    assert "PID 0 is the system itself" in seam.protected("", system="windows", pid=0)
-    assert "http.sys" in seam.protected("System", system="windows", pid=4)
+# Who holds the port
 
 
-def test_a_process_that_may_not_be_opened_is_told_by_its_start_alone(monkeypatch):
-    """Another user's or a service's: it is looked at, and no handle is held."""
+@pytest.mark.parametrize("language", HEADS)
+def test_netstat_is_judged_by_its_shape(language):
+    """In whatever language a state is told, whose foreign address is all zero listens."""
+    assert seam.parse("netstat -ano", netstat_ano(language)) == [
+        seam.listener(PID, PORT, "127.0.0.1", False), seam.listener(4, 80, "0.0.0.0", False),
+        seam.listener(None, 8100, "0.0.0.0", False), seam.listener(PID, PORT, "::", True),
+        seam.listener(38148, 8001, "fe80::1", True),
+    ]  # fmt: skip
 
-    def refuse(*_):
-        raise PermissionError(13, "Access is denied", None, 5)
 
-    seam.stand_in(monkeypatch, "calls of Windows", lambda: SimpleNamespace(OpenProcess=refuse))
-    other = seam.process(38144, 0, "svchost.exe")
-    seam.readings(monkeypatch, "windows", lambda pid: {38144: other})
-    assert seam.hold("windows", 38144) is None
-    assert seam.describe("windows", other) == ("", "", "")
+def test_what_is_not_netstats_answer_tells_nothing():
+    for text in ("", "netstat: option", netstat_ano().partition("TCP")[0], "  TCP  1.2.3.4:5  [::]:0  L  x"):
+        assert seam.parse("netstat -ano", text) is None
+
+
+@pytest.mark.parametrize(
+    ("tables", "ipv6", "netstat", "found"),
+    [
+        ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], True, "", {"127.0.0.1": 9, "::1": 8}),
+        ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], False, "", {"127.0.0.1": 9}),  # where it is switched off
+        ([(None, "127.0.0.1", 8000), (8, "127.0.0.2", 8001)], True, netstat_ano(), {"127.0.0.1": PID}),
+        ([(8, "127.0.0.1", 8000), (None, "::", 8000)], True, netstat_ano("german"), {"127.0.0.1": 8, "::": PID}),
+        ([(None, "127.0.0.1", 8000), (None, "127.0.0.2", 8000)], True, netstat_ano("french"),
+         {"127.0.0.1": PID, "127.0.0.2": None}),
+        ([(None, "127.0.0.1", 8000)], True, "", {"127.0.0.1": None}),
+        ([(None, "127.0.0.1", 8100)], True, netstat_ano(), {}),
+        ([], True, "", {}),
+    ],
+    ids=["told", "no ipv6", "not told", "one is told", "another is not", "nobody tells", "another port", "nobody"],
+)  # fmt: skip
+def test_cannot_tell_is_not_nobody(windows, tables, ipv6, netstat, found):
+    windows.processes.clear()
+    windows.listeners, windows.ipv6, windows.netstat = tables, ipv6, netstat
+    rows = seam.sockets("windows", PORT)
+    assert rows == [seam.listener(pid, PORT, host, ":" in host) for host, pid in found.items()]
+    assert windows.asked == ["NETSTAT.EXE -ano"] * any(pid is None and port == PORT for pid, _, port in tables)
+    windows.ipv6 = None
+    with pytest.raises(CannotTell):
+        find_listeners(PORT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "pids"),
+    [
+        ([(PID, 0, "python.exe"), (8, PID, "python.exe")], [PID]),
+        ([(8, PID, "python.exe"), (12, PID, "python.exe"), (16, 700, "python.exe")], [8, 12]),
+        ([(8, PID, "python.exe"), (12, PID, "conhost.exe")], [8]),
+        ([(8, PID, "python.exe"), (12, PID, "node.exe")], [None]),
+        ([(500, 4, "explorer.exe")], [None]),
+        ([], [PID]),
+    ],
+    ids=["the owner", "its heirs", "no console", "several programs", "no heir", "cannot be read"],
+)
+def test_the_heirs_of_an_owner_that_has_ended(windows, rows, pids):
+    windows.processes = {pid: (parent, 5, name) for pid, parent, name in rows}
+    assert [each.pid for each in seam.sockets("windows", PORT)] == pids
+
+
+def test_a_parent_counts_if_it_began_before_its_child(windows):
+    """808 began before 800, which is a later process with the PID of its parent."""
+    starts, parents = {4: 0, 700: 50, 800: 60, 804: 60, 808: 55}, {4: 0, 700: 600, 800: 700, 804: 800, 808: 800}
+    windows.processes = {pid: (parents[pid], starts[pid], "a.exe") for pid in starts}
+    found = seam.reader("windows")(0)
+    assert {pid: each.parent for pid, each in found.items()} == {4: 0, 700: 0, 800: 700, 804: 800, 808: 0}
+    assert [(found[pid].start, found[pid].started) for pid in (4, 700)] == [(0, None), (50, 50 / 1e7 - 11644473600)]
+
+
+@pytest.mark.parametrize(("needed", "asked"), [(1 << 16, [16]), (1 << 17, [16, 20]), (1 << 30, [16, 20, 23])])
+def test_a_buffer_grows_until_all_fits(windows, needed, asked):
+    """A part of the processes would be no answer."""
+    windows.needed = needed
+    assert [*seam.reader("windows")(0)] == ([] if needed == 1 << 30 else [*windows.processes])
+    assert windows.sizes == asked
+
+
+# Stopping
+
+
+@pytest.mark.parametrize(
+    ("answers", "firmly", "asked", "error"),
+    [
+        ([(0, "SUCCESS", "")], False, [""], ""),
+        ([(0, "not /F", "")], False, [""], ""),
+        ([(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), (0, "", "")], False, ["", " /F"], ""),
+        ([(1, "ERREUR: (option /F).", ""), (0, "", "")], False, ["", " /F"], ""),
+        ([(128, "Error: Could not find", ""), (0, "", "")], False, ["", " /F"], ""),
+        ([(1, "", "ERROR: Access is\tdenied.\n")], False, [""], "ERROR: Access is?denied."),
+        ([(1, "", "(/F)"), (1, "denied (/F)", "")], False, ["", " /F"], "denied (/F)"),
+        ([None], True, [" /F"], "nothing in 10 s"),
+        ([(0, "", "")], True, [" /F"], ""),
+        ([lambda: (1, "", "ended by itself")], True, [" /F"], ""),
+    ],
+    ids=["asked", "a word", "forced at once", "on standard output", "no window under wine", "refused", "refused firmly",
+         "no answer", "forced", "gone"],
+)  # fmt: skip
+def test_taskkill(windows, answers, firmly, asked, error):
+    windows.taskkill = [*answers]
+    if callable(answers[0]):
+        windows.taskkill = [lambda: (windows.end(PID), answers[0]())[1]]
+    if error:
+        with pytest.raises(OSError) as raised:
+            seam.ask_to_stop("windows", PID, firmly, BEGUN)
+        assert raised.value.args == (0, f"taskkill says: {error}")
+    else:
+        seam.ask_to_stop("windows", PID, firmly, BEGUN)
+    assert windows.asked == [f"taskkill.exe /PID {PID}{force}" for force in asked]
+
+
+@pytest.mark.parametrize(
+    ("processes", "start", "exited"),
+    [
+        ({}, 5, None),
+        ({8: (0, 5, "a.exe")}, 5, True),
+        ({PID: (0, 5, "a.exe")}, 5, False),
+        ({PID: (0, 6, "a.exe")}, 5, True),
+        ({PID: (0, 0, "a.exe")}, 5, None),
+        ({PID: (0, 5, "a.exe")}, 0, None),
+    ],
+)
+@pytest.mark.parametrize("asked", [False, True])
+def test_taskkill_meets_only_what_is_still_the_same(windows, processes, start, exited, asked):
+    """Without a handle the start time tells. Also after the request, before the forced end where it cannot be asked."""
+
+    def changed():
+        windows.processes = processes
+        return 1, "", "ERROR: ... (with /F option)."
+
+    windows.processes = {PID: (0, 5, "a.exe")} if asked else processes
+    windows.taskkill = [changed, (0, "", "")] if asked else [(0, "", "")]
+    if exited is False:
+        seam.ask_to_stop("windows", PID, not asked, start)
+    else:
+        with pytest.raises(OSError) as raised:
+            seam.ask_to_stop("windows", PID, not asked, start)
+        assert raised.type is (ProcessLookupError if exited else OSError)
+    assert len(windows.asked) == bool(asked and start) + (exited is False)
+    windows.processes = processes
+    assert seam.has_exited(PID, "windows", start) is exited
+
+
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(5, 200), (0.1, 100), (0.0001, 1), (0, 0)])
+def test_more_processes_than_can_be_waited_for(windows, seconds, milliseconds):
+    """Not for long: some are not waited for, and nothing ends a wait."""
+    windows.handles = dict.fromkeys(range(2, 102), (PID, BEGUN))
+    seam.sleep("windows", [*windows.handles], seconds)
+    assert windows.waits == [(63, False, milliseconds)]
+    windows.handles.clear()
