@@ -119,11 +119,6 @@ def only(patch: Any, *sources: Any) -> None:
     patch.setattr(pm._Linux, "sources", ways)
 
 
-def read_by_ps(pid: int) -> Any:
-    """Every process, by ps."""
-    return pm._MacOS().read(pid)
-
-
 # Systems and their processes
 
 

@@ -29,7 +29,7 @@ FUNCTIONS = {"ntdll": ["NtQuerySystemInformation", "NtQueryInformationProcess"],
 
 def text_at(place, text):
     """A UNICODE_STRING, what it points to, and what comes behind that."""
-    data = text.encode("utf-16-le")
+    data = text.encode("utf-16-le", "surrogatepass")
     return struct.pack("<HH4xQ", len(data), len(data) + 2, place + 16) + data + b"x\0"
 
 
@@ -81,12 +81,9 @@ class Windows:
     def held_by(self, pid, *ports):
         self.listeners = [(pid, "0.0.0.0", port) for port in ports or [PORT]]
 
-    def end(self, pid):
-        del self.processes[pid]
-        self.listeners = [row for row in self.listeners if row[0] != pid]
-
-    def force(self):
-        self.end(PID)
+    def force(self, heir=None):
+        self.processes.pop(PID)
+        self.listeners = [(heir, *row[1:]) for row in self.listeners if heir]
         return 0, "SUCCESS", ""
 
     def run(self, tool, *words, timeout=0):
@@ -139,7 +136,8 @@ class Windows:
 
     def GetTokenInformation(self, token, kind, buffer, size, needed):
         assert kind == 1  # TokenUser
-        return self.told(buffer, size, user_at(ctypes.addressof(buffer), self.users[self.handles[token.value][0]])) == 0
+        sid = self.users[self.handles[token.value][0]]
+        return self.told(buffer, size, user_at(ctypes.addressof(buffer), sid) if sid else b"") == 0
 
     def OpenProcess(self, access, inherit, pid):
         assert (access, inherit) == (0x00101000, False)  # SYNCHRONIZE, PROCESS_QUERY_LIMITED_INFORMATION
@@ -183,8 +181,17 @@ def test_what_is_told_of_a_holder(windows):
     started = BEGUN / 1e7 - 11644473600
     assert holder == Holder(PID, 700, "alice", "服务器.exe", "C:\\项目\\python.exe app.py", "", started, addresses)
     assert {str(address) for each in find_listeners() for address in each.addresses} >= {"0.0.0.0:80", "[fe80::1]:8001"}
-    del windows.commands[PID]  # Windows 8 does not tell it
-    assert find_listeners(PORT)[0].command == "服务器.exe"
+    # A file's name may be no text; Windows 8 tells no command.
+    for command, told in (("a\ud800.exe b", "a\ufffd.exe b"), ("", "服务器.exe")):
+        windows.commands[PID] = command
+        assert find_listeners(PORT)[0].command == told
+
+
+def test_the_python_of_a_virtual_environment_is_no_master(windows):
+    """It starts the real one, with the same command line."""
+    windows.processes.update({8: (700, 80, "python.exe"), PID: (8, BEGUN, "python.exe")})
+    windows.users[8], windows.commands = ALICE, dict.fromkeys((8, PID), "python.exe -m uvicorn main:app")
+    assert [holder.pid for holder in find_listeners(PORT)] == [PID]
 
 
 def test_a_take_over(windows, said):
@@ -193,9 +200,25 @@ def test_a_take_over(windows, said):
     assert ensure_port_available(PORT) is True
     assert windows.asked == [f"taskkill.exe /PID {PID}", f"taskkill.exe /PID {PID} /F"]
     assert f"✅ Successfully killed process {PID}" in said()
+    windows.sizes.clear()
+    assert ensure_port_available(PORT) is True and windows.sizes == []  # none is asked about a free port
 
 
-WAY = "as an administrator, python port_manager.py check 8000"
+def test_a_restart_is_told(windows, said):
+    """A supervisor, which is the holder's parent and began before it, starts the server again."""
+
+    def restart():
+        now = int((time.time() + 11644473600) * 10**7)
+        windows.processes[16], windows.users[16] = (8, now, "python.exe"), ALICE
+        return windows.force(16)
+
+    windows.processes.update({8: (700, 80, "nodemon.exe"), PID: (8, BEGUN, "python.exe")})
+    windows.taskkill = [restart]
+    assert ensure_port_available(PORT) is False
+    assert "taken again" in said() and "supervisor 8 (nodemon.exe)" in said()
+
+
+WAY = "to find out: as an administrator, python port_manager.py check 8000"
 CHANGES = {  # whom a change of the machine leaves alone, and why
     "System": (lambda w: w.held_by(4), "it is the Windows kernel (http.sys); netsh http show servicestate names"),
     "not told": (lambda w: w.held_by(None), WAY),
@@ -204,6 +227,7 @@ CHANGES = {  # whom a change of the machine leaves alone, and why
     "a service": (lambda w: w.processes.update({PID: (700, 80, "svchost.exe")}), "it is a service of Windows"),
     "another's": (lambda w: w.users.update({PID: SYSTEM}), f"it belongs to user {SYSTEM}; only that user should"),
     "may not be opened": (lambda w: w.users.pop(PID), "it cannot be told whose it is"),
+    "its user is not told": (lambda w: w.users.update({PID: None}), "it cannot be told whose it is"),
     "our own user is not told": (lambda w: w.users.pop(ME), f"it belongs to user {ALICE}"),
     "another port": (lambda w: w.held_by(PID, PORT, 9229), f"would also close port 9229 (服务器.exe {PID})"),
     "no processes": (lambda w: w.processes.clear(), "it could not be looked at"),
@@ -344,16 +368,14 @@ def test_a_buffer_grows_until_all_fits(windows, needed, asked):
         ([(1, "", "(/F)"), (1, "denied (/F)", "")], False, ["", " /F"], "denied (/F)"),
         ([None], True, [" /F"], "nothing in 10 s"),
         ([(0, "", "")], True, [" /F"], ""),
-        ([lambda: (1, "", "ended by itself")], True, [" /F"], ""),
+        ([None], True, [" /F"], "gone"),
     ],
     ids=["asked", "a word", "forced at once", "on standard output", "no window under wine", "refused", "refused firmly",
          "no answer", "forced", "gone"],
 )  # fmt: skip
 def test_taskkill(windows, answers, firmly, asked, error):
-    windows.taskkill = [*answers]
-    if callable(answers[0]):
-        windows.taskkill = [lambda: (windows.end(PID), answers[0]())[1]]
-    if error:
+    windows.taskkill = [lambda: windows.force() and None] if error == "gone" else [*answers]
+    if error not in ("", "gone"):
         with pytest.raises(OSError) as raised:
             seam.ask_to_stop("windows", PID, firmly, BEGUN)
         assert raised.value.args == (0, f"taskkill says: {error}")
