@@ -261,18 +261,6 @@ def test_waiting_starts_no_tool_again_and_again(macos, fp):
     assert len(fp.calls) <= 3  # once, for the holders that the error names
 
 
-def test_without_lsof(machine, monkeypatch, fp):
-    """On macOS nobody can tell; on FreeBSD, which has sockstat, no folder is told."""
-    seam.stand_in(monkeypatch, "find a tool", lambda tool: None if tool == "lsof" else tool)
-    fp.register(["sockstat", fp.any()], stdout=SOCKSTAT)
-    fp.register(["ps", fp.any()], stdout=LISTING)
-    seam.on_system(monkeypatch, "freebsd14", "alice")
-    assert find_listeners(PORT)[0].cwd == ""
-    seam.on_system(monkeypatch, "darwin", "alice")
-    with pytest.raises(CannotTell):
-        find_listeners(PORT)
-
-
 # The BSDs
 
 
@@ -298,13 +286,22 @@ def test_sockstat_names_no_pid_below_2():
     assert [row.pid for row in seam.parse("sockstat", rows)] == [None, None, 2]
 
 
-def test_freebsd_falls_back_to_lsof(machine, monkeypatch, fp):
-    seam.on_system(monkeypatch, "freebsd13", "alice")
-    fp.register(["sockstat", fp.any()], returncode=1)
-    fp.register(["lsof", "-nP", fp.any()], stdout=LSOF_HELD)
-    fp.register(["ps", fp.any()], stdout=PS.format(me=os.getpid()))
-    fp.register(["lsof", "-a", fp.any()], stdout="")
-    assert [(holder.pid, holder.cwd) for holder in find_listeners(PORT)] == [(38146, "")]
+@pytest.mark.parametrize(
+    ("platform", "missing", "pids"),
+    [("freebsd14", "sockstat", [38146]), ("freebsd14", "lsof", [38146, 38147, None]), ("darwin", "lsof", None)],
+)
+def test_without_one_of_its_tools(machine, monkeypatch, fp, platform, missing, pids):
+    """FreeBSD has one more for who holds a port; no folder is told without lsof."""
+    seam.on_system(monkeypatch, platform, "alice")
+    seam.stand_in(monkeypatch, "find a tool", lambda tool: None if tool == missing else tool)
+    tools = {"sockstat": SOCKSTAT, "ps": PS_OF_FREEBSD.format(me=os.getpid()), "lsof -nP": LSOF_HELD, "lsof -a": ""}
+    for tool, listing in tools.items():
+        fp.register([*tool.split(), fp.any()], stdout=listing)
+    if pids is None:
+        with pytest.raises(CannotTell):
+            find_listeners(PORT)
+    else:
+        assert {holder.pid: holder.cwd for holder in find_listeners(PORT)} == dict.fromkeys(pids, "")
 
 
 def test_each_system_has_its_class():

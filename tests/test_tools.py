@@ -128,12 +128,12 @@ PLANTED = {  # is it an answer; the tool, and what it is
     "lsof": (True, "lsof", "printf '%s\\n' p{bystander} f3 tIPv4 d99 PTCP n127.0.0.1:{port} TST=LISTEN"),
     "ss": (True, "ss", "echo 'LISTEN 0 9 127.0.0.1:{port} 0.0.0.0:* users:((\"x\",pid={bystander},fd=3)) ino:99'"),
     "netstat": (True, "netstat", r"printf 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN 0 99 {bystander}/x\n'"),
-    "busybox": (True, "netstat", r"printf 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN {bystander}/x\n'"),
+    "busybox": (True, "netstat", r"[ $1 = -ltn ] && printf 'Proto\ntcp 0 0 *:{port} *:* LISTEN {bystander}/x\n'"),
 }
 
 
 @pytest.mark.parametrize("what", PLANTED)
-def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkeypatch, what):
+def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkeypatch, said, what):
     seam.limits(monkeypatch, tool_timeout=0.3 if what == "hang" else PATIENCE)
     port, (told, name, script) = ports(), PLANTED[what]
     held, bystander = hold(("127.0.0.1", port)), hold(("127.0.0.1", ports()))
@@ -142,22 +142,16 @@ def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkey
     planted(name, script)
     seam.only(monkeypatch, name)
     assert (seam.ask(name, port) is not None) == told
+    for environment in ("", "production"):
+        monkeypatch.setenv("ENVIRONMENT", environment)
+        assert ensure_port_available(port) is False
     if not told:
         with pytest.raises(CannotTell) as unknown:
             find_listeners(port, "127.0.0.1")
         assert (unknown.value.port, unknown.value.host, unknown.value.holders) == (port, "127.0.0.1", ())
-    assert ensure_port_available(port) is False
+        assert f"❌ Nothing on this system could tell who holds port {port}: it is treated as held" in said()
+        assert "Process using port: unknown (nothing on this system could tell" in said()
     assert bystander.alive() == [bystander.pid] and held.alive() == [held.pid]
-
-
-def test_a_lie_about_a_socket_that_the_bystander_holds_is_found_out_at_the_end(ports, hold, planted, monkeypatch):
-    """The best of lies names a real socket of the bystander; natively, the kernel is asked first, and knows better."""
-    port, other = ports(), ports()
-    held, bystander = hold(("127.0.0.1", port)), hold(("127.0.0.1", other))
-    inode = seam.ask("sock_diag", other)[0].inode
-    planted("ss", f"echo 'LISTEN 0 9 127.0.0.1:{port} 0.0.0.0:* users:((\"x\",pid={bystander.pid},fd=3)) ino:{inode}'")
-    assert ensure_port_available(port) is True
-    assert (bystander.alive(), held.alive()) == ([bystander.pid], [])
 
 
 def test_tools_are_found_in_sbin_and_not_in_relative_folders(tmp_path, monkeypatch, planted):
@@ -190,14 +184,3 @@ def test_the_runner(planted, tmp_path):
     planted("broken", "")
     (tmp_path / "broken").write_bytes(b"\x7fELF and nothing more")
     assert seam.run("broken") is None
-
-
-def test_when_none_can_tell_the_port_is_held(port, hold, monkeypatch, said):
-    seam.only(monkeypatch, *(lambda port: None for _ in range(3)))
-    held = hold(("127.0.0.1", port))
-    assert ensure_port_available(port) is False
-    assert f"❌ Nothing on this system could tell who holds port {port}: it is treated as held" in said()
-    monkeypatch.setenv("ENVIRONMENT", "production")
-    assert ensure_port_available(port) is False
-    assert "Process using port: unknown (nothing on this system could tell" in said()
-    assert held.alive() == [held.pid]

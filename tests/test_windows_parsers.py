@@ -191,7 +191,7 @@ def test_the_python_of_a_virtual_environment_is_no_master(windows):
     """It starts the real one, with the same command line."""
     windows.processes.update({8: (700, 80, "python.exe"), PID: (8, BEGUN, "python.exe")})
     windows.users[8], windows.commands = ALICE, dict.fromkeys((8, PID), "python.exe -m uvicorn main:app")
-    assert [holder.pid for holder in find_listeners(PORT)] == [PID]
+    assert preview_port(PORT).would_stop == [PID]
 
 
 def test_a_take_over(windows, said):
