@@ -1,7 +1,7 @@
 """macOS, the BSDs and Windows: listings written after what their tools print, played back (pytest-subprocess).
 
 Nothing here ran on those systems. Each listing has the rows that must not match beside those that must. What asks
-Windows itself is tested in test_windows_parsers.py and test_wine.py.
+Windows itself is tested in test_windows.py and test_wine.py.
 """
 
 from __future__ import annotations
@@ -116,14 +116,18 @@ def test_macos_reads_ps(macos, fp):
     assert [pid for pid, process in processes.items() if process.zombie] == [666]
 
 
-def test_macos_finds_the_holder(macos):
+def test_macos_finds_the_holder(macos, fp):
     macos.lsof(LSOF_HELD)
     command, started = (
         "/opt/homebrew/bin/python3 -m uvicorn src.main:app",
         time.mktime((2026, 11, 23, 9, 30, 0, 0, 0, -1)),
     )
     told = (38146, 701, "alice", "python3", command, "/Users/alice/项目", started, (Endpoint(ANY, PORT),))
+    others = [r"/项\x41", r"/caf\xe9"]  # neither is how lsof writes UTF-8
+    for folder in others:
+        fp.register(["lsof", "-a", "-p", "38146", "-d", "cwd", "-F", "n"], stdout=f"p38146\nfcwd\nn{folder}\n")
     assert find_listeners(PORT) == [told]
+    assert [find_listeners(PORT)[0].cwd for _ in others] == others
 
 
 @pytest.mark.parametrize("listing", [LSOF_HELD, LSOF_BOUND], ids=["listening", "bound"])
@@ -282,8 +286,9 @@ def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
 
 
 def test_sockstat_names_no_pid_below_2():
-    rows = "\n".join(f"root app {pid} 3 tcp4 127.0.0.1:8000 *:*" for pid in (0, 1, 2))
-    assert [row.pid for row in seam.parse("sockstat", rows)] == [None, None, 2]
+    pids = {0: None, 1: None, 2: 2, 10**10: 10**10, 10**11: None}
+    rows = "\n".join(f"root app {pid} 3 tcp4 *:8000 *:*" for pid in pids)
+    assert seam.parse("sockstat", rows) == [seam.listener(pid, PORT, ANY, None) for pid in pids.values()]
 
 
 @pytest.mark.parametrize(
@@ -308,6 +313,7 @@ def test_each_system_has_its_class():
     systems = {"linux": "linux", "android": "linux", "darwin": "macos", "freebsd14": "freebsd", "openbsd7": "bsd"}
     systems["win32"] = "windows"
     assert {platform: seam.system_of(platform) for platform in systems} == systems
+    assert [seam.SYSTEMS[name].colours for name in ("linux", "windows")] == [True, "WT_SESSION" in os.environ]
 
 
 def test_windows_a_reserved_range_has_no_holder(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from port_manager import CannotTell, ensure_port_available, find_listeners
 
 from . import seam
-from .conftest import LINUX, PATIENCE, eventually
+from .conftest import LINUX, PATIENCE, birth, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the tools of Linux")
 SBIN = os.pathsep.join(["/usr/sbin", "/sbin", "/usr/local/sbin"])
@@ -175,7 +175,7 @@ class Output(bytes):
         return bytes(self).decode("cp850" if encoding == "oem" else encoding, errors)
 
 
-def test_the_runner(planted, tmp_path):
+def test_the_runner(planted, tmp_path, monkeypatch):
     planted("speaks", 'printf "%s|$LC_ALL|$1" "$(cat)"; echo complaint >&2; exit 4')
     assert seam.run("speaks", "a b") == (4, "|C|a b", "complaint\n")  # and standard input is empty
     planted("bytes", "printf 'caf\\351 \\344\\270\\255'")
@@ -184,3 +184,7 @@ def test_the_runner(planted, tmp_path):
     planted("broken", "")
     (tmp_path / "broken").write_bytes(b"\x7fELF and nothing more")
     assert seam.run("broken") is None
+    planted("hangs", f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    seam.limits(monkeypatch, tool_timeout=1.0)
+    assert seam.run("hangs") is None
+    assert birth(int((tmp_path / "pid").read_text())) is None

@@ -3,7 +3,7 @@
 .ci/wine makes the Windows; TESTS_PORT_MANAGER_WINE names its folder. Sockets, processes, handles, signals, encodings
 and exit statuses are Wine's own. Two things are not as in Windows: a stand-in for netstat.exe knows the owners of
 listeners, and no process tells its command line, so that the name of its program stands for it. What does not depend
-on the system is tested without Wine: test_windows_parsers.py has who stays, and why.
+on the system is tested without Wine: test_windows.py has who stays, and why.
 """
 
 import contextlib

@@ -130,9 +130,10 @@ class Windows:
     def OpenProcessToken(self, process, access, place):
         assert access == 8  # TOKEN_QUERY
         pid = ME if process.value == 2**64 - 1 else self.handles[process.value][0]
-        if pid in self.users:
+        told = self.users.get(pid, "") != ""
+        if told:
             place[:8] = self.opened(pid).to_bytes(8, "little")
-        return pid in self.users
+        return told
 
     def GetTokenInformation(self, token, kind, buffer, size, needed):
         assert kind == 1  # TokenUser
@@ -227,6 +228,7 @@ CHANGES = {  # whom a change of the machine leaves alone, and why
     "a service": (lambda w: w.processes.update({PID: (700, 80, "svchost.exe")}), "it is a service of Windows"),
     "another's": (lambda w: w.users.update({PID: SYSTEM}), f"it belongs to user {SYSTEM}; only that user should"),
     "may not be opened": (lambda w: w.users.pop(PID), "it cannot be told whose it is"),
+    "its token is refused": (lambda w: w.users.update({PID: ""}), "it cannot be told whose it is"),
     "its user is not told": (lambda w: w.users.update({PID: None}), "it cannot be told whose it is"),
     "our own user is not told": (lambda w: w.users.pop(ME), f"it belongs to user {ALICE}"),
     "another port": (lambda w: w.held_by(PID, PORT, 9229), f"would also close port 9229 (服务器.exe {PID})"),
@@ -247,7 +249,8 @@ def test_the_policy_own_stops_nobody(windows, said):
     """In which folder a process runs is not told. Nor may a table name the system."""
     assert ensure_port_available(PORT, policy="own") is False and windows.asked == []
     assert "it belongs to a folder that is not told, and the policy 'own'" in said()
-    assert "PID 0 is the system itself" in seam.protected("", system="windows", pid=0)
+    found = [seam.protected("", system="windows", pid=pid) for pid in (0, 4)]
+    assert found == ["PID 0 is the system itself", "PID 4 is the system itself"]
 
 
 @pytest.mark.parametrize(
