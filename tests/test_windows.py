@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -387,34 +388,25 @@ def test_taskkill(windows, answers, firmly, asked, error):
     assert windows.asked == [f"taskkill.exe /PID {PID}{force}" for force in asked]
 
 
-@pytest.mark.parametrize(
-    ("processes", "start", "exited"),
-    [
-        ({}, 5, None),
-        ({8: (0, 5, "a.exe")}, 5, True),
-        ({PID: (0, 5, "a.exe")}, 5, False),
-        ({PID: (0, 6, "a.exe")}, 5, True),
-        ({PID: (0, 0, "a.exe")}, 5, None),
-        ({PID: (0, 5, "a.exe")}, 0, None),
-    ],
-)
-@pytest.mark.parametrize("asked", [False, True])
-def test_taskkill_meets_only_what_is_still_the_same(windows, processes, start, exited, asked):
-    """Without a handle the start time tells. Also after the request, before the forced end where it cannot be asked."""
+OTHERS = [({}, 5, None), ({8: (0, 5, "a.exe")}, 5, True), ({PID: (0, 5, "a.exe")}, 5, False),
+          ({PID: (0, 6, "a.exe")}, 5, True), ({PID: (0, 0, "a.exe")}, 5, None), ({PID: (0, 5, "a.exe")}, 0, None)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("processes", "start", "exited"), OTHERS)
+def test_taskkill_meets_only_what_is_still_the_same(windows, processes, start, exited):
+    """Without a handle the start time tells; also after the request, before the forced end that may follow it."""
 
     def changed():
         windows.processes = processes
         return 1, "", "ERROR: ... (with /F option)."
 
-    windows.processes = {PID: (0, 5, "a.exe")} if asked else processes
-    windows.taskkill = [changed, (0, "", "")] if asked else [(0, "", "")]
-    if exited is False:
-        seam.ask_to_stop("windows", PID, not asked, start)
-    else:
-        with pytest.raises(OSError) as raised:
-            seam.ask_to_stop("windows", PID, not asked, start)
-        assert raised.type is (ProcessLookupError if exited else OSError)
-    assert len(windows.asked) == bool(asked and start) + (exited is False)
+    windows.taskkill = [changed, (0, "", "")]
+    windows.processes[PID] = 0, start or 5, "a.exe"
+    wrong = {None: OSError, True: ProcessLookupError, False: ()}[exited]
+    with pytest.raises(wrong) if wrong else contextlib.nullcontext() as raised:
+        seam.ask_to_stop("windows", PID, False, start)
+    assert not wrong or raised.type is wrong
+    assert len(windows.asked) == bool(start) + (exited is False)
     windows.processes = processes
     assert seam.has_exited(PID, "windows", start) is exited
 

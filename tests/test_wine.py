@@ -110,9 +110,10 @@ RUNS = [(scenario, version, {}, "") for scenario, versions in SCENARIOS.items() 
 RUNS += [("chinese", VERSIONS[-1], {"LC_ALL": "zh_CN.UTF-8"}, "cp936")]
 RUNS += [("chinese", VERSIONS[-1], {"LC_ALL": "de_DE.UTF-8"}, "cp1252")]
 RUNS += [("chinese", VERSIONS[-1], {"PYTHONIOENCODING": "cp437"}, "cp437")]
+NAMES = [f"{scenario}-{encoding or version}" for scenario, version, _, encoding in RUNS]
 
 
-@pytest.mark.parametrize(("scenario", "version", "environ", "encoding"), RUNS)
+@pytest.mark.parametrize(("scenario", "version", "environ", "encoding"), RUNS, ids=NAMES)
 def test_in_windows(scenario, version, environ, encoding):
     said = played(version, scenario, environ)
     # Where the timer ended it, a scenario that had begun has shown its stacks before that.
