@@ -209,7 +209,7 @@ def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, fp, port, st
     """As a normal user sees it, the real holder may be hidden, and a v6-only server be all that lsof shows."""
     macos.lsof(LSOF_HELD.replace("tIPv4\nPTCP\nn*:8000\nTST=LISTEN", f"tIPv6\nPTCP\nn*:{port}\nTST=LISTEN"), port=port)
     fp.register(["netstat", "-an", "-p", "tcp"], stdout=NETSTAT_BSD, returncode=status)
-    assert seam.parse("netstat of macOS", NETSTAT_BSD) == {8000: False, 8001: True}
+    assert seam.parse("netstat of macOS", f"{NETSTAT_BSD}tcp46 0 0 *.٨٠٠٥ *.* LISTEN") == {8000: False, 8001: True}
     assert ensure_port_available(port) is stopped
     assert {pid for pid, _ in macos.signals} == ({38146} if stopped else set())
 
@@ -287,7 +287,7 @@ def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
 
 def test_sockstat_names_no_pid_below_2():
     pids = {0: None, 1: None, 2: 2, 10**10: 10**10, 10**11: None}
-    rows = "\n".join(f"root app {pid} 3 tcp4 *:8000 *:*" for pid in pids)
+    rows = "\n".join(["root app 2 3 tcp4 *:-1 *:*", *(f"root app {pid} 3 tcp4 *:8000 *:*" for pid in pids)])
     assert seam.parse("sockstat", rows) == [seam.listener(pid, PORT, ANY, None) for pid in pids.values()]
 
 

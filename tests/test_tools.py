@@ -175,15 +175,28 @@ class Output(bytes):
         return bytes(self).decode("cp850" if encoding == "oem" else encoding, errors)
 
 
-def test_the_runner(planted, tmp_path, monkeypatch):
+@pytest.fixture
+def typed(tmp_path):
+    """Something stands on standard input."""
+    (tmp_path / "typed").write_text("typed")
+    kept = os.dup(0)
+    with open(tmp_path / "typed") as file:
+        os.dup2(file.fileno(), 0)
+    yield
+    os.dup2(kept, 0)
+    os.close(kept)
+
+
+def test_the_runner(planted, tmp_path, monkeypatch, typed, caplog):
+    caplog.set_level("DEBUG")
     planted("speaks", 'printf "%s|$LC_ALL|$1" "$(cat)"; echo complaint >&2; exit 4')
-    assert seam.run("speaks", "a b") == (4, "|C|a b", "complaint\n")  # and standard input is empty
+    assert seam.run("speaks", "a b") == (4, "|C|a b", "complaint\n")  # what stands on standard input is not for it
     planted("bytes", "printf 'caf\\351 \\344\\270\\255'")
     assert seam.run("bytes")[1] == "caf\\xe9 中"
     assert [seam.decoded(Output("ABHÖREN".encode(each))) for each in ("utf-8", "cp850")] == ["ABHÖREN"] * 2
     planted("broken", "")
     (tmp_path / "broken").write_bytes(b"\x7fELF and nothing more")
-    assert seam.run("broken") is None
+    assert seam.run("broken") is None and "broken cannot tell: [Errno 8]" in caplog.text
     planted("hangs", f"echo $$ > {tmp_path}/pid; exec sleep 60")
     seam.limits(monkeypatch, tool_timeout=1.0)
     assert seam.run("hangs") is None

@@ -38,7 +38,7 @@ def user_at(place, sid):
     """TOKEN_USER, and the SID that it points to."""
     _, revision, authority, *parts = sid.split("-")
     head = bytes([int(revision), len(parts)]) + int(authority).to_bytes(6, "big")
-    return struct.pack("<QI4x", place + 16, 0) + head + struct.pack(f"<{len(parts)}I", *map(int, parts)) + b"\1\2\3\4"
+    return struct.pack("<QI4x", place + 16, 7) + head + struct.pack(f"<{len(parts)}I", *map(int, parts)) + b"\1\2\3\4"
 
 
 def processes_at(place, processes):
@@ -76,6 +76,7 @@ class Windows:
         self.users = {ME: ALICE, PID: ALICE, 700: ALICE}
         self.listeners, self.ipv6, self.needed = [(PID, "127.0.0.1", PORT)], True, 1
         self.netstat, self.taskkill = "", [(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), self.force]
+        self.root = "D:\\Win"
         self.sizes, self.asked, self.waits = [], [], []  # of buffers; tools; handles and milliseconds
         self.handles, self.numbers = {}, itertools.count(1 << 60)  # what is open: which process it is
 
@@ -91,7 +92,7 @@ class Windows:
         folder, name = os.path.split(tool)
         if tool in ("docker", "podman"):
             return None
-        assert folder == os.path.join("D:\\Win", "System32")  # a bare name: first in the current folder
+        assert folder == os.path.join(self.root, "System32")  # a bare name: first in the current folder
         assert timeout == (0 if words == ("-ano",) else 10)  # seconds; taskkill gets five times those of other tools
         self.asked.append(" ".join([name, *words]))
         told = (0, self.netstat, "") if words == ("-ano",) else self.taskkill.pop(0)
@@ -163,7 +164,7 @@ def windows(monkeypatch):
     machine = Windows()
     in_use = OSError(errno.EADDRINUSE, "in use")
     seam.on_system(monkeypatch, "win32", "")
-    monkeypatch.setenv("SYSTEMROOT", "D:\\Win")
+    monkeypatch.setenv("SYSTEMROOT", machine.root)
     monkeypatch.setattr(os, "getlogin", lambda: "alice")
     monkeypatch.setattr(os, "getpid", lambda: ME)
     monkeypatch.setattr(ctypes, "WinDLL", machine.library, raising=False)
@@ -187,6 +188,8 @@ def test_what_is_told_of_a_holder(windows):
     for command, told in (("a\ud800.exe b", "a\ufffd.exe b"), ("", "服务器.exe")):
         windows.commands[PID] = command
         assert find_listeners(PORT)[0].command == told
+    del windows.users[PID]  # it may not be opened
+    assert find_listeners(PORT)[0][2:6] == ("", "服务器.exe", "服务器.exe", "")
 
 
 def test_the_python_of_a_virtual_environment_is_no_master(windows):
@@ -206,8 +209,10 @@ def test_a_take_over(windows, said):
     assert ensure_port_available(PORT) is True and windows.sizes == []  # none is asked about a free port
 
 
-def test_a_restart_is_told(windows, said):
+def test_a_restart_is_told(windows, said, monkeypatch):
     """A supervisor, which is the holder's parent and began before it, starts the server again."""
+    monkeypatch.delenv("SYSTEMROOT")
+    windows.root = "C:\\Windows"
 
     def restart():
         now = int((time.time() + 11644473600) * 10**7)
@@ -346,7 +351,8 @@ def test_a_parent_counts_if_it_began_before_its_child(windows):
     windows.processes = {pid: (parents[pid], starts[pid], "a.exe") for pid in starts}
     found = seam.reader("windows")(0)
     assert {pid: each.parent for pid, each in found.items()} == {4: 0, 700: 0, 800: 700, 804: 800, 808: 0}
-    assert [(found[pid].start, found[pid].started) for pid in (4, 700)] == [(0, None), (50, 50 / 1e7 - 11644473600)]
+    other = (None, None, 50, 50 / 1e7 - 11644473600, "", "a.exe", "", False, False, False)
+    assert found[700] == (700, 0, *other) and (found[4].start, found[4].started) == (0, None)
 
 
 @pytest.mark.parametrize(("needed", "asked"), [(1 << 16, [16]), (1 << 17, [16, 20]), (1 << 30, [16, 20, 23])])
@@ -389,7 +395,8 @@ def test_taskkill(windows, answers, firmly, asked, error):
 
 
 OTHERS = [({}, 5, None), ({8: (0, 5, "a.exe")}, 5, True), ({PID: (0, 5, "a.exe")}, 5, False),
-          ({PID: (0, 6, "a.exe")}, 5, True), ({PID: (0, 0, "a.exe")}, 5, None), ({PID: (0, 5, "a.exe")}, 0, None)]  # fmt: skip
+          ({PID: (0, 6, "a.exe")}, 5, True), ({PID: (0, 0, "a.exe")}, 5, None),
+          ({PID: (0, 5, "a.exe")}, 0, None)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("processes", "start", "exited"), OTHERS)
