@@ -235,6 +235,7 @@ CHANGES = {  # whom a change of the machine leaves alone, and why
     "another's": (lambda w: w.users.update({PID: SYSTEM}), f"it belongs to user {SYSTEM}; only that user should"),
     "may not be opened": (lambda w: w.users.pop(PID), "it cannot be told whose it is"),
     "its token is refused": (lambda w: w.users.update({PID: ""}), "it cannot be told whose it is"),
+    "no user is told": (lambda w: w.users.update({PID: "", ME: ""}), "it cannot be told whose it is"),
     "its user is not told": (lambda w: w.users.update({PID: None}), "it cannot be told whose it is"),
     "our own user is not told": (lambda w: w.users.pop(ME), f"it belongs to user {ALICE}"),
     "another port": (lambda w: w.held_by(PID, PORT, 9229), f"would also close port 9229 (服务器.exe {PID})"),
@@ -347,10 +348,10 @@ def test_the_heirs_of_an_owner_that_has_ended(windows, rows, pids):
 
 def test_a_parent_counts_if_it_began_before_its_child(windows):
     """808 began before 800, which is a later process with the PID of its parent."""
-    starts, parents = {4: 0, 700: 50, 800: 60, 804: 60, 808: 55}, {4: 0, 700: 600, 800: 700, 804: 800, 808: 800}
-    windows.processes = {pid: (parents[pid], starts[pid], "a.exe") for pid in starts}
+    begun = {4: (0, 0), 700: (600, 50), 800: (700, 60), 804: (800, 60), 808: (800, 55), 812: (800, 0)}
+    windows.processes = {pid: (*each, "a.exe") for pid, each in begun.items()}
     found = seam.reader("windows")(0)
-    assert {pid: each.parent for pid, each in found.items()} == {4: 0, 700: 0, 800: 700, 804: 800, 808: 0}
+    assert {pid: each.parent for pid, each in found.items()} == {4: 0, 700: 0, 800: 700, 804: 800, 808: 0, 812: 800}
     other = (None, None, 50, 50 / 1e7 - 11644473600, "", "a.exe", "", False, False, False)
     assert found[700] == (700, 0, *other) and (found[4].start, found[4].started) == (0, None)
 
@@ -418,7 +419,7 @@ def test_taskkill_meets_only_what_is_still_the_same(windows, processes, start, e
     assert seam.has_exited(PID, "windows", start) is exited
 
 
-@pytest.mark.parametrize(("seconds", "milliseconds"), [(5, 200), (0.1, 100), (0.0001, 1), (0, 0)])
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(5, 200), (0.1501, 151), (0.0001, 1), (0, 0)])
 def test_more_processes_than_can_be_waited_for(windows, seconds, milliseconds):
     """Not for long: some are not waited for, and nothing ends a wait."""
     windows.handles = dict.fromkeys(range(2, 102), (PID, BEGUN))
