@@ -55,16 +55,12 @@ def test_a_tool_finds_what_the_kernel_tells(port, hold, tool):
     assert (held.alive(), find_listeners(port)) == ([], [])
 
 
-@pytest.mark.parametrize(
-    ("host", "others"),
-    [
-        ("127.0.0.1", [("127.0.0.2", {}), ("::1", {}), ("127.0.0.1", {"udp": True})]),
-        ("0.0.0.0", [("::", {"v6only": True})]),
-    ],
-    ids=["an address", "the wildcard"],
-)
-def test_bystanders_live_whatever_tool_is_asked(port, hold, tool, host, others):
-    bystanders = [hold((address, port), **how) for address, how in others]
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_bystanders_live_whatever_tool_is_asked(port, hold, tool, host):
+    if host == "0.0.0.0":
+        bystanders = [hold(("::", port), v6only=True)]
+    else:
+        bystanders = [hold(("127.0.0.2", port)), hold(("::1", port)), hold((host, port), udp=True)]
     held = hold((host, port))
     client = hold(("127.0.0.1", 0), connect=("127.0.0.1", port))
     assert ensure_port_available(port, host) is True

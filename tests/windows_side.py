@@ -196,17 +196,10 @@ def dead_owner(manager):
 def verbs(manager):
     port, server = held()
     at, pid = ("--host", "127.0.0.1"), str(server.pid)
-    status, check, _ = command("check", port, *at)
-    assert status == 1 and pid in check and f"127.0.0.1:{port}" in check
-    status, dry, _ = command("free", port, *at, "--dry-run")
-    assert status == 0 and pid in dry and "forced" in dry and "SIG" not in dry
     status, listing, _ = command("list")
     assert status == 0 and any(line.split()[0] == str(port) and pid in line for line in listing.splitlines())
-    status, picked, _ = command("pick", port, *at)
-    assert status == 0 and int(picked) > port
     assert command("wait", port, *at, "--until", "listening", "--timeout", "5")[0] == 0
-    assert command("wait", port, *at, "--timeout", "0.3")[0] == 1
-    assert server.poll() is None
+    assert command("wait", port, *at, "--timeout", "0.3")[0] == 1 and server.poll() is None
     waiting = subprocess.Popen([sys.executable, os.path.join(FOLDER, "port_manager.py"), "wait", str(port), *at])
     status, freed, _ = command("free", port, *at, "--json")
     (result,) = json.loads(freed)["ports"]
