@@ -155,7 +155,7 @@ STAY = {  # the listings of the port in turn, that of every port, why it is left
     "desktop": (held_by(501), None, "the desktop, as an application, runs it; stop it there"),
     "launchd": (held_by(812), None, f"launchd runs it; stop it with: launchctl bootout gui/501/{JOB}"),
     "by root": (held_by(812), None, f"launchd runs it; stop it with: launchctl bootout system/{JOB}"),
-    "a label": (held_by(813), None, "launchd runs it; stop it with: launchctl bootout gui/501/org.x?[2J"),
+    "a label": (held_by(813), None, "launchd runs it; stop it with: launchctl bootout gui/501/org.x y?[2J"),
     "docker": (held_by(814), None, "the docker container web runs it; stop it with: docker stop web"),
     "ancestor": (held_by(701), None, "it is an ancestor of this process"),
     "another port": ([LSOF_HELD], LSOF_HELD + DEBUGGER, "stopping it would also close port 9229 (python3 38146)"),
@@ -254,8 +254,11 @@ def test_a_bsd_without_ipv6_has_a_localhost(monkeypatch, number):
     ],
 )
 def test_an_lsof_that_complains_and_tells_nothing_cannot_tell(machine, fp, complaint, told):
-    fp.register(["lsof", fp.any()], stdout="\n", stderr=complaint, returncode=2 if told is None else 1)
+    for output in ("\n", LSOF_HELD):
+        status, words = 2 if told is None else 1, ["lsof", "-nP", f"-iTCP:{PORT}", "-F", "pftdPnT"]
+        fp.register(words, stdout=output, stderr=complaint, returncode=status)
     assert seam.ask("lsof", PORT) == ([] if told else None)
+    assert [row.pid for row in seam.ask("lsof", PORT) or []] == ([] if told is None else [38146])
 
 
 def test_waiting_starts_no_tool_again_and_again(macos, fp):
@@ -285,10 +288,11 @@ def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
     assert [processes[pid].tty for pid in (1, 701)] == ["", "pts/0"]
 
 
-def test_sockstat_names_no_pid_below_2():
+def test_sockstat_names_no_pid_below_2_and_ss_a_dual_stack_wildcard():
     pids = {0: None, 1: None, 2: 2, 10**10: 10**10, 10**11: None}
     rows = "\n".join(["root app 2 3 tcp4 *:-1 *:*", *(f"root app {pid} 3 tcp4 *:8000 *:*" for pid in pids)])
     assert seam.parse("sockstat", rows) == [seam.listener(pid, PORT, ANY, None) for pid in pids.values()]
+    assert seam.parse("ss", "LISTEN 0 9 *:8000 *:*") == [seam.listener(None, PORT, "::", False)]
 
 
 @pytest.mark.parametrize(
@@ -360,6 +364,7 @@ FOR_OTHERS = {  # system and sentence: names; what ends with an editor's server 
     ("linux", MACHINE): "qemu-system-x86 VBoxHeadless",  # cut to 15 characters
     ("linux", "a container's engine: docker stop NAME (docker ps --filter publish=80"): "docker-proxy",
     ("linux", None): "python code sshuttle",
+    ("macos", "it keeps the port for a service; launchctl list names it, launchctl bootout ends it"): "launchd",
     ("windows", TUNNEL): "ssh.exe SSH.EXE",
     ("windows", MACHINE): "qemu-system-x86_64.exe",
     ("windows", "it is a service of Windows"): "svchost.exe",

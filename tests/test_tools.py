@@ -159,9 +159,10 @@ def test_tools_are_found_in_sbin_and_not_in_relative_folders(tmp_path, monkeypat
         assert answer is None or "planted" not in answer[1]
     monkeypatch.delenv("PATH")
     assert seam.run("no-such-tool-anywhere") is None
-    if os.path.exists("/usr/sbin/ip"):
-        monkeypatch.setenv("PATH", "/nowhere")
-        assert seam.run("ip", "-V") is not None
+    asked, folders = [], ("/nowhere", "/usr/sbin", "/sbin", "/usr/local/sbin")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(os.path, "isfile", asked.append)
+    assert seam.run("ip") is None and asked == [f"{folder}/ip{kind}" for folder in folders for kind in ("", ".exe")]
 
 
 class Output(bytes):
