@@ -10,6 +10,7 @@ f9 tIPv4 PTCP n127.0.0.1:8000->127.0.0.1:52011 TST=ESTABLISHED
 p501 f31 tIPv4 PTCP n127.0.0.1:52011->127.0.0.1:8000 TST=ESTABLISHED
 p777 f4 tIPv4 PUDP n*:8000
 p778 f4 tIPv6 PTCP n[::1]:18000 TST=LISTEN
+p779 f6 tIPv4 PTCP n*:8000 TST=SYN_SENT
 p1 f8 tIPv4 PTCP n*:111 TST=LISTEN
 """.replace(" ", "\n")
 LSOF_BOUND = "p38146 f7 tIPv4 PTCP n*:8000 TST=CLOSED TQR=0 TQS=0 ".replace(" ", "\n")
@@ -41,6 +42,7 @@ garbage
 LAUNCHCTL = """\
 PID\tStatus\tLabel
 -\t0\tcom.apple.SafariHistoryServiceAgent
+701\t0
 812\t0\thomebrew.mxcl.postgresql@14
 813\t0\torg.x y\x1b[2J
 814\t0\tapplication.com.docker.docker.1.2

@@ -288,10 +288,17 @@ def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
     assert [processes[pid].tty for pid in (1, 701)] == ["", "pts/0"]
 
 
-def test_sockstat_names_no_pid_below_2_and_ss_a_dual_stack_wildcard():
+def test_no_pid_below_2_is_named_and_no_port_above_65535():
     pids = {0: None, 1: None, 2: 2, 10**10: 10**10, 10**11: None}
-    rows = "\n".join(["root app 2 3 tcp4 *:-1 *:*", *(f"root app {pid} 3 tcp4 *:8000 *:*" for pid in pids)])
-    assert seam.parse("sockstat", rows) == [seam.listener(pid, PORT, ANY, None) for pid in pids.values()]
+    rows = [f"root app {pid} 3 tcp4 *:65535 *:*" for pid in pids]
+    others = [f"root app 2 3 tcp4 *:{port} *:*" for port in (-1, 65536)]
+    found = seam.parse("sockstat", "\n".join([*rows, *others]))
+    assert found == [seam.listener(pid, 65535, ANY, None) for pid in pids.values()]
+    found = [seam.on(PORT, seam.parse("lsof", held_by(pid)[0])) for pid in (1, 2)]
+    assert [[row.pid for row in rows] for rows in found] == [[], [2]]
+
+
+def test_ss_writes_a_dual_stack_wildcard_as_a_star():
     assert seam.parse("ss", "LISTEN 0 9 *:8000 *:*") == [seam.listener(None, PORT, "::", False)]
 
 
