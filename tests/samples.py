@@ -77,6 +77,8 @@ alice    python3.11 900   3   tcp4   127.0.0.1:18000       *:*
 """
 PS_OF_FREEBSD = """\
     0     0     0 DLs  -      root             Mon Nov 23 08:00:00 2026     [kernel]
+   13     0    13 DL   -      root             Mon Nov 99 08:00:00 2026     [no such day]
+   12     0    12 WL   -      root             -                            [intr]
     1     0     1 ILs  -      root             Mon Nov 23 08:00:00 2026     /sbin/init
   701     1   701 Is   pts/0  alice            Mon Nov 23 09:00:01 2026     -sh (sh)
  {me}   701 {me} S+   pts/0  alice            Mon Nov 23 10:00:00 2026     python port_manager.py free 8000

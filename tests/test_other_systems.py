@@ -286,6 +286,7 @@ def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
     processes = seam.reader("freebsd")(0)
     assert [pid for pid, process in processes.items() if process.leader] == [701]
     assert [processes[pid].tty for pid in (1, 701)] == ["", "pts/0"]
+    assert (processes[12].command, processes[12].start, processes[12].started) == ("[intr]", "", 0.0)
 
 
 def test_no_pid_below_2_is_named_and_no_port_above_65535():
@@ -374,9 +375,9 @@ FOR_OTHERS = {  # system and sentence: names; what ends with an editor's server 
     ("macos", "it keeps the port for a service; launchctl list names it, launchctl bootout ends it"): "launchd",
     ("windows", TUNNEL): "ssh.exe SSH.EXE",
     ("windows", MACHINE): "qemu-system-x86_64.exe",
-    ("windows", "it is a service of Windows"): "svchost.exe",
+    ("windows", "it is a service of Windows"): "svchost.exe services.exe lsass.exe wininit.exe spoolsv.exe",
     ("windows", "it is the Windows kernel (http.sys)"): "System",
-    ("windows", "it relays the port to a program in WSL"): "wslrelay.exe",
+    ("windows", "it relays the port to a program in WSL; stop that one there"): "wslrelay.exe wslhost.exe",
     ("windows", None): "services python.exe myssh.exe",
 }
 
