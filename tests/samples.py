@@ -30,7 +30,7 @@ OrbStack Helper.app/Contents/MacOS/OrbStack Helper vmgr
   813     1   813 Ss   ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/other
   814     1   814 S    ??       alice Mon Nov 23 08:12:00 2026 /Applications/Docker.app/Contents/MacOS/\
 com.docker.backend run
-  666   701 38146 Z    ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
+  666   701 38146 Z+   ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
 garbage
 """
 COMM = """\

@@ -300,7 +300,10 @@ def test_no_pid_below_2_is_named_and_no_port_above_65535():
 
 
 def test_ss_writes_a_dual_stack_wildcard_as_a_star():
-    assert seam.parse("ss", "LISTEN 0 9 *:8000 *:*") == [seam.listener(None, PORT, "::", False)]
+    for more in ("", " v6only:0"):
+        assert seam.parse("ss", f"LISTEN 0 9 *:8000 *:*{more}") == [seam.listener(None, PORT, "::", False)]
+    (row,) = seam.parse("ss", "LISTEN 0 9 127.0.0.1:8000 0.0.0.0:* uid:1000 ino:73")
+    assert (row.uid, row.inode) == (1000, 73)
 
 
 @pytest.mark.parametrize(
