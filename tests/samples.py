@@ -10,6 +10,8 @@ f9 tIPv4 PTCP n127.0.0.1:8000->127.0.0.1:52011 TST=ESTABLISHED
 p501 f31 tIPv4 PTCP n127.0.0.1:52011->127.0.0.1:8000 TST=ESTABLISHED
 p777 f4 tIPv4 PUDP n*:8000
 p778 f4 tIPv6 PTCP n[::1]:18000 TST=LISTEN
+p779 f6 tIPv4 PTCP n*:8000 TST=SYN_SENT
+p1 f8 tIPv4 PTCP n*:111 TST=LISTEN
 """.replace(" ", "\n")
 LSOF_BOUND = "p38146 f7 tIPv4 PTCP n*:8000 TST=CLOSED TQR=0 TQS=0 ".replace(" ", "\n")
 PS = """\
@@ -24,7 +26,11 @@ ControlCenter.app/Contents/MacOS/ControlCenter
   444     1   444 S    ??       root  Mon Nov 23 08:11:00 2026 /usr/sbin/other
   555     1   555 S    ??       alice Mon Nov 23 08:12:00 2026 /Applications/OrbStack.app/Contents/Frameworks/\
 OrbStack Helper.app/Contents/MacOS/OrbStack Helper vmgr
-  666   701 38146 Z    ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
+  812     1   812 Ss   ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/postgres -D /opt/homebrew/var
+  813     1   813 Ss   ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/other
+  814     1   814 S    ??       alice Mon Nov 23 08:12:00 2026 /Applications/Docker.app/Contents/MacOS/\
+com.docker.backend run
+  666   701 38146 Z+   ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
 garbage
 """
 COMM = """\
@@ -36,7 +42,10 @@ garbage
 LAUNCHCTL = """\
 PID\tStatus\tLabel
 -\t0\tcom.apple.SafariHistoryServiceAgent
+701\t0
 812\t0\thomebrew.mxcl.postgresql@14
+813\t0\torg.x y\x1b[2J
+814\t0\tapplication.com.docker.docker.1.2
 501\t0\tapplication.org.mozilla.firefox.123.456
 """
 NETSTAT_BSD = """\
@@ -68,6 +77,8 @@ alice    python3.11 900   3   tcp4   127.0.0.1:18000       *:*
 """
 PS_OF_FREEBSD = """\
     0     0     0 DLs  -      root             Mon Nov 23 08:00:00 2026     [kernel]
+   13     0    13 DL   -      root             Mon Nov 99 08:00:00 2026     [no such day]
+   12     0    12 WL   -      root             -                            [intr]
     1     0     1 ILs  -      root             Mon Nov 23 08:00:00 2026     /sbin/init
   701     1   701 Is   pts/0  alice            Mon Nov 23 09:00:01 2026     -sh (sh)
  {me}   701 {me} S+   pts/0  alice            Mon Nov 23 10:00:00 2026     python port_manager.py free 8000

@@ -25,15 +25,13 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_ss, "lsof": pm._parse_lsof,
     "netstat": pm._parse_netstat, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
     "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
-    # Windows; all but netstat's take bytes, and the address at which they are, or whether it is a table of IPv6
+    # Windows; the second takes bytes, and whether it is a table of IPv6
     "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table,
-    "user": pm._parse_user,
-    "processes": pm._parse_processes, "text": pm._parse_text,
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
 write, say, on_terminal = pm.write_line, pm._say, pm._on_terminal
 clean, title, decoded, short_folder = pm._clean, pm._title, pm._decoded, pm._short_folder
-bind_error, run, found, windows_tool = pm._bind_error, pm._run, pm._found, pm._windows_tool
+bind_error, run = pm._bind_error, pm._run
 proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear
 families, is_in_the_family = pm._families, pm._is_a_worker
 
@@ -45,9 +43,6 @@ PARTS: dict[str, tuple[Any, str]] = {
     "sock_diag": (pm, "_ask_sock_diag"),  # (port) -> sockets or None
     "terminal": (pm, "_can_ask"),  # whether there is one to ask on
     "question": (pm, "_agreed"),  # (question) -> whether the person says yes
-    "tables of Windows": (pm, "_tcp_tables"),  # () -> sockets or None
-    "calls of Windows": (pm, "_winapi"),  # () -> what has OpenProcess, CloseHandle ...
-    "answers of Windows": (pm, "_told"),  # (library, ask, a handle or number) -> (bytes, their address)
     "preview": (pm, "_preview"),  # (port, host, options) -> PortResult
     "stop": (pm, "_stop"),  # (system, pins, options) -> (who has gone: whether at our request; why not)
 }
@@ -120,11 +115,6 @@ def only(patch: Any, *sources: Any) -> None:
     """Let Linux ask these sources alone, by name; a function of the port stands for one of its own."""
     ways = tuple(SOURCES.get(source, source) if isinstance(source, str) else source for source in sources)
     patch.setattr(pm._Linux, "sources", ways)
-
-
-def read_by_ps(pid: int) -> Any:
-    """Every process, by ps."""
-    return pm._MacOS().read(pid)
 
 
 # Systems and their processes
@@ -240,13 +230,6 @@ def managed(patch: Any, cgroup: str, tty: object = None) -> str | None:
     return f"{manager.name}: {manager.stop}" if manager else None
 
 
-def managed_by_launchd(patch: Any, pid: int) -> str | None:
-    """What is said of the manager of a process that launchd has started, where we are a normal user."""
-    patch.setattr(os, "geteuid", lambda: 501)
-    manager = pm._MacOS().managed_by(Holder(pid, 1, "alice", "x", "x", "", None, ()), 80, [pid])
-    return f"{manager.name}: {manager.stop}" if manager else None
-
-
 def precious(patch: Any, pid: int) -> None:
     """Let this process be one who must stay, and no other."""
     patch.setattr(pm, "_must_stay", lambda look, holder, *_: iter(["it is precious"] if holder.pid == pid else []))
@@ -314,35 +297,6 @@ def at_the_last_check(patch: Any, before: Callable[[], Any] = bool, after: Calla
 def ask_to_stop(system: str, pid: int, firmly: bool, start: object = "unknown") -> None:
     """Ask a process with this start time to stop."""
     _system(system).stop(_pin(pid, system, start), _options(), firmly)
-
-
-def ends_a_terminal(patch: Any, name: str, command: str) -> bool:
-    """Whether Windows takes a process below a holder for somebody's terminal."""
-    patch.setattr(pm._Windows, "describe", lambda self, process: pm._Facts("", command, ""))
-    return bool(pm._Windows().ends_a_terminal(process(38148, 38144, name)))
-
-
-def answer_of_windows(ask: Callable[..., int]) -> tuple[bytes, int]:
-    """What a function writes into the buffer that it is given, and its address."""
-    return pm._told("library", ask)
-
-
-def other_user(system: str, user: str) -> str | None:
-    """The user whose process it is, if another's; empty: ours, None: cannot tell."""
-    found: str | None = _system(system).other_user(Holder(77, 1, user, "x", "x", "", None, ()), [])
-    return found
-
-
-def hold(system: str, pid: int) -> Any:
-    """The handle of a process that was pinned, or None."""
-    asked = _system(system)
-    asked.hold([pid])
-    return asked.pins[pid].handle
-
-
-def describe(system: str, process: Any) -> tuple[str, str, str]:
-    """(user, command line, working directory) of a process."""
-    return tuple(_system(system).describe(process))  # type: ignore[return-value]
 
 
 def has_exited(pid: int, system: str = "linux", start: object = None) -> bool | None:

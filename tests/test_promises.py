@@ -29,7 +29,7 @@ def rows(text: str) -> list[str]:
 SAFETY = {
     "is run by a manager": "test_guards.test_a_service_or_a_container_is_left_alone test_managers.test_supervisord "
     "test_managers.test_pm2_in_cluster_mode test_containers.test_a_published_port_is_named_and_left_alone "
-    "test_containers.test_a_unit_is_named_and_left_alone test_other_systems.test_macos_what_launchd_runs_stays",
+    "test_containers.test_a_unit_is_named_and_left_alone test_other_systems.test_macos_who_stays",
     "cannot be seen": "test_guards.test_who_cannot_be_told_stays test_guards.test_a_normal_user_stops_nobody_elses",
     "is the system itself": "test_safety_conditions.test_no_signal_for_a_pid_below_2 "
     "test_containers.test_the_main_process_of_the_container",
@@ -77,7 +77,7 @@ TROUBLES = {
     "was taken again": "test_stopping.test_a_loop_that_starts_its_server_again_is_named",
     "local end of a connection": "test_guards.test_a_client_whose_own_end_is_our_port_is_named_and_lives",
     "nobody who may be seen": "test_other_systems.test_nobody_is_found_who_holds_the_port",
-    "nothing on this system": "test_tools.test_when_none_can_tell_the_port_is_held",
+    "nothing on this system": "test_tools.test_a_planted_tool_costs_no_bystander_its_life",
     "even when forced": "test_stopping.test_the_exit_of_one_who_cannot_be_forced_is_reported",
     "no permission": "test_free_or_not.test_no_permission_for_real",
     "not an address": "test_free_or_not.test_the_troubles_have_messages_of_their_own",

@@ -1,4 +1,4 @@
-"""What tests/test_wine.py runs inside of Windows: holders of ports, and scenarios whose findings are printed as JSON.
+"""What tests/test_wine.py runs inside of Windows: holders of ports, and scenarios that say whether they passed.
 
     python windows_side.py SCENARIO FOLDER
 
@@ -50,8 +50,7 @@ def hold(port, host="127.0.0.1"):
     """A plain server."""
     sock = listener(int(port), host)
     told(sock)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    print("ready", flush=True)
     time.sleep(120)
 
 
@@ -61,36 +60,15 @@ def hold_with_an_heir(port, ends):
     os.set_handle_inheritable(sock.fileno(), True)
     heir = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], close_fds=False)
     told(sock, lives=heir.pid)
-    sys.stdout.write(f"{heir.pid}\n")
-    sys.stdout.flush()
+    print(heir.pid, flush=True)
     if ends == "no":
         time.sleep(120)
-
-
-def hold_with_a_shell(port):
-    """A server that runs a shell for somebody, as an editor does."""
-    shell = subprocess.Popen([os.environ["COMSPEC"]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    sock = listener(int(port))
-    told(sock)
-    sys.stdout.write(f"{shell.pid}\n")
-    sys.stdout.flush()
-    time.sleep(120)
-
-
-def supervise(port):
-    """A program that starts its server again whenever that ends."""
-    while True:
-        server, _ = start("hold", port)
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
-        server.wait()
 
 
 def desktop():
     """Keep the desktop, which the first program that asks for windows starts (taskkill does), with its own stderr."""
     ctypes.WinDLL("user32").GetDesktopWindow()
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    print("ready", flush=True)
     time.sleep(3600)
 
 
@@ -98,6 +76,12 @@ def start(*words, **options):
     """A holder, once it holds: (process, its first line)."""
     process = subprocess.Popen([sys.executable, ME, *map(str, words)], stdout=subprocess.PIPE, **options)
     return process, process.stdout.readline().decode().strip()
+
+
+def held():
+    """A port, and who holds it."""
+    port = free_port()
+    return port, start("hold", port)[0]
 
 
 def created(pid):
@@ -139,149 +123,105 @@ def command(*words, tool="port_manager.py", folder=FOLDER, **options):
     return [done.returncode, *(text.decode(ENCODING).replace("\r", "") for text in (done.stdout, done.stderr))]
 
 
-# Scenarios
+# Scenarios; the test of each is what it asserts.
 
 
 def free(manager):
+    """A port that nobody has; while we have it, SO_REUSEADDR of another would steal it if it were not exclusive."""
     port = free_port()
-    answer = heard(manager.ensure_port_available, port, "127.0.0.1")
-    with manager.bind_port(port, "127.0.0.1") as sock:
-        bound = sock.getsockname()[1] == port
-        rival = socket.socket()
-        try:
-            rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            rival.bind(("127.0.0.1", port))
-            shared = True
-        except OSError as error:
-            shared = error.winerror
-        next_one = manager.find_free_port(port, "127.0.0.1")
+    answer, _, said = heard(manager.ensure_port_available, port, "127.0.0.1")
+    assert answer is True and "is available" in said
+    with manager.bind_port(port, "127.0.0.1") as sock, socket.socket() as rival:
+        assert sock.getsockname()[1] == port
+        rival.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        error, *_ = heard(rival.bind, ("127.0.0.1", port))
+        assert "WinError 10013" in error
+        assert manager.find_free_port(port, "127.0.0.1") > port
         told(sock)
-        found = [holder.pid for holder in manager.find_listeners(port)]
-    return {
-        "answer": answer, "bound": bound, "shared": shared, "next": next_one - port, "found": found == [os.getpid()],
-        "nobody": manager.find_listeners(free_port()),
-    }  # fmt: skip
+        assert [holder.pid for holder in manager.find_listeners(port)] == [os.getpid()]
+    assert manager.find_listeners(free_port()) == []
 
 
 def take_over(manager):
-    """A plain server, with a bystander on the next port, and one that is a client of it."""
-    port, other = free_port(), free_port()
+    """A plain server is stopped within a second; one on another port, and one that is its client, live on."""
     before = time.time()
-    holder, _ = start("hold", port)
+    port, server = held()
     after = time.time()
-    bystander, _ = start("hold", other)
+    _, bystander = held()
     began = time.perf_counter()
     for _ in range(4):  # what a machine that is busy with other things needs to start and end programs
         subprocess.run([os.environ["COMSPEC"], "/c", "exit"], check=False)
     beside = time.perf_counter() - began
     with socket.create_connection(("127.0.0.1", port)):
-        seen = manager.find_listeners(port, "127.0.0.1")
-        answer = heard(manager.ensure_port_available, port, "127.0.0.1")
-    found = {
-        "answer": answer, "stopped": holder.wait(10) is not None, "bystander": bystander.poll() is None,
-        "holder": [each._asdict() for each in seen], "pid": holder.pid, "here": os.getpid(),
-        "me": os.getlogin(), "beside": beside, "between": [before, after],
-        "free": manager.ensure_port_available(port, "127.0.0.1"),
-    }  # fmt: skip
+        (holder,) = manager.find_listeners(port, "127.0.0.1")
+        answer, seconds, said = heard(manager.ensure_port_available, port, "127.0.0.1")
+    server.wait(10)
+    assert answer is True and manager.ensure_port_available(port, "127.0.0.1") is True
+    assert seconds < max(1.0, 5 * beside), "0.4 s on an idle machine"
+    assert bystander.poll() is None
+    assert "is already in use" in said and str(server.pid) in said and "is now available" in said
+    assert "SIG" not in said, "Windows has no signals"
+    facts = (server.pid, os.getpid(), os.getlogin(), "python.exe", "python.exe", "")
+    assert holder[:6] == facts and before - 1 < holder.started < after + 1
+    assert [address.host for address in holder.addresses] == ["127.0.0.1"]
     bystander.kill()
-    return found
 
 
 def ipv6(manager):
     """Who listens on the same port of IPv4 is not in the way."""
-    port = free_port()
-    bystander, _ = start("hold", port)
-    holder, _ = start("hold", port, "::1")
-    answer = heard(manager.ensure_port_available, port, "::1")
-    found = {"answer": answer, "stopped": holder.wait(10) is not None, "bystander": bystander.poll() is None}
+    port, bystander = held()
+    server, _ = start("hold", port, "::1")
+    assert manager.ensure_port_available(port, "::1") is True
+    server.wait(10)
+    assert bystander.poll() is None
     bystander.kill()
-    return found
 
 
 def family(manager, ends="no"):
+    """Who inherited the listener goes too."""
     port = free_port()
-    holder, heir = start("hold_with_an_heir", port, ends)
+    owner, heir = start("hold_with_an_heir", port, ends)
     if ends == "yes":
-        holder.wait()
+        owner.wait()
     seen = [each.pid for each in manager.find_listeners(port)]
-    answer = heard(manager.ensure_port_available, port, "127.0.0.1")
-    left = [holder.poll() is None, created(int(heir)) is not None]
-    return {"answer": answer, "seen": seen, "pids": [holder.pid, int(heir)], "left": left}
+    assert seen == [int(heir) if ends == "yes" else owner.pid]
+    assert manager.ensure_port_available(port, "127.0.0.1") is True
+    assert owner.poll() is not None and created(int(heir)) is None
 
 
 def dead_owner(manager):
-    return family(manager, "yes")
-
-
-def unnamed(manager):
-    """A holder of which no source tells the PID."""
-    port = free_port()
-    with listener(port):
-        seen = [each.pid for each in manager.find_listeners(port)]
-        return {"answer": heard(manager.ensure_port_available, port, "127.0.0.1"), "seen": seen}
-
-
-def ancestor(manager):
-    """The tool is started by the very process that holds the port, through one between them."""
-    port = free_port()
-    with listener(port) as sock:
-        told(sock)
-        itself = heard(manager.ensure_port_available, port, "127.0.0.1")
-        tool = os.path.join(FOLDER, "port_manager.py")
-        shell = [os.environ["COMSPEC"], "/c", sys.executable, tool, "free", str(port)]
-        done = subprocess.run(shell, stdin=subprocess.DEVNULL, capture_output=True, timeout=100, check=False)
-    return {"itself": itself, "status": done.returncode, "said": done.stderr.decode()}
-
-
-def production(manager):
-    port = free_port()
-    holder, _ = start("hold", port)
-    os.environ["ENVIRONMENT"] = "production"
-    answer = heard(manager.ensure_port_available, port, "127.0.0.1")
-    status = command("free", port, "--host", "127.0.0.1")
-    lived = holder.poll() is None
-    del os.environ["ENVIRONMENT"]
-    policy = heard(manager.ensure_port_available, port, "127.0.0.1", policy="refuse")
-    lived = lived and holder.poll() is None
-    holder.kill()
-    return {"answer": answer, "status": status, "policy": policy, "lived": lived, "pid": holder.pid}
+    family(manager, "yes")
 
 
 def verbs(manager):
-    port, idle = free_port(), free_port()
-    holder, _ = start("hold", port)
-    at = ("--host", "127.0.0.1")
-    found = {
-        "pid": holder.pid, "port": port, "idle": command("check", idle, *at), "held": command("check", port, *at),
-        "json": command("check", port, *at, "--json"), "dry": command("free", port, *at, "--dry-run"),
-        "list": command("list"), "list json": command("list", "--json"), "pick": command("pick", port, *at),
-        "listening": command("wait", port, *at, "--until", "listening", "--timeout", "5"),
-        "late": command("wait", port, *at, "--timeout", "0.3"), "wrong": command("check", "80000"),
-        "lived": holder.poll() is None,
-    }  # fmt: skip
+    port, server = held()
+    at, pid = ("--host", "127.0.0.1"), str(server.pid)
+    status, listing, _ = command("list")
+    assert status == 0 and any(line.split()[0] == str(port) and pid in line for line in listing.splitlines())
+    assert command("wait", port, *at, "--until", "listening", "--timeout", "5")[0] == 0
+    assert command("wait", port, *at, "--timeout", "0.3")[0] == 1 and server.poll() is None
     waiting = subprocess.Popen([sys.executable, os.path.join(FOLDER, "port_manager.py"), "wait", str(port), *at])
-    found["freed"] = command("free", port, *at, "--json")
-    found["waited"] = waiting.wait(20)
-    found["stopped"] = holder.wait(10) is not None
-    return found
+    status, freed, _ = command("free", port, *at, "--json")
+    (result,) = json.loads(freed)["ports"]
+    assert (status, result["available"], result["stopped"], result["reason"]) == (0, True, [server.pid], None)
+    assert waiting.wait(20) == 0
+    server.wait(10)
 
 
 def backend(manager):
     """run_backend.py: the exit status of the command, the port that it gives to it, and who is in the way."""
-    port = free_port()
-    holder, _ = start("hold", port)
+    port, server = held()
     say = "import os, sys; print(os.environ['PORT'], sys.argv[1:]); sys.exit(7)"
     at = ("--port", port, "--host", "127.0.0.1", "--")
-    found = {
-        "status": command(*at, sys.executable, "-c", say, "a b", 'c"d', tool="run_backend.py"),
-        "stopped": holder.wait(10) is not None, "port": port,
-        "missing": command(*at, "no-such-program", tool="run_backend.py"),
-    }  # fmt: skip
-    return found
+    status, out, said = command(*at, sys.executable, "-c", say, "a b", 'c"d', tool="run_backend.py")
+    assert status == 7 and f"{port} ['a b', 'c\"d']" in out and "is now available" in said
+    server.wait(10)
+    status, _, said = command(*at, "no-such-program", tool="run_backend.py")
+    assert status == 127 and "no-such-program" in said
 
 
 def interrupted(manager):
-    """Ctrl+C reaches run_backend.py and its command alike: the command's own end is waited for, and its status given."""
+    """Ctrl+C reaches run_backend.py and its command: the command's own end is waited for, and its status given."""
     kernel = ctypes.WinDLL("kernel32")
     kernel.FreeConsole()
     kernel.AllocConsole()  # started through pipes alone, we had none that could send it
@@ -305,7 +245,7 @@ def interrupted(manager):
         time.sleep(20)
     except KeyboardInterrupt:
         pass
-    return {"said": child.stdout.read().decode().split(), "status": child.wait(20)}
+    assert (child.stdout.read().decode().split(), child.wait(20)) == (["closed"], 9)
 
 
 def chinese(manager):
@@ -320,32 +260,19 @@ def chinese(manager):
     holder = subprocess.Popen([python, server, "hold", str(port)], stdout=subprocess.PIPE, cwd=folder)
     holder.stdout.readline()
     at, there = (port, "--host", "127.0.0.1"), {"folder": folder, "cwd": folder}
-    found = {
-        "encoding": ENCODING, "pid": holder.pid, "check": command("check", *at, **there),
-        "json": command("check", *at, "--json", **there), "free": command("free", *at, **there),
-        "stopped": holder.wait(10) is not None,
-        "run": command("--port", *at, "--", python, "-c", "print('项目')", tool="run_backend.py", **there),
-    }  # fmt: skip
-    return found
-
-
-def terminal(manager):
-    port = free_port()
-    holder, shell = start("hold_with_a_shell", port)
-    answer = heard(manager.ensure_port_available, port, "127.0.0.1")
-    lived = holder.poll() is None and created(int(shell)) is not None
-    holder.kill()
-    return {"answer": answer, "shell": int(shell), "lived": lived}
-
-
-def restarted(manager):
-    """A program that starts its server again whenever that ends."""
-    port = free_port()
-    boss, _ = start("supervise", port)
-    answer = heard(manager.ensure_port_available, port, "127.0.0.1")
-    boss.kill()
-    again = manager.find_listeners(port)
-    return {"answer": answer, "boss": boss.pid, "again": [holder.name for holder in again]}
+    status, check, _ = command("check", *at, **there)
+    assert status == 1 and str(holder.pid) in check
+    assert ("项目.exe" if ENCODING == "cp936" else r"\u9879\u76ee.exe") in check
+    (result,) = json.loads(command("check", *at, "--json", **there)[1])["ports"]
+    names = [each["name"] for each in result["holders"]]
+    assert (result["available"], result["would_stop"], names) == (False, [holder.pid], ["项目.exe"])
+    status, _, said = command("free", *at, **there)
+    assert status == 0 and "is now available" in said
+    holder.wait(10)
+    words = ("--port", *at, "--", python, "-c", "print('项目')")
+    status, out, _ = command(*words, tool="run_backend.py", **there)
+    if ENCODING == "cp936":
+        assert status == 0 and "项目" in out
 
 
 def hung_tool(manager):
@@ -355,32 +282,8 @@ def hung_tool(manager):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], stdout=sys.stdout, stderr=sys.stderr)
         time.sleep(120)
     """
-    return dict(zip(("answer", "seconds"), heard(manager._run, sys.executable, "-c", say, timeout=2)))
-
-
-def light(manager):
-    """What an import and a check of a free port load."""
-    say = f"""if True:
-        import sys
-        sys.path.insert(0, {FOLDER!r})
-        import port_manager
-        port_manager.ensure_port_available({free_port()}, "127.0.0.1")
-        print(sorted(sys.modules))
-    """
-    done = subprocess.run([sys.executable, "-c", say], capture_output=True, timeout=100, check=False)
-    return {"loaded": done.stdout.decode()}
-
-
-def preview(manager):
-    port = free_port()
-    holder, _ = start("hold", port)
-    idle, held = (manager.preview_port(each, "127.0.0.1") for each in (free_port(), port))
-    lived = holder.poll() is None
-    holder.kill()
-    return {
-        "pid": holder.pid, "idle": [idle.available, idle.plan, idle.would_stop], "lived": lived,
-        "held": [held.available, held.plan, held.would_stop],
-    }  # fmt: skip
+    answer, seconds, _ = heard(manager._run, sys.executable, "-c", say, timeout=2)
+    assert answer is None and seconds < 60, "a child of it has its pipes for 120 s"
 
 
 def main(scenario, folder):
@@ -392,14 +295,17 @@ def main(scenario, folder):
         os.environ.pop(name, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        found = globals()[scenario](port_manager)
-    except Exception:  # noqa: BLE001 (the test shows it; a holder that is left may keep our pipe open)
-        found = {"error": traceback.format_exc()}
-    print("\n" + json.dumps(found), flush=True)
+        print("encoding:", ENCODING)
+        globals()[scenario](port_manager)
+    except Exception as error:  # noqa: BLE001 (the test shows it; a holder that is left may keep our pipe open)
+        told = traceback.TracebackException.from_exception(error, capture_locals=True)
+        print("".join(told.format()) + "\nfailed", flush=True)
+    else:
+        print("passed", flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1].startswith(("hold", "supervise", "desktop")):
+    if sys.argv[1].startswith(("hold", "desktop")):
         globals()[sys.argv[1]](*sys.argv[2:])
     else:
         main(*sys.argv[1:])

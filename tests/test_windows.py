@@ -1,0 +1,428 @@
+"""Windows without a Windows: its functions answer from buffers laid out as in its headers, its tools are played."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import itertools
+import os
+import socket
+import struct
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from port_manager import CannotTell, Endpoint, Holder, ensure_port_available, find_listeners, preview_port
+
+from . import seam
+from .samples import HEADS, netstat_ano
+
+pytestmark = pytest.mark.skipif(struct.calcsize("P") != 8, reason="the layouts are those for 64 bits")
+PORT, PID, ME = 8000, 38144, 9999
+ALICE, SYSTEM = "S-1-5-21-397955417-626881126-188441444-1010", "S-1-5-18"
+BEGUN = 134401184012447350  # in 100 ns since 1601
+FUNCTIONS = {"ntdll": ["NtQuerySystemInformation", "NtQueryInformationProcess"], "iphlpapi": ["GetExtendedTcpTable"],
+             "advapi32": ["OpenProcessToken", "GetTokenInformation"]}  # fmt: skip
+
+
+def text_at(place, text):
+    """A UNICODE_STRING, what it points to, and what comes behind that."""
+    data = text.encode("utf-16-le", "surrogatepass")
+    return struct.pack("<HH4xQ", len(data), len(data) + 2, place + 16) + data + b"x\0"
+
+
+def user_at(place, sid):
+    """TOKEN_USER, and the SID that it points to."""
+    _, revision, authority, *parts = sid.split("-")
+    head = bytes([int(revision), len(parts)]) + int(authority).to_bytes(6, "big")
+    return struct.pack("<QI4x", place + 16, 7) + head + struct.pack(f"<{len(parts)}I", *map(int, parts)) + b"\1\2\3\4"
+
+
+def processes_at(place, processes):
+    """SYSTEM_PROCESS_INFORMATION."""
+    data = b""
+    for left, (pid, (parent, start, program)) in zip(range(len(processes) - 1, -1, -1), processes.items()):
+        text = program.encode("utf-16-le")
+        name = place + len(data) + 256 if text else 0
+        step = 256 + len(text) + -len(text) % 8 if left else 0
+        head = struct.pack("<II24xqqqHH4xQi4xQQ", step, 3, start, 7, 8, len(text), len(text) + 2, name, 8, pid, parent)
+        data += (head + bytes(256 - len(head)) + text).ljust(step, b"\0")
+    return data
+
+
+def listeners(rows, v6):
+    """MIB_TCP6TABLE_OWNER_PID or MIB_TCPTABLE_OWNER_PID, with a row behind those that it counts."""
+    data = []
+    for pid, host, port in [row for row in rows if (":" in row[1]) == v6]:
+        address = socket.inet_pton(socket.AF_INET6 if v6 else socket.AF_INET, host)
+        local, remote = struct.pack(">H2s", port, b"xy"), b"\xff\xff\0\0"
+        six = struct.pack("=16sI4s16sI4sII", address, 12, local, bytes(16), 0, remote, 2, pid or 0)
+        data.append(six if v6 else struct.pack("=I4s4s4s4sI", 2, address, local, bytes(4), remote, pid or 0))
+    return struct.pack("=I", len(data)) + b"".join(data + data[:1])
+
+
+class Windows:
+    """The machine, as a test writes it down, and its functions; of them those of CPython's _winapi."""
+
+    def __init__(self):
+        self.processes = {
+            0: (0, 0, ""), 4: (0, 50, "System"), 700: (600, 60, "explorer.exe"), ME: (700, 70, "python.exe"),
+            PID: (700, BEGUN, "服务器.exe"),
+        }  # fmt: skip
+        self.commands = {PID: "C:\\项目\\python.exe app.py"}
+        self.users = {ME: ALICE, PID: ALICE, 700: ALICE}
+        self.listeners, self.ipv6, self.needed = [(PID, "127.0.0.1", PORT)], True, 1
+        self.netstat, self.taskkill = "", [(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), self.force]
+        self.root = "D:\\Win"
+        self.sizes, self.asked, self.waits = [], [], []  # of buffers; tools; handles and milliseconds
+        self.handles, self.numbers = {}, itertools.count(1 << 60)  # what is open: which process it is
+
+    def held_by(self, pid, *ports):
+        self.listeners = [(pid, "0.0.0.0", port) for port in ports or [PORT]]
+
+    def force(self, heir=None):
+        self.processes.pop(PID)
+        self.listeners = [(heir, *row[1:]) for row in self.listeners if heir]
+        return 0, "SUCCESS", ""
+
+    def run(self, tool, *words, timeout=0):
+        folder, name = os.path.split(tool)
+        if tool in ("docker", "podman"):
+            return None
+        assert folder == os.path.join(self.root, "System32")  # a bare name: first in the current folder
+        assert timeout == (0 if words == ("-ano",) else 10)  # seconds; taskkill gets five times those of other tools
+        self.asked.append(" ".join([name, *words]))
+        told = (0, self.netstat, "") if words == ("-ano",) else self.taskkill.pop(0)
+        told = told() if callable(told) else told
+        return told and seam.answer(*told)
+
+    def library(self, name):
+        return SimpleNamespace(**{function: getattr(self, function) for function in FUNCTIONS[name]})
+
+    def told(self, buffer, size, data):
+        """The status: 122 is what tells that the buffer is too small."""
+        self.sizes.append(size.bit_length() - 1)
+        if size < max(self.needed, len(data)) or not data:
+            return 122
+        buffer[: len(data)] = data
+        return 0
+
+    def opened(self, pid):
+        number = next(self.numbers)
+        self.handles[number] = pid, self.processes.get(pid, (0, 0))[1]
+        return number
+
+    def NtQuerySystemInformation(self, kind, buffer, size, needed):
+        assert kind == 5  # SystemProcessInformation
+        return self.told(buffer, size, processes_at(ctypes.addressof(buffer), self.processes))
+
+    def NtQueryInformationProcess(self, process, kind, buffer, size, needed):
+        assert kind == 60  # ProcessCommandLineInformation
+        command = self.commands.get(self.handles[process.value][0])
+        return self.told(buffer, size, text_at(ctypes.addressof(buffer), command) if command else b"")
+
+    def GetExtendedTcpTable(self, buffer, size, ordered, family, kind, reserved):
+        assert (ordered, kind, reserved) == (0, 3, 0)  # TCP_TABLE_OWNER_PID_LISTENER
+        v6 = {2: False, 23: True}[family.value]
+        return self.told(buffer, size[0], listeners(self.listeners, v6) if self.ipv6 in (v6, True) else b"")
+
+    def OpenProcessToken(self, process, access, place):
+        assert access == 8  # TOKEN_QUERY
+        pid = ME if process.value == 2**64 - 1 else self.handles[process.value][0]
+        told = self.users.get(pid, "") != ""
+        if told:
+            place[:8] = self.opened(pid).to_bytes(8, "little")
+        return told
+
+    def GetTokenInformation(self, token, kind, buffer, size, needed):
+        assert kind == 1  # TokenUser
+        sid = self.users[self.handles[token.value][0]]
+        return self.told(buffer, size, user_at(ctypes.addressof(buffer), sid) if sid else b"") == 0
+
+    def OpenProcess(self, access, inherit, pid):
+        assert (access, inherit) == (0x00101000, False)  # SYNCHRONIZE, PROCESS_QUERY_LIMITED_INFORMATION
+        if pid not in self.users or pid not in self.processes:
+            raise PermissionError(13, "Access is denied", None, 5)
+        return self.opened(pid)
+
+    def CloseHandle(self, handle):
+        del self.handles[handle]
+
+    def WaitForMultipleObjects(self, handles, every, milliseconds):
+        self.waits.append((len(handles), every, milliseconds))
+        if any(self.processes.get(pid, (0, 0))[1] != start for pid, start in map(self.handles.get, handles)):
+            return 0
+        time.sleep(milliseconds / 1000)
+        return 0x102
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    machine = Windows()
+    in_use = OSError(errno.EADDRINUSE, "in use")
+    seam.on_system(monkeypatch, "win32", "")
+    monkeypatch.setenv("SYSTEMROOT", machine.root)
+    monkeypatch.setattr(os, "getlogin", lambda: "alice")
+    monkeypatch.setattr(os, "getpid", lambda: ME)
+    monkeypatch.setattr(ctypes, "WinDLL", machine.library, raising=False)
+    monkeypatch.setitem(sys.modules, "_winapi", machine)
+    seam.stand_in(monkeypatch, "run a tool", machine.run)
+    seam.stand_in(monkeypatch, "bind", lambda *_: in_use if machine.listeners else None)
+    seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3, tool_timeout=2.0)
+    seam.one_look(monkeypatch)
+    yield machine
+    assert machine.handles == {}, "each handle is closed, once"
+
+
+def test_what_is_told_of_a_holder(windows):
+    windows.listeners += [(PID, "::", PORT), (4, "0.0.0.0", 80), (PID, "fe80::1", 8001)]
+    (holder,) = find_listeners(PORT)
+    addresses = Endpoint("127.0.0.1", PORT), Endpoint("::", PORT)
+    started = BEGUN / 1e7 - 11644473600
+    assert holder == Holder(PID, 700, "alice", "服务器.exe", "C:\\项目\\python.exe app.py", "", started, addresses)
+    assert {str(address) for each in find_listeners() for address in each.addresses} >= {"0.0.0.0:80", "[fe80::1]:8001"}
+    # A file's name may be no text; Windows 8 tells no command.
+    for command, told in (("a\ud800.exe b", "a\ufffd.exe b"), ("", "服务器.exe")):
+        windows.commands[PID] = command
+        assert find_listeners(PORT)[0].command == told
+    del windows.users[PID]  # it may not be opened
+    assert find_listeners(PORT)[0][2:6] == ("", "服务器.exe", "服务器.exe", "")
+
+
+def test_the_python_of_a_virtual_environment_is_no_master(windows):
+    """It starts the real one, with the same command line."""
+    windows.processes.update({8: (700, 80, "python.exe"), PID: (8, BEGUN, "python.exe")})
+    windows.users[8], windows.commands = ALICE, dict.fromkeys((8, PID), "python.exe -m uvicorn main:app")
+    assert preview_port(PORT).would_stop == [PID]
+
+
+def test_a_take_over(windows, said):
+    plan = "asked to stop (forced at once if it cannot be asked), forced after 5 s"
+    assert preview_port(PORT).plan == f"stop {PID}: {plan}" and windows.asked == []
+    assert ensure_port_available(PORT) is True
+    assert windows.asked == [f"taskkill.exe /PID {PID}", f"taskkill.exe /PID {PID} /F"]
+    assert f"✅ Successfully killed process {PID}" in said()
+    windows.sizes.clear()
+    assert ensure_port_available(PORT) is True and windows.sizes == []  # none is asked about a free port
+
+
+def test_a_restart_is_told(windows, said, monkeypatch):
+    """A supervisor, which is the holder's parent and began before it, starts the server again."""
+    monkeypatch.delenv("SYSTEMROOT")
+    windows.root = "C:\\Windows"
+
+    def restart():
+        now = int((time.time() + 11644473600) * 10**7)
+        windows.processes[16], windows.users[16] = (8, now, "python.exe"), ALICE
+        return windows.force(16)
+
+    windows.processes.update({8: (700, 80, "nodemon.exe"), PID: (8, BEGUN, "python.exe")})
+    windows.taskkill = [restart]
+    assert ensure_port_available(PORT) is False
+    assert "taken again" in said() and "supervisor 8 (nodemon.exe)" in said()
+
+
+WAY = "to find out: as an administrator, python port_manager.py check 8000"
+CHANGES = {  # whom a change of the machine leaves alone, and why
+    "System": (lambda w: w.held_by(4), "it is the Windows kernel (http.sys); netsh http show servicestate names"),
+    "not told": (lambda w: w.held_by(None), WAY),
+    "itself": (lambda w: w.held_by(ME), "it is this very process"),
+    "an ancestor": (lambda w: w.held_by(700), "it is an ancestor of this process"),
+    "a service": (lambda w: w.processes.update({PID: (700, 80, "svchost.exe")}), "it is a service of Windows"),
+    "another's": (lambda w: w.users.update({PID: SYSTEM}), f"it belongs to user {SYSTEM}; only that user should"),
+    "may not be opened": (lambda w: w.users.pop(PID), "it cannot be told whose it is"),
+    "its token is refused": (lambda w: w.users.update({PID: ""}), "it cannot be told whose it is"),
+    "no user is told": (lambda w: w.users.update({PID: "", ME: ""}), "it cannot be told whose it is"),
+    "its user is not told": (lambda w: w.users.update({PID: None}), "it cannot be told whose it is"),
+    "our own user is not told": (lambda w: w.users.pop(ME), f"it belongs to user {ALICE}"),
+    "another port": (lambda w: w.held_by(PID, PORT, 9229), f"would also close port 9229 (服务器.exe {PID})"),
+    "no processes": (lambda w: w.processes.clear(), "it could not be looked at"),
+    "no table": (lambda w: setattr(w, "ipv6", None), "could tell who holds port 8000: it is treated as held"),
+}
+
+
+@pytest.mark.parametrize("who", CHANGES)
+def test_who_stays(windows, said, who):
+    change, sentence = CHANGES[who]
+    change(windows)
+    assert ensure_port_available(PORT) is False
+    assert sentence in said() and windows.asked in ([], ["NETSTAT.EXE -ano"])
+
+
+def test_the_policy_own_stops_nobody(windows, said):
+    """In which folder a process runs is not told. Nor may a table name the system."""
+    assert ensure_port_available(PORT, policy="own") is False and windows.asked == []
+    assert "it belongs to a folder that is not told, and the policy 'own'" in said()
+    found = [seam.protected("", system="windows", pid=pid) for pid in (0, 4)]
+    assert found == ["PID 0 is the system itself", "PID 4 is the system itself"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "name", "command"),
+    [
+        (True, "cmd.exe", r"C:\Windows\System32\cmd.exe"),
+        (True, "cmd.exe", "cmd /K npm start"),
+        (True, "cmd.exe", ""),
+        (False, "CMD.EXE", r"C:\Windows\System32\CMD.EXE /D /S /C npm start"),
+        (True, "powershell.exe", r'powershell.exe -noexit -command try { . "C:\VS Code\shellIntegration.ps1" } catch'),
+        (False, "pwsh.exe", "pwsh -NoProfile -Command Start-Sleep 9"),
+        (True, "bash.exe", r"C:\Git\bin\bash.exe --login -i"),
+        (False, "bash.exe", "bash -c ./serve"),
+        (True, "WindowsTerminal.exe", "wt"),
+        (False, "conhost.exe", r"\??\C:\Windows\system32\conhost.exe 0x4"),
+        (True, "conhost.exe", r"C:\Windows\system32\conhost.exe --headless --width 80 --height 30 --signal 0x9"),
+        (True, "OpenConsole.exe", "OpenConsole.exe --headless --width 80"),
+        (False, "chrome.exe", "chrome.exe --headless"),
+        (False, "python.exe", "python app.py"),
+    ],
+)
+def test_somebodys_terminal_below_a_holder_lives(windows, said, ends, name, command):
+    windows.processes[8], windows.users[8], windows.commands[8] = (PID, BEGUN + 1, name), ALICE, command
+    assert ensure_port_available(PORT) is not ends
+    assert (f"stopping it would also end a terminal ({name} 8)" in said()) is ends
+
+
+# Who holds the port
+
+
+@pytest.mark.parametrize("language", HEADS)
+def test_netstat_is_judged_by_its_shape(language):
+    """In whatever language a state is told, whose foreign address is all zero listens."""
+    assert seam.parse("netstat -ano", netstat_ano(language)) == [
+        seam.listener(PID, PORT, "127.0.0.1", False), seam.listener(4, 80, "0.0.0.0", False),
+        seam.listener(None, 8100, "0.0.0.0", False), seam.listener(PID, PORT, "::", True),
+        seam.listener(38148, 8001, "fe80::1", True),
+    ]  # fmt: skip
+
+
+def test_what_is_not_netstats_answer_tells_nothing():
+    for text in ("", "netstat: option", netstat_ano().partition("TCP")[0], "  TCP  1.2.3.4:5  [::]:0  L  x"):
+        assert seam.parse("netstat -ano", text) is None
+
+
+@pytest.mark.parametrize(
+    ("tables", "ipv6", "netstat", "found"),
+    [
+        ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], True, "", {"127.0.0.1": 9, "::1": 8}),
+        ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], False, "", {"127.0.0.1": 9}),  # where it is switched off
+        ([(None, "127.0.0.1", 8000), (8, "127.0.0.2", 8001)], True, netstat_ano(), {"127.0.0.1": PID}),
+        ([(8, "127.0.0.1", 8000), (None, "::", 8000)], True, netstat_ano("german"), {"127.0.0.1": 8, "::": PID}),
+        ([(None, "127.0.0.1", 8000), (None, "127.0.0.2", 8000)], True, netstat_ano("french"),
+         {"127.0.0.1": PID, "127.0.0.2": None}),
+        ([(None, "127.0.0.1", 8000)], True, "", {"127.0.0.1": None}),
+        ([(None, "127.0.0.1", 8100)], True, netstat_ano(), {}),
+        ([], True, "", {}),
+    ],
+    ids=["told", "no ipv6", "not told", "one is told", "another is not", "nobody tells", "another port", "nobody"],
+)  # fmt: skip
+def test_cannot_tell_is_not_nobody(windows, tables, ipv6, netstat, found):
+    windows.processes.clear()
+    windows.listeners, windows.ipv6, windows.netstat = tables, ipv6, netstat
+    rows = seam.sockets("windows", PORT)
+    assert rows == [seam.listener(pid, PORT, host, ":" in host) for host, pid in found.items()]
+    assert windows.asked == ["NETSTAT.EXE -ano"] * any(pid is None and port == PORT for pid, _, port in tables)
+    windows.ipv6 = None
+    with pytest.raises(CannotTell):
+        find_listeners(PORT)
+
+
+@pytest.mark.parametrize(
+    ("rows", "pids"),
+    [
+        ([(PID, 0, "python.exe"), (8, PID, "python.exe")], [PID]),
+        ([(8, PID, "python.exe"), (12, PID, "python.exe"), (16, 700, "python.exe")], [8, 12]),
+        ([(8, PID, "python.exe"), (12, PID, "conhost.exe")], [8]),
+        ([(8, PID, "python.exe"), (12, PID, "node.exe")], [None]),
+        ([(500, 4, "explorer.exe")], [None]),
+        ([], [PID]),
+    ],
+    ids=["the owner", "its heirs", "no console", "several programs", "no heir", "cannot be read"],
+)
+def test_the_heirs_of_an_owner_that_has_ended(windows, rows, pids):
+    windows.processes = {pid: (parent, 5, name) for pid, parent, name in rows}
+    assert [each.pid for each in seam.sockets("windows", PORT)] == pids
+
+
+def test_a_parent_counts_if_it_began_before_its_child(windows):
+    """808 began before 800, which is a later process with the PID of its parent."""
+    begun = {4: (0, 0), 700: (600, 50), 800: (700, 60), 804: (800, 60), 808: (800, 55), 812: (800, 0)}
+    windows.processes = {pid: (*each, "a.exe") for pid, each in begun.items()}
+    found = seam.reader("windows")(0)
+    assert {pid: each.parent for pid, each in found.items()} == {4: 0, 700: 0, 800: 700, 804: 800, 808: 0, 812: 800}
+    other = (None, None, 50, 50 / 1e7 - 11644473600, "", "a.exe", "", False, False, False)
+    assert found[700] == (700, 0, *other) and (found[4].start, found[4].started) == (0, None)
+
+
+@pytest.mark.parametrize(("needed", "asked"), [(1 << 16, [16]), (1 << 17, [16, 20]), (1 << 30, [16, 20, 23])])
+def test_a_buffer_grows_until_all_fits(windows, needed, asked):
+    """A part of the processes would be no answer."""
+    windows.needed = needed
+    assert [*seam.reader("windows")(0)] == ([] if needed == 1 << 30 else [*windows.processes])
+    assert windows.sizes == asked
+
+
+# Stopping
+
+
+@pytest.mark.parametrize(
+    ("answers", "firmly", "asked", "error"),
+    [
+        ([(0, "SUCCESS", "")], False, [""], ""),
+        ([(0, "not /F", "")], False, [""], ""),
+        ([(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), (0, "", "")], False, ["", " /F"], ""),
+        ([(1, "ERREUR: (option /F).", ""), (0, "", "")], False, ["", " /F"], ""),
+        ([(128, "Error: Could not find", ""), (0, "", "")], False, ["", " /F"], ""),
+        ([(1, "", "ERROR: Access is\tdenied.\n")], False, [""], "ERROR: Access is?denied."),
+        ([(1, "", "(/F)"), (1, "denied (/F)", "")], False, ["", " /F"], "denied (/F)"),
+        ([None], True, [" /F"], "nothing in 10 s"),
+        ([(0, "", "")], True, [" /F"], ""),
+        ([None], True, [" /F"], "gone"),
+    ],
+    ids=["asked", "a word", "forced at once", "on standard output", "no window under wine", "refused", "refused firmly",
+         "no answer", "forced", "gone"],
+)  # fmt: skip
+def test_taskkill(windows, answers, firmly, asked, error):
+    windows.taskkill = [lambda: windows.force() and None] if error == "gone" else [*answers]
+    if error not in ("", "gone"):
+        with pytest.raises(OSError) as raised:
+            seam.ask_to_stop("windows", PID, firmly, BEGUN)
+        assert raised.value.args == (0, f"taskkill says: {error}")
+    else:
+        seam.ask_to_stop("windows", PID, firmly, BEGUN)
+    assert windows.asked == [f"taskkill.exe /PID {PID}{force}" for force in asked]
+
+
+OTHERS = [({}, 5, None), ({8: (0, 5, "a.exe")}, 5, True), ({PID: (0, 5, "a.exe")}, 5, False),
+          ({PID: (0, 6, "a.exe")}, 5, True), ({PID: (0, 0, "a.exe")}, 5, None),
+          ({PID: (0, 5, "a.exe")}, 0, None)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("processes", "start", "exited"), OTHERS)
+def test_taskkill_meets_only_what_is_still_the_same(windows, processes, start, exited):
+    """Without a handle the start time tells; also after the request, before the forced end that may follow it."""
+
+    def changed():
+        windows.processes = processes
+        return 1, "", "ERROR: ... (with /F option)."
+
+    windows.taskkill = [changed, (0, "", "")]
+    windows.processes[PID] = 0, start or 5, "a.exe"
+    wrong = {None: OSError, True: ProcessLookupError, False: ()}[exited]
+    with pytest.raises(wrong) if wrong else contextlib.nullcontext() as raised:
+        seam.ask_to_stop("windows", PID, False, start)
+    assert not wrong or raised.type is wrong
+    assert len(windows.asked) == bool(start) + (exited is False)
+    windows.processes = processes
+    assert seam.has_exited(PID, "windows", start) is exited
+
+
+@pytest.mark.parametrize(("seconds", "milliseconds"), [(5, 200), (0.1501, 151), (0.0001, 1), (0, 0)])
+def test_more_processes_than_can_be_waited_for(windows, seconds, milliseconds):
+    """Not for long: some are not waited for, and nothing ends a wait."""
+    windows.handles = dict.fromkeys(range(2, 102), (PID, BEGUN))
+    seam.sleep("windows", [*windows.handles], seconds)
+    assert windows.waits == [(63, False, milliseconds)]
+    windows.handles.clear()
