@@ -24,14 +24,15 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 # Where a server listens, by its words, and by the variables before them; "": they name no port.
 ENDPOINTS = {
     "127.0.0.1:8000": [
-        "uvicorn main:app", "/lib/uvicorn/__main__.py main:app", "gunicorn main:app", "hypercorn main:app",
-        "fastapi dev main.py", "manage.py runserver", "manage.py runserver -v 2", "poetry run uvicorn main:app",
-        "uv run -v uvicorn main:app", "uvicorn main:app --env-file f", "sh -c 'cd api\nuvicorn main:app'",
-        "sh -c 'pg_isready -p 5432 && exec uvicorn main:app'", "sh -c 'echo \"\" && uvicorn main:app'",
-        "sh -c 'uvicorn main:app\npg_isready --port 5432'", "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app",
-        "python -X dev -m uvicorn main:app", "uvx uvicorn main:app", "uv run --with uvloop uvicorn main:app",
-        "nohup uvicorn main:app", "env -u X uvicorn main:app", "setsid -w gunicorn main:app",
-        "nice -n 5 stdbuf -oL hypercorn main:app", r"C:/venv/Scripts/uvicorn.exe main:app",
+        "bash -e --rcfile rc -c 'uvicorn main:app'", "runner --fd=3 uvicorn main:app", "uvicorn main:app",
+        "/lib/uvicorn/__main__.py main:app", "gunicorn main:app", "hypercorn main:app", "fastapi dev main.py",
+        "manage.py runserver", "manage.py runserver -v 2", "poetry run uvicorn main:app", "uv run -v uvicorn main:app",
+        "uvicorn main:app --env-file f", "sh -c 'cd api\nuvicorn main:app'", "sh -c 'echo \"\" && uvicorn main:app'",
+        "sh -c 'pg_isready -p 5432 && exec uvicorn main:app'", "sh -c 'uvicorn main:app\npg_isready --port 5432'",
+        "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", "python -X dev -m uvicorn main:app",
+        "uvx uvicorn main:app", "uv run --with uvloop uvicorn main:app", "nohup uvicorn main:app",
+        "env -u X uvicorn main:app", "setsid -w gunicorn main:app", "nice -n 5 stdbuf -oL hypercorn main:app",
+        r"C:/venv/Scripts/uvicorn.exe main:app",
         "PORT=9000 HOST=:: uvicorn main:app",  # uvicorn does not read these
     ],
     "127.0.0.1:9000": [
@@ -50,30 +51,31 @@ ENDPOINTS = {
         "UVICORN_PORT=9001 python3.11 -m uvicorn main:app --port 9000",
     ],
     "0.0.0.0:9000": [
-        "uvicorn main:app --port=9000 --host=0.0.0.0 --reload", "gunicorn main:app -b 0.0.0.0:9000 -p 7777",
-        "hypercorn --bind 0.0.0.0:9000 main:app", "flask --app main run -p 9000 -h 0.0.0.0", "fastapi run --port 9000",
-        "daphne -b 0.0.0.0 -p 9000 main:app", "waitress-serve --port=9000 main:app", "python server.py --port 9000",
+        "PORT=9000 sudo --preserve-env PORT gunicorn main:app", "uvicorn main:app --port=9000 --host=0.0.0.0 --reload",
+        "gunicorn main:app -b 0.0.0.0:9000 -p 7777", "hypercorn --bind 0.0.0.0:9000 main:app", "PORT=9000 fastapi run",
+        "flask --app main run -p 9000 -h 0.0.0.0", "fastapi run --port 9000", "daphne -b 0.0.0.0 -p 9000 main:app",
+        "waitress-serve --port=9000 main:app", "python server.py --port 9000", "PORT=9000 gunicorn main:app",
         "waitress-serve --listen=*:9000 main:app", "python manage.py runserver 0.0.0.0:9000 --noreload",
         "sudo -u alice gunicorn shop.wsgi -b :9000", "dotenv run -- waitress-serve --port 9000 main:app",
-        "PORT=9000 gunicorn main:app", "GRANIAN_HOST=0.0.0.0 GRANIAN_PORT=9000 granian main:app",
-        "PORT=9000 fastapi run", "GUNICORN_CMD_ARGS='--bind :9001' gunicorn main:app -b :9000",
-        "PORT=9000 sh -c 'gunicorn main:app -b :$PORT'", "PORT=9000 gunicorn -c conf.py main:app",
+        "GRANIAN_HOST=0.0.0.0 GRANIAN_PORT=9000 granian main:app", "PORT=9000 sh -c 'gunicorn main:app -b :$PORT'",
+        "GUNICORN_CMD_ARGS='--bind :9001' gunicorn main:app -b :9000", "PORT=9000 gunicorn -c conf.py main:app",
     ],
     "": [
-        "uvicorn main:app --uds /tmp/s", "uvicorn main:app --fd=3", "gunicorn main:app -b unix:/tmp/s", "flask shell",
-        "gunicorn main:app -b :0", "gunicorn main:app -c conf.py", "hypercorn --config hypercorn.toml main:app", "",
-        "daphne -e tcp:port=9000 main:app", "npm run dev", "make -p 4", "docker run -p 8000:80 web", "server --port",
-        "pytest -p no:cacheprovider", "server --port http", "server --port 99999", "gunicorn main:app --check-config",
-        "gunicorn main:app --print-config", "gunicorn main:app -cconf.py", "gunicorn main:app --conf conf.py",
-        "uvicorn --help", "manage.py help runserver", "manage.py test runserver", "manage.py runserver --help",
-        "manage.py runserver -6", "manage.py runserver --ipv6 9000", "flask run --host unix:///tmp/f.sock",
-        "dockerize -wait tcp://db:5432 -p 5432", "pg_isready -p 5432", "redis-benchmark -p 6379", "redis-cli -p 6379",
-        "ssh -p 2222 host", "docker run -p 8000:80 web uvicorn main:app --port 80", "sh -c 'echo \"'",
-        "pip install uvicorn gunicorn", "python main.py migrate", "env A=b python -X dev main.py",
-        "UVICORN_PORT=http uvicorn main:app", "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app",
-        "PORT=9000 flask db upgrade", "PORT=9000 manage.py migrate", "PORT=8000 env PORT=any node e.js",
-        "UVICORN_UDS=/tmp/s uvicorn main:app", "UVICORN_FD=3 uvicorn main:app", "GRANIAN_UDS=/tmp/s granian main:app",
-        "LISTEN_FDS=1 gunicorn main:app", "PORT=9000 python -W ignore manage.py migrate",
+        "gunicorn main:app -b ''", "cp uvicorn a/b:c", "uvicorn main:app --uds /tmp/s", "uvicorn main:app --fd=3", "",
+        "gunicorn main:app -b unix:/tmp/s", "flask shell", "gunicorn main:app -b :0", "gunicorn main:app -c conf.py",
+        "hypercorn --config hypercorn.toml main:app", "daphne -e tcp:port=9000 main:app", "npm run dev", "make -p 4",
+        "docker run -p 8000:80 web", "server --port", "pytest -p no:cacheprovider", "server --port http",
+        "server --port 99999", "gunicorn main:app --check-config", "gunicorn main:app --print-config", "uvicorn --help",
+        "gunicorn main:app -cconf.py", "gunicorn main:app --conf conf.py", "manage.py help runserver",
+        "manage.py test runserver", "manage.py runserver --help", "manage.py runserver -6", "pg_isready -p 5432",
+        "manage.py runserver --ipv6 9000", "flask run --host unix:///tmp/f.sock", "redis-benchmark -p 6379",
+        "dockerize -wait tcp://db:5432 -p 5432", "redis-cli -p 6379", "ssh -p 2222 host", "sh -c 'echo \"'",
+        "docker run -p 8000:80 web uvicorn main:app --port 80", "pip install uvicorn gunicorn",
+        "python main.py migrate", "env A=b python -X dev main.py", "UVICORN_PORT=http uvicorn main:app",
+        "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app", "PORT=9000 flask db upgrade",
+        "PORT=9000 manage.py migrate", "PORT=8000 env PORT=any node e.js", "UVICORN_UDS=/tmp/s uvicorn main:app",
+        "UVICORN_FD=3 uvicorn main:app", "GRANIAN_UDS=/tmp/s granian main:app", "LISTEN_FDS=1 gunicorn main:app",
+        "PORT=9000 python -W ignore manage.py migrate",
         "uvicorn main:app --port 0",  # any port will do
         "flask --app run routes",  # a value is no verb
         "manage.py runserver --retries 80",  # a port, or the value of an option?
@@ -97,6 +99,7 @@ ENDPOINTS = {
     "[::1]:9000": ["./manage.py runserver [::1]:9000", "node server.js --port=9000 --host ::1"],
     "localhost:8000": ["hypercorn -b localhost main:app"],
     "localhost:9000": ["php -S localhost:9000"],
+    "127.0.0.1:1024": ["manage.py runserver --insecure 1024"],
     "127.0.0.1:80": ["manage.py runserver 80"],
     "127.0.0.1:3000": ["npx vite --port=3000 --host 127.0.0.1", "env UVICORN_PORT=3000 uvicorn main:app"],
     "127.0.0.1:5000": ["flask run", "uv run flask run"],
@@ -148,7 +151,7 @@ def app(tmp_path):
     (tmp_path / "main.py").write_text(GUARD.format(""))
     (tmp_path / "named.py").write_text(GUARD.format("int(os.environ['PORT']), '127.0.0.1'"))
     (tmp_path / "manage.py").write_text("import main\n" + GUARD.format(""))
-    for name in ("uvicorn", "hypercorn", "pytest_like"):
+    for name in ("uvicorn", "gunicorn", "hypercorn", "pytest_like"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
         load = "import multiprocessing.process, sys; __import__(sys.argv[1].split(':')[0])\n"
@@ -186,6 +189,7 @@ SPAWNS = (  # what a reloader does
     ("words", "freed"),
     [
         ("main.py --port {port}", True),
+        ("-m gunicorn main:app", True),  # it reads PORT
         ("named.py", True),
         ("-m hypercorn named:app -c conf.py", True),
         ("-m hypercorn main:app -c conf.py", False),  # its port may stand there
@@ -195,7 +199,7 @@ SPAWNS = (  # what a reloader does
         ("-m uvicorn main:app --uds /tmp/socket --port {port}", False),
         ("-m pytest_like main:app --port {port}", False),
         ("-c 'import main' --port {port}", False),
-        ("-c \"import port_manager; port_manager.guard(); print('loaded')\" --port {port}", False),
+        ("-c \"import port_manager; port_manager.guard(); print('loaded')\" main.py --port {port}", False),
         ("-i -c \"import sys; sys.argv = ['']; import main\" --port {port}", False),
         ("-", False),  # by its standard input
         (f'-c "{SPAWNS}" main:app --port {{port}}', False),
