@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+
+from .conftest import PATIENCE
+
+
+def asked(port: int, host: str = "127.0.0.1") -> str:
+    """The page that the server on a port answers with; nothing while there is none."""
+    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=PATIENCE)) as connection:
+        try:
+            connection.request("GET", "/")
+            answer = connection.getresponse()
+            return answer.read().decode() if answer.status == 200 else ""
+        except (OSError, http.client.HTTPException):
+            return ""
+
+
 ASGI = """\
 import asyncio, os
 

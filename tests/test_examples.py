@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import doctest
 import html
-import http.client
 import io
 import json
 import os
@@ -14,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import pytest
 import port_manager
 import run_backend
 
-from .apps import ASGI, DJANGO, FASTAPI, FLASK, NODE, WSGI
+from .apps import ASGI, DJANGO, FASTAPI, FLASK, NODE, WSGI, asked
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the examples show Linux")
@@ -93,9 +91,7 @@ class Project:
             return self._start("sh", "-c", command, cwd=self.folder, env=self.environ, stdout=log)
 
     def answer(self) -> str:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=PATIENCE).read().decode()
-        return ""
+        return asked(self.port)
 
     def takes_over_from_itself(self, command: str) -> None:
         served: list[str] = []

@@ -22,7 +22,7 @@ import port_manager
 import run_backend
 
 from . import apps
-from .apps import DJANGO, FACTORY, FASTAPI, FLASK, SANIC
+from .apps import DJANGO, FACTORY, FASTAPI, FLASK, SANIC, asked
 from .conftest import LINUX, PORT_MANAGER, ROOT_USER, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -66,24 +66,16 @@ def installed(tmp_path_factory):
 def call(installed):
     """Run ``python run_backend.py …`` to its end: § stands for the port, NAME=VALUE is a variable."""
 
-    def run(words, port=0, present=SERVERS, python="-S", program=RUN_BACKEND):  # -S leaves out what this Python has
+    def run(words, port=0, present=SERVERS, python=(), program=RUN_BACKEND):
         words = shlex.split(words.replace("§", str(port)))
         variables = dict(word.split("=", 1) for word in words if re.match("[A-Z_]+=", word))
-        command = [sys.executable, python, program, *(word for word in words if word.partition("=")[0] not in variables)]
+        words = [word for word in words if word.partition("=")[0] not in variables]
+        python = python if present == SERVERS else ["-S"]  # leaves out what this Python has
         environ = {**os.environ, "PYTHONPATH": installed(present), **variables}
+        command = [sys.executable, *python, program, *words]
         return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False, env=environ)
 
     return run
-
-
-def asked(port, host="127.0.0.1"):
-    """What the server on a port answers; nothing while there is none."""
-    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=5)) as connection:
-        try:
-            connection.request("GET", "/")
-            return connection.getresponse().read().decode()
-        except (OSError, http.client.HTTPException):
-            return ""
 
 
 def served_by(process, port):
@@ -484,9 +476,11 @@ def test_the_help_fits_and_tells_what_matters(capsys, option):
         assert word in out
 
 
-@pytest.mark.parametrize("option", ["-I", pytest.param("-P", marks=pytest.mark.skipif("sys.version_info < (3, 11)"))])
-def test_a_path_without_the_scripts_folder(project, call, option):
-    assert call("--version", python=option).stdout == f"run_backend {port_manager.__version__}\n"
+@pytest.mark.parametrize("option", ["-I", "-P"])
+def test_a_path_without_the_scripts_folder(call, option):
+    if option == "-P" and sys.version_info < (3, 11):
+        pytest.skip("-P is of Python 3.11")
+    assert call("--version", python=[option]).stdout == f"run_backend {port_manager.__version__}\n"
 
 
 def test_a_working_directory_that_has_been_removed(tmp_path):
