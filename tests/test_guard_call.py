@@ -16,7 +16,7 @@ import port_manager
 from port_manager import server_endpoints
 
 from . import seam
-from .conftest import LINUX
+from .conftest import LINUX, bound_is_told
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -213,27 +213,12 @@ def test_whether_it_acts(app, port, hold, words, freed):
     assert held.alive() == ([] if freed else [held.pid])
 
 
-# As uvicorn --reload and --workers do: bound in the parent, before the app is imported in a child.
-BINDS_FIRST = """
-import os, socket, sys
-s = socket.socket(); s.setsockopt(1, 2, 1)
-s.bind(("127.0.0.1", int(sys.argv[3])))
-if "--listen" in sys.argv: s.listen()
-statuses = []
-for _ in range(2):
-    if os.fork() == 0:
-        import main
-        os._exit(0)
-    statuses.append(os.wait()[1])
-print("ended", statuses, flush=True)
-"""
-
-
-@pytest.mark.parametrize("more", [[], ["--listen"]])
-def test_in_a_masters_child_the_port_is_the_family_s(app, port, more):
-    (app.folder / "uvicorn" / "__main__.py").write_text(BINDS_FIRST)
-    done = app("-m", "uvicorn", "main:app", "--port", str(port), *more)
-    assert done.stdout.count("loaded main") == 2 and "ended [0, 0]" in done.stdout and done.stderr == "", done
+@pytest.mark.parametrize("listen", [True, pytest.param(False, marks=bound_is_told)])
+def test_in_a_masters_child_the_port_is_the_family_s(app, port, hold, listen):
+    """uvicorn --reload and --workers bind in the parent, before the app is imported in a child."""
+    words = shlex.join([sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)])
+    held = hold(port, listen=listen, runs=f"{words} 2>&1", cwd=app.folder)
+    assert held.said == "loaded main\n" and held.alive() == [held.pid]
 
 
 def test_where_nobody_can_tell_it_says_so(app, port, hold, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
 import re
 import shlex
@@ -88,7 +89,7 @@ def served_by(process, port):
 # § stands for the port, and uvicorn APP and gunicorn APP for all that these two are started with.
 
 START = {"uvicorn": "-m uvicorn {} --host 0.0.0.0 --port §", "gunicorn": "-m gunicorn {} --bind 0.0.0.0:§"}
-MAIN = {"main.py": FASTAPI}
+MAIN, APP = {"main.py": FASTAPI}, {"app.py": FLASK}
 IMPORTED = "from shop import create_app\n"
 MADE = IMPORTED + "app = create_app()\n"
 SHOP = {"shop/__init__.py": FACTORY}
@@ -105,15 +106,13 @@ samples benchmark benchmarks load_tests"""
 SKIPPED_FILES = "setup conftest test_web port_manager run_backend"
 FOLDERS = [
     # by the conventions of fastapi and flask, and by ours
-    ("uvicorn main:app", MAIN),
     ("uvicorn src.main:app", {"src/main.py": FASTAPI, "main.py": FLASK}),
     ("uvicorn src.main:app", {"src/main.py": "from src.db import x\n" + FASTAPI, "src/db.py": ""}),
-    ("gunicorn app:app", {"app.py": FLASK, "other.py": FLASK}),
+    ("gunicorn app:app", {**APP, "other.py": FLASK}),
     ("uvicorn main:app", {**MAIN, "api.py": "x = = 1"}),
-    ("gunicorn wsgi:application", {"wsgi.py": "from app import app as application\n", "app.py": FLASK}),
+    ("gunicorn wsgi:application", {"wsgi.py": "from app import app as application\n", **APP}),
     # a module of any name, and any name in it
     ("uvicorn server:api", {"server.py": CALLED_API}),
-    ("gunicorn hello:app", {"hello.py": FLASK}),
     ("gunicorn api.index:app", {"api/index.py": FLASK, "vercel.json": "{}"}),
     ("uvicorn web:service", {"web.py": "from starlette.applications import Starlette\nservice = Starlette()"}),
     # in a package: an object, or a factory
@@ -131,7 +130,7 @@ FOLDERS = [
     ("gunicorn shop:create_app()", {
       **SHOP, "run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app()\n    app.run()\n"}),
     ("gunicorn run:app", {
-      **SHOP, "run.py": IMPORTED + "if __name__ == '__main__':\n    create_app().run()\nelse:\n    app = create_app()"}),
+      **SHOP, "run.py": IMPORTED + "if __name__ == '__main__':\n    fill()\nelse:\n    app = create_app()\n"}),
     ("gunicorn shop:create_app()", {
       **SHOP, "seed.py": MADE + "with app.app_context():\n    fill()\n",
       "ask.py": IMPORTED + "client = create_app().test_client()\n"}),
@@ -175,44 +174,39 @@ FOLDERS = [
     ("gunicorn server:app", {"server.py": "import connexion\napp = connexion.App('x')\n"}),
     # frameworks with servers of their own
     ("manage.py runserver 0.0.0.0:§", DJANGOS),
-    ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO}),
     ("-m litestar --app app:app run --host 0.0.0.0 --port §", {"app.py": "import litestar as l\napp = l.Litestar()"}),
     ("-m hypercorn app:app --bind 0.0.0.0:§", {"app.py": "from quart import Quart\napp = Quart('x')"}),
-    ("-m sanic app:app --host 0.0.0.0 --port §", {"app.py": SANIC}),
     ("-m sanic app:app --host 0.0.0.0 --port § --fast", {"app.py": SANIC}, "--fast"),
     ("gunicorn app:server", {"app.py": DASH + "server = app.server\n"}),
     ("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}),
-    ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", {"app.py": FLASK}, "--debug"),
+    ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", APP, "--debug"),
     # declared
-    ("gunicorn shop.wsgi:application --workers 2", {
-      **DJANGOS, "Procfile": "worker: x\nweb: gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT\n"}),
-    ("gunicorn main:app -k uvicorn.workers.UvicornWorker", {**MAIN,
-      "Procfile": "web: python manage.py migrate && exec gunicorn -k uvicorn.workers.UvicornWorker main:app"}),
-    ("-m hypercorn main:app --bind 0.0.0.0:§", {**MAIN, "Procfile": "web: hypercorn main:app --bind=0.0.0.0:$PORT"}),
-    ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", {
-      "Procfile": "web: waitress-serve --port=$PORT --threads=2 app:app", "app.py": FLASK}),
-    ("gunicorn shop:app", {"Procfile": "web: flask --app shop run -p $PORT", "shop.py": FLASK, "app.py": FLASK}),
-    ("gunicorn b:app", {"Procfile": "web: flask run", ".flaskenv": "FLASK_APP=b", "b.py": FLASK, "app.py": FLASK}),
-    ("gunicorn shop:app", {"Procfile": "web: gunicorn shop:app", "shop.py": FLASK, "gunicorn.py": ""}),
-    ("gunicorn server:app", {"Procfile": "web: no-such-yarn server", "server.py": FLASK}),
-    ("server.py", {"Procfile": "web: python server.py", "server.py": "import http.server"}),
-    ("uvicorn shop.main:app --app-dir backend", {
-      "Procfile": "web: uvicorn shop.main:app --app-dir backend --port $PORT", "backend/shop/main.py": FASTAPI}),
-    ("cd backend && python gunicorn a:app", {"Procfile": "web: cd backend && gunicorn a:app", "backend/a.py": FLASK}),
-    ("gunicorn shop:app", {"Procfile": "web: python run_backend.py shop:app", "shop.py": FLASK, "app.py": FLASK}),
-    ("gunicorn app:app", {"Procfile": "web: python run_backend.py", "app.py": FLASK}),
-    ("gunicorn app:app -w 2", {"Procfile": "web: python run_backend.py -- gunicorn app:app -w 2", "app.py": FLASK}),
-    ("manage.py runserver 0.0.0.0:§", {"Procfile": "web: no-such-server shop.ini", "manage.py": DJANGO}),
-    ("gunicorn shop:app", {".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK, "app.py": FLASK}),
+    *((command, {**files, "Procfile": f"worker: x\nweb: {web}\n"}) for command, web, files in [
+      ("gunicorn shop.wsgi:application --workers 2", "gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT", DJANGOS),
+      ("gunicorn main:app -k uvicorn.workers.UvicornWorker",
+        "python manage.py migrate && exec gunicorn -k uvicorn.workers.UvicornWorker main:app", MAIN),
+      ("-m hypercorn main:app --bind 0.0.0.0:§", "hypercorn main:app --bind=0.0.0.0:$PORT", MAIN),
+      ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", "waitress-serve --port=$PORT --threads=2 app:app", APP),
+      ("gunicorn shop:app", "flask --app shop run -p $PORT", {**APP, "shop.py": FLASK}),
+      ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK}),
+      ("gunicorn app:app", "gunicorn app:app", {**APP, "gunicorn.py": ""}),
+      ("gunicorn app:app", "no-such-yarn app", APP),
+      ("server.py", "python server.py", {"server.py": "import http.server"}),
+      ("uvicorn a.b:app --app-dir backend", "uvicorn a.b:app --app-dir backend --port $PORT", {"backend/a/b.py": ""}),
+      ("cd backend && python gunicorn a:app", "cd backend && gunicorn a:app", {"backend/a.py": FLASK}),
+      ("gunicorn a:app --chdir backend", "gunicorn a:app --chdir backend", {"backend/a.py": FLASK}),
+      ("gunicorn shop:app", "python run_backend.py shop:app", {**APP, "shop.py": FLASK}),
+      ("gunicorn app:app", "python run_backend.py", APP),
+      ("gunicorn app:app -w 2", "python run_backend.py -- gunicorn app:app -w 2", APP),
+      ("manage.py runserver 0.0.0.0:§", "no-such-server shop.ini", DJANGOS),
+      ("gunicorn app:app", ";", APP)]),
+    ("gunicorn shop:app", {**APP, ".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK}),
     ('gunicorn shop:make("dev")', {
       ".env": "export FLASK_APP='shop.py:make(\"dev\")'", "shop.py": FLASK + "def make(name):\n    return app\n"}),
-    ("-m flask --app shop:app run --host 0.0.0.0 --port § --debug", {
-      ".flaskenv": "FLASK_APP=shop\nFLASK_DEBUG=1", "shop.py": FLASK}),
+    ("-m flask --app a:app run --host 0.0.0.0 --port § --debug", {".env": "FLASK_APP=a\nFLASK_DEBUG=1", "a.py": FLASK}),
     ("uvicorn shop.web:api", {**MAIN, "shop/web.py": CALLED_API,
       "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n"}),
     ("uvicorn b:app", {**MAIN, "b.py": FASTAPI, "pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'b:app'"}),
-    ("gunicorn web:app", {"Procfile": "web: ;", "web.py": FLASK}),
-    ("gunicorn a:app --chdir backend", {"Procfile": "web: gunicorn a:app --chdir backend", "backend/a.py": FLASK}),
     # named on the command line
     ("gunicorn shop.web:app", {"shop/web.py": FLASK}, "shop/web.py"),
     ("gunicorn shop.wsgi:application", {"shop/wsgi.py": WSGI}, "shop.wsgi"),
@@ -224,18 +218,17 @@ FOLDERS = [
     ("manage.py runserver 0.0.0.0:§ --noreload", {"manage.py": DJANGO}, "manage.py --noreload"),
     ("uvicorn json.tool:app", {}, "json.tool:app"),  # of an installed package
     ("gunicorn web:app", {**MAIN, "web.py": FLASK}, "APP=web:app"),
-    ("--page --host 0.0.0.0 --port §", {}),
     ("--page --host 0.0.0.0 --port §", {"README.md": "", "tests/test_x.py": ""}),
     # the first that is installed
     ("uvicorn main:app", MAIN, "", "uvicorn hypercorn granian daphne"),
     ("-m hypercorn main:app --bind 0.0.0.0:§", MAIN, "", "hypercorn granian daphne"),
     ("-m granian --interface asgi main:app --host 0.0.0.0 --port §", MAIN, "", "granian daphne"),
     ("-m daphne -b 0.0.0.0 -p § main:app", MAIN, "", "daphne"),
-    ("-m waitress --listen 0.0.0.0:§ app:app", {"app.py": FLASK}, "", "waitress"),
+    ("-m waitress --listen 0.0.0.0:§ app:app", APP, "", "waitress"),
     ("-m waitress --listen 0.0.0.0:§ --call app:create_app", {"app.py": FACTORY}, "", "waitress"),
-    ("-m waitress --listen 0.0.0.0:§ app:app", {"Procfile": "web: gunicorn app:app --preload", "app.py": FLASK}, "",
+    ("-m waitress --listen 0.0.0.0:§ app:app", {"Procfile": "web: gunicorn app:app --preload", **APP}, "",
       "waitress"),
-    ("--wsgiref app:app --host 0.0.0.0 --port §", {"app.py": FLASK}, "", ""),
+    ("--wsgiref app:app --host 0.0.0.0 --port §", APP, "", ""),
 ]  # fmt: skip
 
 
@@ -258,6 +251,7 @@ def test_the_command_for_a_folder(project, port, call, row):
 AIOHTTP = {"app.py": "from aiohttp import web\napp = web.Application()\n"}
 NONE = "No app was found at the top, in src or one folder down"
 HELD = "process PID ("
+NO_APP = "name it as in src.main:app, a port by --port, or put a command after --"
 STOPS_NOBODY = [
     # there is nothing to start
     (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
@@ -278,7 +272,7 @@ STOPS_NOBODY = [
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
     (1, "cd backend && python ../run_backend.py shop.web:app  #", {"backend/shop/web.py": FASTAPI, "run.py": "call()"}),
     (1, "try:\n  python run_backend.py services.web.api.main:app  #", {"services/web/api/main.py": FASTAPI}),
-    (1, "name one:\n  python run_backend.py shop/manage.py  # Django's shop/manage.py\n  python run_backend.py web.a:app", {
+    (1, "one:\n  python run_backend.py shop/manage.py  # Django's shop/manage.py\n  python run_backend.py web.a:app", {
       "web/a.py": FASTAPI, "shop/manage.py": DJANGO}),
     (1, "name one:\n  cd backend && python ../run_backend.py manage.py  #", {
       "backend/manage.py": DJANGO, "backend/shop/wsgi.py": GET_WSGI}),
@@ -315,7 +309,16 @@ STOPS_NOBODY = [
     (1, "There is no nosuch.py in this folder", MAIN, "nosuch.py"),
     (1, "There is no ../main.py in this folder", MAIN, "../main.py"),
     (2, "uvicorn has no option --no-such-option", MAIN, "--no-such-option"),
-    (2, "'My Shop' is not an app", MAIN, "APP='My Shop'"),
+    # a wrong call
+    *((2, f"run_backend: a port is a number from 1 to 65535, not {wrong!r}\n", {}, f"{option}'{wrong}'")
+      for option, wrong in [("-p ", "0"), ("PORT=", "http"), *itertools.product(
+      ["--port="], ["0", "-1", "65536", "http", "80.5", "²", " 80", "8" * 5000])]),
+    *((2, f"run_backend: {option} needs a value\n", {}, words) for option, words in [
+      ("--port", "--port"), ("--port", "--port ''"), ("--host", "--host -- true")]),
+    *((2, f"run_backend: {word!r} is not an app; {NO_APP}\n", {"manage.py": DJANGO}, words) for word, words in [
+      ("9000", "9000"), ("npm", "npm run dev"), ("runserver", "manage.py runserver 90"), ("My Shop", "APP='My Shop'")]),
+    *((2, "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run\n", {}, words)
+      for words in ("--", "src.main:app -- true")),
     # it cannot be started
     (127, "no-such-program is not installed, or not on PATH", {}, "-- no-such-program x"),
     (126, "./tool.py is not executable", {"tool.py": ""}, "-- ./tool.py"),
@@ -325,7 +328,7 @@ STOPS_NOBODY = [
     (1, "PRODUCTION", {}, "ENVIRONMENT=production -- true"),
     (1, "a small page is served, for which nobody else is stopped\n⚠️  Port § is already in use", {}),
     (1, f"main:app needs uvicorn, which is not installed: {sys.executable} -m pip install uvicorn\n", MAIN, "", ""),
-    (1, "app:app needs gunicorn, which is not installed: ", {"app.py": FLASK}, "--workers 2", ""),
+    (1, "app:app needs gunicorn, which is not installed: ", APP, "--workers 2", ""),
     (1, "manage.py needs django, which is not installed: ", {"manage.py": DJANGO}, "", ""),
     # it is only shown, or started elsewhere
     (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", MAIN, "--dry-run"),
@@ -343,7 +346,7 @@ def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, 
     status, said, files, words, present = (*row, *("", SERVERS)[len(row) - 3 :])
     project(files)
     held = hold(("127.0.0.1", port))
-    done = call(f"--port § {words}", port, present)
+    done = call(words if words.startswith("PORT=") else f"--port § {words}", port, present)
     said = said.replace("§", str(port)).replace("PID", str(held.pid))
     assert done.returncode == status and said in done.stdout + done.stderr and "Traceback" not in done.stderr, done
     assert "Starting" not in done.stdout and held.alive() == [held.pid]
@@ -385,16 +388,16 @@ def test_the_interpreter_beside_the_app(project, call, installed):
     assert shlex.split(done.stdout.splitlines()[-1])[0] == str(folder / ".venv/bin/python")
 
 
-OF_5006 = {"Procfile": "web: gunicorn app:app -b :5006", "app.py": FLASK}
+OF_5006 = {"Procfile": "web: gunicorn app:app -b :5006", **APP}
 
 
 @pytest.mark.parametrize(
     ("port", "files", "words"),
     [
-        ("8000", {"app.py": FLASK}, ""),
+        ("8000", APP, ""),
         ("5006", OF_5006, ""),
-        ("5007", {"Procfile": "web: gunicorn app:app -b :${PORT:-5007}", "app.py": FLASK}, ""),
-        ("5008", {".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008", "app.py": FLASK}, ""),
+        ("5007", {"Procfile": "web: gunicorn app:app -b :${PORT:-5007}", **APP}, ""),
+        ("5008", {".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008", **APP}, ""),
         ("8081", {"run.py": "import uvicorn\nuvicorn.run('web:app', port=8081)", "web/__init__.py": FASTAPI}, ""),
         ("9000", OF_5006, "PORT=9000"),
         ("9001", OF_5006, "PORT=9000 --port=9001"),
@@ -435,36 +438,6 @@ def test_the_port_that_is_freed_for_a_command(project, port, call, words, named)
 
 
 # The call
-
-
-NO_APP = "is not an app; name it as in src.main:app, a port by --port, or put a command after --"
-NO_COMMAND = "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        *((["--port", wrong], f"a port is a number from 1 to 65535, not {wrong!r}")
-          for wrong in ("0", "-1", "65536", "http", "80.5", "²", " 80", "8" * 5000)),
-        (["PORT=http"], "a port is a number from 1 to 65535, not 'http'"),
-        (["-p", "0"], "a port is a number from 1 to 65535, not '0'"),
-        (["--port"], "--port needs a value"),
-        (["--port", ""], "--port needs a value"),
-        (["--host", "--", "true"], "--host needs a value"),
-        (["9000"], f"'9000' {NO_APP}"),
-        (["npm", "run", "dev"], f"'npm' {NO_APP}"),
-        (["manage.py", "runserver", "9000"], f"'runserver' {NO_APP}"),
-        (["--"], NO_COMMAND),
-        (["src.main:app", "--", "true"], NO_COMMAND),
-    ],
-    ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
-)  # fmt: skip
-def test_a_wrong_call(project, monkeypatch, capsys, words, said):
-    project({"manage.py": DJANGO} if "manage.py" in words else {})
-    if words == ["PORT=http"]:
-        monkeypatch.setenv(*words.pop().split("="))
-    assert run_backend.main(words) == 2
-    assert capsys.readouterr() == ("", f"run_backend: {said}\n")
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
