@@ -180,6 +180,7 @@ def test_a_servers_command_line_frees_its_port(app, port, hold):
     assert held.alive() == [] and other.alive() == [other.pid]
 
 
+FORKS = "import os, sys; sys.argv[0] = 'uvicorn'; os.fork() and os.wait() or __import__('main')"  # as gunicorn does
 SPAWNS = (  # what a reloader does
     "import multiprocessing as m, sys; sys.argv[0] = 'uvicorn';"
     "m.get_context('spawn').Process(target=__import__, args=['main']).start()"
@@ -204,12 +205,27 @@ SPAWNS = (  # what a reloader does
         ("-i -c \"import sys; sys.argv = ['']; import main\" --port {port}", False),
         ("-", False),  # by its standard input
         (f'-c "{SPAWNS}" main:app --port {{port}}', False),
+        (f'-c "{FORKS}" main:app --port {{port}}', False),
     ],
 )
 def test_whether_it_acts(app, port, hold, words, freed):
     held = hold(port, cwd=app.folder)
     done = app(*shlex.split(words.replace("{port}", str(port))), PORT=str(port))
     assert done.returncode == 0 and "loaded" in done.stdout and ("available" in done.stderr) == freed, done
+    assert held.alive() == ([] if freed else [held.pid])
+
+
+@pytest.mark.parametrize(("name", "freed"), [("tini", True), ("uvicorn", False), ("python", False)])
+def test_the_parent_is_the_same_server_or_waits_for_it(app, port, hold, name, freed):
+    """A master starts its workers again, and each may bind for itself; in a container an init waits for the server."""
+    worker = "import subprocess as s, sys; s.run([sys.executable, '-m', 'uvicorn', *sys.argv[1:], '--worker'])"
+    load = f"import sys\nif '--worker' in sys.argv: import main\nelse: {worker}\n"
+    (app.folder / "uvicorn" / "__main__.py").write_text(load)
+    (app.folder / "bin").mkdir()
+    (app.folder / "bin" / name).symlink_to(sys.executable)
+    held = hold(port, cwd=app.folder)
+    words = [app.folder / "bin" / name, "-m", "uvicorn", "main:app", "--port", str(port)]
+    assert subprocess.run(words, cwd=app.folder, stdout=subprocess.PIPE, check=False).stdout == b"loaded main\n"
     assert held.alive() == ([] if freed else [held.pid])
 
 
