@@ -237,14 +237,19 @@ def test_in_a_masters_child_the_port_is_the_family_s(app, port, hold, listen):
     assert held.said == "loaded main\n" and held.alive() == [held.pid]
 
 
-def test_where_nobody_can_tell_it_says_so(app, port, hold, monkeypatch):
-    """guard() itself must not fail where the look does."""
+def test_where_nobody_can_tell_it_is_no_family_s(app, port, hold, monkeypatch):
+    """guard() itself must not fail where the look does; nor is the port a reloader's."""
     hold(port, cwd=app.folder)
     seam.only(monkeypatch, lambda port: None)
     assert seam.is_in_the_family("uvicorn", "127.0.0.1", port) is False
+    monkeypatch.setenv("RUN_MAIN", "true")
+    assert port_manager.ensure_port_available(port) is False
 
 
-def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, monkeypatch):
+def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, hold, monkeypatch):
+    asked: list[str] = []
     seam.on_system(monkeypatch, "darwin", "alice")
-    seam.stand_in(monkeypatch, "run a tool", lambda *_: pytest.fail("a tool was started"))
-    assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False
+    seam.stand_in(monkeypatch, "run a tool", lambda tool, *_, **__: asked.append(tool))
+    assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False and asked == []
+    hold(("127.0.0.2", port))
+    assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False and "lsof" in asked
