@@ -101,7 +101,7 @@ if (cluster.isPrimary || cluster.isMaster) for (let i = 0; i < 3; i++) cluster.f
 else {NODE}
 """
 NGINX = """\
-daemon off; pid nginx.pid; worker_processes 2; %s
+daemon off; pid nginx.pid; worker_processes 2;
 events {}
 http {
     access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;

@@ -26,7 +26,7 @@ import pytest
 from port_manager import ensure_port_available, find_listeners
 
 from .apps import ASGI, CLUSTER, DASH, DJANGO, FASTAPI, FLASK, LITESTAR, NGINX, NODE, QUART, SANIC, WSGI, asked
-from .conftest import LINUX, NOBODY, PATIENCE, ROOT, ROOT_USER, RUN_BACKEND, birth, can_bind, eventually
+from .conftest import LINUX, PATIENCE, ROOT, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -51,15 +51,12 @@ class Server(NamedTuple):
         return self._replace(files=files)
 
 
-def nginx(user: str) -> Server:
-    return Server("nginx", "{nginx} -p {folder} -e stderr -c {folder}/nginx.conf", {"nginx.conf": NGINX % user}, 3)
-
-
 APP = {"app.py": ASGI}
 UVICORN = Server("uvicorn", "python -m uvicorn app:app --port {port}", APP)
 GUNICORN = Server("gunicorn", "python -m gunicorn app:app -b 127.0.0.1:{port} -w 4", {"app.py": WSGI}, 5)
 HYPERCORN = Server("hypercorn", "python -m hypercorn app:app -b 127.0.0.1:{port}", APP, 3)
 GRANIAN = Server("granian", "python -m granian --interface asgi app:app --port {port} --workers 2", APP, 3)
+NGINX_COMMAND = "{nginx} -p {folder} -e stderr -c {folder}/nginx.conf"
 REDIS = "redis-server --port {port} --bind 127.0.0.1 --save '' --dir {folder}"
 SERVERS = {
     "uvicorn": UVICORN,
@@ -78,43 +75,32 @@ SERVERS = {
     "node": Server("node", "node server.js {port}", {"server.js": NODE}),
     "node-cluster": Server("node", "node cluster.js {port}", {"cluster.js": CLUSTER}, 4),
     "redis": Server("redis-server", REDIS, {}, 1, lambda port: "" if can_bind(port) else "PONG"),
-    "nginx": nginx("user root;" if ROOT_USER else ""),
+    "nginx": Server("nginx", NGINX_COMMAND, {"nginx.conf": NGINX}, 3),  # root's has workers of another user
 }
-if ROOT_USER:
-    import grp
-    import pwd
-
-    with contextlib.suppress(KeyError):  # no such user here
-        account = pwd.getpwuid(NOBODY)
-        SERVERS["nginx-of-another-user"] = nginx(f"user {account.pw_name} {grp.getgrgid(account.pw_gid).gr_name};")
 
 
 def program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
-class Run:
+class Run(NamedTuple):
     """A server that was started in a session of its own, and everybody in that session."""
 
-    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
-        self.process, self.pid, self.log = process, process.pid, log
-        self.births: dict[int, str | None] = {}
-        self.has_served = False
+    process: subprocess.Popen[str]
+    log: Path
 
-    def family(self) -> list[int]:
-        """Who lives in the session now; whoever was seen there once is remembered by its birth."""
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def alive(self) -> list[int]:
         found = []
         for entry in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
                 fields = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()
                 if int(fields[3]) == self.pid and fields[0] not in "ZX":
                     found.append(int(entry))
-                    self.births[int(entry)] = fields[19]
-        return sorted(found)
-
-    def alive(self) -> list[int]:
-        now = self.family()
-        return sorted({*now, *(pid for pid, born in self.births.items() if birth(pid) == born)})
+        return found
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -125,15 +111,12 @@ class Run:
 
     def serves(self, port: int, server: Server) -> bool:
         """Whether the whole family is there, and the answer comes from it."""
-        answer, family = server.ask(port), self.family()
+        answer, family = server.ask(port), self.alive()
         pid = answer.partition("Process ")[2].partition(" ")[0]
-        serves = bool(answer) and len(family) >= server.processes and (not pid.isdigit() or int(pid) in family)
-        self.has_served = self.has_served or serves
-        return serves
+        return bool(answer) and len(family) >= server.processes and (not pid.isdigit() or int(pid) in family)
 
-    def status(self) -> int:
+    def status(self) -> int | None:
         eventually(lambda: self.process.poll() is not None)
-        assert self.process.poll() is not None, self
         return self.process.returncode
 
 
@@ -167,16 +150,15 @@ def serve(start, tmp_path):
             if not path.exists():  # a reloader would take a second writing for a change
                 path.write_text(filled(text))
         words = [sys.executable if word == "python" else filled(word) for word in shlex.split(server.command)]
-        home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}  # gunicorn keeps a control socket in one of these
+        home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}  # gunicorn keeps a socket there
         python = {"USERBASE": site.getuserbase(), "PATH": str(ROOT), "IOENCODING": "utf-8", "UNBUFFERED": "1"}
         environ = {**os.environ, **home, **{f"PYTHON{name}": value for name, value in python.items()}}
         log = tmp_path / f"log-{next(count)}"
         with open(log, "w") as output:
-            process = start(*words, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=output, env=environ)
-        begun = Run(process, log)
+            begun = Run(start(*words, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=output, env=environ), log)
         if wait:
-            eventually(lambda: process.poll() is not None or begun.serves(port, server))
-            assert begun.has_served and process.poll() is None, begun
+            assert eventually(lambda: begun.process.poll() is not None or begun.serves(port, server)), begun
+            assert begun.process.poll() is None, begun
         return begun
 
     return run
@@ -191,13 +173,13 @@ def test_the_whole_family_goes_and_nobody_else(name, serve, port, ports, hold, s
     old = serve(server, port)
     neighbour = hold(("127.0.0.1", ports()))
     client = hold(("127.0.0.1", ports()), connect=("127.0.0.1", port))
-    assert listener_pids(port) <= set(old.family())
+    assert listener_pids(port) <= set(old.alive())
     assert ensure_port_available(port, grace=GRACE, policy="kill") is True, (said(), old)
     assert can_bind(port) and can_bind(port, "0.0.0.0"), (said(), old)
     assert is_gone(old) and stays_free(port, old), (said(), old)
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
     new = serve(server, port)
-    assert listener_pids(port) <= set(new.family()) and new.alive(), new
+    assert listener_pids(port) <= set(new.alive()) and new.alive(), new
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
 
 
@@ -215,21 +197,10 @@ def test_an_endless_answer_does_not_keep_the_server(serve, port, said):
     assert is_gone(old) and old.status() == -signal.SIGKILL and stays_free(port, old)
 
 
-# An app that begins with guard(), or calls port_manager itself
+# An app that begins with guard()
 
 PLAIN_UVICORN = "python -m uvicorn src.main:app --host 0.0.0.0 --port {port}"
 MAIN = {"src/main.py": ASGI}
-
-
-def script(run: str) -> Server:
-    calls = f"""
-if __name__ == "__main__":
-    import sys, uvicorn
-    from port_manager import bind_port, ensure_port_available
-    port, host = int(sys.argv[1]), "0.0.0.0"
-    {run}
-"""
-    return Server("uvicorn", "python src/main.py {port}", {"src/main.py": ASGI + calls})
 
 
 TAKES_OVER = {
@@ -237,10 +208,6 @@ TAKES_OVER = {
     "gunicorn-preload": GUNICORN.with_words("--preload", 5).guarded(),
     "flask": Server("flask", "python -m flask --app app run -p {port}", {"app.py": FLASK}).guarded(),
     **{name: SERVERS[name].guarded() for name in ("flask-debug", "django", "waitress")},
-    "ensure_port_available": script(
-        "ensure_port_available(port=port, host=host) or sys.exit(1); uvicorn.run(app, host=host, port=port)"
-    ),
-    "bind_port": script("uvicorn.Server(uvicorn.Config(app)).run(sockets=[bind_port(port, host)])"),
 }
 
 
@@ -249,7 +216,7 @@ def test_an_app_takes_over_where_it_is_loaded_before_the_bind(name, serve, port)
     first, second = (serve(TAKES_OVER[name], port) for _ in range(2))
     assert is_gone(first), (first, second)
     assert f"✅ Port {port} is now available" in second.text()
-    assert listener_pids(port) <= set(second.family()) and second.process.poll() is None
+    assert listener_pids(port) <= set(second.alive()) and second.process.poll() is None
 
 
 BINDS_FIRST = {
@@ -263,10 +230,10 @@ def test_guard_does_nothing_where_the_server_binds_first(name, serve, port):
     """The port is an ancestor's, or its own, when the app is loaded; a second server fails before that."""
     server = BINDS_FIRST[name].guarded()
     first = serve(server, port)
-    family = first.family()
+    family = first.alive()
     second = serve(server, port, wait=False)
     assert second.status() != 0 and "ddress already in use" in second.text(), second
-    assert set(family) <= set(first.family()) and eventually(lambda: first.serves(port, server)), first
+    assert set(family) <= set(first.alive()) and eventually(lambda: first.serves(port, server)), first
     assert f"ort {port} is" not in first.text() + second.text(), (first, second)
 
 
@@ -293,11 +260,11 @@ def test_guard_stops_nobody_where_servers_share_the_port(name, serve, port, said
     server = server._replace(files={"app.py": IN_TURN % server.files["app.py"]})
     first = serve(server, port)
     assert eventually(lambda: first.text().count("has loaded it") == SHARES_THE_PORT[name]), first
-    family = first.family()
+    family = first.alive()
     second = serve(server, port)
     assert eventually(lambda: second.text().count("has loaded it") == SHARES_THE_PORT[name]), (first, second)
-    assert len(family) >= server.processes and set(family) <= set(first.family()), (first, second)
-    assert len(second.family()) >= server.processes, (first, second)
+    assert len(family) >= server.processes and set(family) <= set(first.alive()), (first, second)
+    assert len(second.alive()) >= server.processes, (first, second)
     assert f"ort {port} is" not in first.text() + second.text(), (first, second)
     assert ensure_port_available(port, grace=GRACE) is True, (said(), first, second)
     assert is_gone(first) and is_gone(second) and can_bind(port), (said(), first, second)
@@ -340,8 +307,8 @@ def test_run_backend_takes_over_from_its_previous_run(name, serve, port):
     """It becomes the server: no process of its own stays."""
     first, second = (serve(BACKENDS[name], port) for _ in range(2))
     assert is_gone(first), (first, second)
-    assert "✅ Starting server on 0.0.0.0:" in second.text() and listener_pids(port) <= set(second.family())
-    assert not [pid for pid in second.family() if RUN_BACKEND in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert "✅ Starting server on 0.0.0.0:" in second.text() and listener_pids(port) <= set(second.alive())
+    assert not [pid for pid in second.alive() if RUN_BACKEND in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 PLAIN = {
