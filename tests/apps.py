@@ -42,24 +42,11 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"Process %d " % os.getpid()]
 """
-FASTAPI = """\
-from fastapi import FastAPI
-app = FastAPI()
-
-@app.get("/")
-def page():
-    import os
-    return f"Process {os.getpid()} "
-"""
-FLASK = """\
-from flask import Flask
-app = Flask(__name__)
-
-@app.route("/")
-def page():
-    import os
-    return f"Process {os.getpid()} "
-"""
+PAGE = 'def page():\n    import os\n    return f"Process {os.getpid()} "\n'
+FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n\n@app.get('/')\n" + PAGE
+FLASK = "from flask import Flask\napp = Flask(__name__)\n\n@app.route('/')\n" + PAGE
+QUART = "from quart import Quart\napp = Quart(__name__)\n\n@app.route('/')\nasync " + PAGE
+LITESTAR = f"from litestar import Litestar, get\n\n@get('/')\nasync {PAGE}app = Litestar([page])\n".replace("):", ") -> str:")
 FACTORY = "from flask import Flask\ndef create_app(config=None):\n    app = Flask(__name__)\n    return app\n"
 DJANGO = """\
 import os, sys
@@ -73,15 +60,6 @@ urlpatterns = [path("", lambda request: HttpResponse(f"Process {os.getpid()} "))
 if __name__ == "__main__":
     execute_from_command_line(sys.argv)
 """
-LITESTAR = """\
-import os
-from litestar import Litestar, get
-
-@get("/")
-async def page() -> str: return f"Process {os.getpid()} "
-app = Litestar([page])
-"""
-QUART = FLASK.replace("flask", "quart").replace("Flask", "Quart").replace("def ", "async def ")
 SANIC = """\
 import os
 from sanic import Sanic, text

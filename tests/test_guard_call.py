@@ -159,10 +159,8 @@ def app(tmp_path):
         (tmp_path / name / "__main__.py").write_text(load)
 
     def run(*words, **environ):
-        return subprocess.run(
-            [sys.executable, *words],
-            cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, text=True, check=False, input="import main\n",
-        )  # fmt: skip
+        options = {"input": "import main\n", "env": {**os.environ, **environ}, "capture_output": True, "text": True}
+        return subprocess.run([sys.executable, *words], cwd=tmp_path, check=False, **options)
 
     run.folder = tmp_path
     return run
