@@ -20,7 +20,7 @@ def asked(port: int, host: str = "127.0.0.1") -> str:
 
 
 ASGI = """\
-import asyncio, os
+import os
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -30,9 +30,6 @@ async def app(scope, receive, send):
             if event == "lifespan.shutdown":
                 return
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    while scope["path"] == "/endless":
-        await send({"type": "http.response.body", "body": b"more ", "more_body": True})
-        await asyncio.sleep(0.05)
     await send({"type": "http.response.body", "body": b"Process %d " % os.getpid()})
 """
 WSGI = """\

@@ -9,14 +9,12 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import site
 import socket
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -183,20 +181,6 @@ def test_the_whole_family_goes_and_nobody_else(name, serve, port, ports, hold, s
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
 
 
-def test_an_endless_answer_does_not_keep_the_server(serve, port, said):
-    """uvicorn waits for its last answer, without end where nobody told it otherwise."""
-    old = serve(UVICORN, port)
-    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as reader:
-        reader.sendall(b"GET /endless HTTP/1.1\r\nHost: here\r\n\r\n")
-        while b"more" not in reader.recv(4096):
-            pass
-        begun = time.monotonic()
-        assert ensure_port_available(port, grace=0.5) is True, (said(), old)
-    assert 0.5 <= time.monotonic() - begun < PATIENCE
-    assert f"Process {old.pid} did not stop within 0.5 s: forced" in said()
-    assert is_gone(old) and old.status() == -signal.SIGKILL and stays_free(port, old)
-
-
 # An app that begins with guard()
 
 PLAIN_UVICORN = "python -m uvicorn src.main:app --host 0.0.0.0 --port {port}"
@@ -309,26 +293,6 @@ def test_run_backend_takes_over_from_its_previous_run(name, serve, port):
     assert is_gone(first), (first, second)
     assert "✅ Starting server on 0.0.0.0:" in second.text() and listener_pids(port) <= set(second.alive())
     assert not [pid for pid in second.alive() if RUN_BACKEND in Path(f"/proc/{pid}/cmdline").read_text()]
-
-
-PLAIN = {
-    "uvicorn-reload": PLAIN_UVICORN + " --reload",
-    "flask-gunicorn": "python -m gunicorn app:app -b 0.0.0.0:{port}",
-    "node": "node server.js {port}",
-}
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-@pytest.mark.parametrize("name", PLAIN)
-def test_a_signal_ends_the_server_with_its_own_status(name, number, serve, ports):
-    statuses = []
-    for command in (PLAIN[name], BACKENDS[name].command):
-        port = ports()
-        run = serve(BACKENDS[name]._replace(command=command), port)
-        (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)  # as a terminal does; as kill does
-        statuses.append(run.status())
-        assert is_gone(run) and can_bind(port, "0.0.0.0"), run
-    assert statuses[0] == statuses[1]
 
 
 # Breakpoints: debugpy is driven the way an editor drives it

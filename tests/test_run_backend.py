@@ -558,9 +558,11 @@ def test_it_becomes_the_command(project, port, hold, start):
     assert server.returncode == 7 and held.alive() == []
 
 
-def test_the_command_inherits_no_ignored_signal(call):
-    ignored = int(call("-- grep SigIgn /proc/self/status").stdout.split()[-1], 16)
+def test_the_command_inherits_no_signal_that_is_ignored_or_blocked(call):
+    told = call("-- grep -E 'SigIgn|SigBlk' /proc/self/status").stdout.split()
+    blocked, ignored = int(told[-3], 16), int(told[-1], 16)
     assert [n.name for n in (signal.SIGPIPE, signal.SIGXFSZ) if ignored >> (n - 1) & 1] == []
+    assert [n.name for n in (signal.SIGINT, signal.SIGTERM) if blocked >> (n - 1) & 1] == []
 
 
 def test_a_command_that_names_no_port_frees_none(call):
