@@ -330,7 +330,10 @@ STOPS_NOBODY = [
     (1, "app:app needs gunicorn, which is not installed: ", APP, "--workers 2", ""),
     (1, "manage.py needs django, which is not installed: ", {"manage.py": DJANGO}, "", ""),
     # it is only shown, or started elsewhere
-    (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", MAIN, "--dry-run"),
+    (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", {**MAIN,
+      ".venv/lib/python3.9/site-packages/uvicorn/__init__.py": ""}, "--dry-run"),  # without a Python of its own
+    (0, f"Found json.tool:app: as named\nPort §: {HELD}", {}, "json.tool:app --dry-run"),
+    (1, "the policy 'refuse' stops nobody\n", {}, "--dry-run"),
     (0, f"Found manage.py: Django's manage.py\nPort §: {HELD}", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
     (1, "outside development", MAIN, "--dry-run ENVIRONMENT=production"),
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
