@@ -101,8 +101,8 @@ DJANGOS = {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}
 DASH = "from dash import Dash\napp = Dash('x')\n"
 UNGUARDED = "from bottle import Bottle, run\napp = Bottle()\nrun(app, port=8080)\n"
 KEEP_ALIVE = FLASK + "def run():\n    app.run(port=8080)\n\ndef keep_alive():\n    Thread(target=run).start()\n"
-SKIPPED = """tests test migrations alembic node_modules venv env docs build dist example examples demo demos sample
-samples benchmark benchmarks load_tests"""
+SKIPPED = """tests test migrations alembic node_modules venv env site-packages docs build dist example examples
+demo demos sample samples benchmark benchmarks load_tests"""
 SKIPPED_FILES = "setup conftest test_web port_manager run_backend"
 FOLDERS = [
     # by the conventions of fastapi and flask, and by ours
@@ -218,7 +218,7 @@ FOLDERS = [
     ("manage.py runserver 0.0.0.0:§ --noreload", {"manage.py": DJANGO}, "manage.py --noreload"),
     ("uvicorn json.tool:app", {}, "json.tool:app"),  # of an installed package
     ("gunicorn web:app", {**MAIN, "web.py": FLASK}, "APP=web:app"),
-    ("--page --host 0.0.0.0 --port §", {"README.md": "", "tests/test_x.py": ""}),
+    ("--page --host 0.0.0.0 --port §", {"README.md": "", "tests/x.py": "", "test/x.py": ""}),
     # the first that is installed
     ("uvicorn main:app", MAIN, "", "uvicorn hypercorn granian daphne"),
     ("-m hypercorn main:app --bind 0.0.0.0:§", MAIN, "", "hypercorn granian daphne"),
