@@ -226,8 +226,7 @@ FOLDERS = [
     ("-m daphne -b 0.0.0.0 -p § main:app", MAIN, "", "daphne"),
     ("-m waitress --listen 0.0.0.0:§ app:app", APP, "", "waitress"),
     ("-m waitress --listen 0.0.0.0:§ --call app:create_app", {"app.py": FACTORY}, "", "waitress"),
-    ("-m waitress --listen 0.0.0.0:§ app:app", {"Procfile": "web: gunicorn app:app --preload", **APP}, "",
-      "waitress"),
+    ("-m waitress --listen 0.0.0.0:§ app:app", {"Procfile": "web: gunicorn app:app --preload", **APP}, "", "waitress"),
     ("--wsgiref app:app --host 0.0.0.0 --port §", APP, "", ""),
 ]  # fmt: skip
 
