@@ -22,7 +22,7 @@ from typing import Any, Callable
 
 import pytest
 
-from .conftest import NOBODY, ROOT_USER, command_line, eventually
+from .conftest import NOBODY, ROOT_USER
 from .holder import change_command
 
 NETLINK = ({"x86_64": 41, "aarch64": 198}.get(platform.machine(), -1), 16)  # the number of socket(), and AF_NETLINK
@@ -174,15 +174,10 @@ def when_it_says(text: str, act: Callable[[], None]) -> None:
     logging.getLogger("port_manager").setLevel(10)
 
 
-def called(name: str) -> None:
-    Path("/proc/self/comm").write_text(name)
-
-
-def swapped(port: int, name: str = "ssh") -> tuple[int, Callable[[], None]]:
-    """A holder, and a call that ends it and gives its PID and its very socket to another program, a tunnel."""
-
+def swapped(port: int, name: str) -> tuple[int, Callable[[], None]]:
+    """A holder, and a call that ends it and gives its PID and its very socket to another program, of that name."""
     flight = InFlight(port)
-    pid = forked(lambda: None)
+    pid = forked(lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN))
     flight.send_off()
     time.sleep(0.05)  # start times are told in hundredths of a second
 
@@ -190,32 +185,10 @@ def swapped(port: int, name: str = "ssh") -> tuple[int, Callable[[], None]]:
         KILL(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         descriptor = flight.take_out()
-        forked(lambda: called(name), pid)
+        forked(lambda: Path("/proc/self/comm").write_text(name), pid)
         os.close(descriptor)
 
     return pid, swap
-
-
-def family(port: int, start: Callable[..., Any], script: str) -> list[int]:
-    """Processes that a shell starts, with a listener of root's as descriptor 9; NOBODY changes the user."""
-
-    with socket.create_server(("127.0.0.1", port)) as listener:
-        inode = os.fstat(listener.fileno()).st_ino
-        script = script.replace("NOBODY", f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups")
-        number = listener.fileno()
-        start("bash", "-c", f"exec 9<&{number} {number}<&-; {script}", pass_fds=[number])
-
-    def sleeping() -> list[int]:
-        """The PIDs that hold it, once the shells among them have become what they start."""
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{entry}/fd/9") == f"socket:[{inode}]":
-                    found.append((int(entry), Path(f"/proc/{entry}/comm").read_text()))
-        return [pid for pid, _ in found] if all(name == "sleep\n" for _, name in found) else []
-
-    assert eventually(lambda: len(sleeping()) == script.count("sleep 60"))
-    return sleeping()
 
 
 def mounted(folder: Path) -> int:
@@ -237,83 +210,3 @@ def mounted(folder: Path) -> int:
         os.write(handle, struct.pack("=IiQ", 16 + len(body), 0 if body else -38, unique) + body)
     os.close(handle)
     return server
-
-
-def plant(folder: Path, **scripts: str) -> None:
-    """Tools that come first on PATH, in this process and what it starts; those that are not given fail."""
-    for name in ("ss", "lsof", "netstat", "sockstat", "ps", "launchctl"):
-        (folder / name).write_text(f"#!/bin/sh\n{scripts.get(name, 'exit 3')}\n")
-        (folder / name).chmod(0o755)
-    if not os.environ["PATH"].startswith(f"{folder}{os.pathsep}"):
-        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
-
-
-def nothing_native() -> None:
-    """In a box: neither netlink nor /proc/net tells of sockets, so that tools are asked."""
-    subprocess.run(["mount", "-t", "tmpfs", "none", f"/proc/{os.getpid()}/net"], check=True)
-    refuse_call(1, *NETLINK)
-
-
-def held_by(port: int, *options: str) -> list[int]:
-    """The PIDs that check --json tells, in its order."""
-    told = json.loads(command_line("check", str(port), "--json", *options).stdout)["ports"][0]
-    return [holder["pid"] for holder in told["holders"]]
-
-
-def free(port: int, *options: str) -> tuple[int, list[int], str]:
-    """What free --json tells: (status, the PIDs that were stopped, the reason why not)."""
-    done = command_line("free", str(port), "--json", *options)
-    told = json.loads(done.stdout)["ports"][0]
-    return done.returncode, told["stopped"], told["reason"]
-
-
-# A server of which each worker binds for itself; each loads the module main, which calls guard().
-WORKERS = """
-import os, socket, subprocess, sys
-def bound():
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    sock.bind(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])))
-    return sock
-if sys.argv[-1] == "worker":
-    import main
-    sock = bound()
-    sock.listen()
-    print("serves", flush=True)
-    sys.stdin.read()
-else:
-    sock = bound() if sys.argv[1] == "binds" else None
-    words = [sys.executable, "-m", "uvicorn", "main:app", *sys.argv[-2:], "worker"]
-    workers = []
-    for _ in range(2):
-        workers.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-        print(workers[-1].stdout.readline(), [worker.poll() for worker in workers])
-    for worker in workers:
-        worker.stdin.close()
-"""
-
-# What macOS's own way does where lsof and ps are planted; its signals are told, not sent.
-FOREIGN = """
-import os, signal, subprocess, sys
-os.kill = lambda *sent: print("signal", *sent)
-sys.platform = "darwin"
-import port_manager
-print(port_manager.ensure_port_available(int(sys.argv[1]), "127.0.0.1", grace=0.2))
-"""
-
-# A caller whose standard error is hardly a stream.
-STAND_IN = """
-import sys
-class Stream:
-    {members}
-    def write(self, text): pass
-sys.stderr = Stream()
-import port_manager
-answer = port_manager.ensure_port_available(int(sys.argv[1]), grace=0.6)
-sys.__stdout__.write(str(answer))
-"""
-
-# What busybox lsof does, whatever it is asked.
-ALPINE = """
-for p in /proc/[0-9]*; do for f in $p/fd/*; do printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/x $(readlink $f); done; done
-"""

@@ -209,6 +209,13 @@ def parents(pid: int, known: dict[int, Any]) -> list[int]:
     return system.parents(pid)
 
 
+def masters(system: str, known: list[Any]) -> tuple[int | None, list[int]]:
+    """Of the first of these processes, which listens: its master, and whom of the others a look adds to it."""
+    asked = _system(system)
+    asked.known.update({process.pid: process for process in known})
+    return pm._master(asked, known[0].pid)[0], pm._masters(asked, [listener(known[0].pid, 80, "0.0.0.0", None)])
+
+
 def youngest_first(patch: Any, contents: Callable[[str], bytes]) -> list[int]:
     """The PIDs in the order in which they are looked at, where contents(path) stands for reading /proc."""
     patch.setattr(pm, "_contents", contents)
