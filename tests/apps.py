@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+
+from .conftest import PATIENCE
+
+
+def asked(port: int, host: str = "127.0.0.1") -> str:
+    """The page that the server on a port answers with; nothing while there is none."""
+    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=PATIENCE)) as connection:
+        try:
+            connection.request("GET", "/")
+            answer = connection.getresponse()
+            return answer.read().decode() if answer.status == 200 else ""
+        except (OSError, http.client.HTTPException):
+            return ""
+
+
 ASGI = """\
-import asyncio, os
+import os
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -13,9 +30,6 @@ async def app(scope, receive, send):
             if event == "lifespan.shutdown":
                 return
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    while scope["path"] == "/endless":
-        await send({"type": "http.response.body", "body": b"more ", "more_body": True})
-        await asyncio.sleep(0.05)
     await send({"type": "http.response.body", "body": b"Process %d " % os.getpid()})
 """
 WSGI = """\
@@ -25,24 +39,11 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"Process %d " % os.getpid()]
 """
-FASTAPI = """\
-from fastapi import FastAPI
-app = FastAPI()
-
-@app.get("/")
-def page():
-    import os
-    return f"Process {os.getpid()} "
-"""
-FLASK = """\
-from flask import Flask
-app = Flask(__name__)
-
-@app.route("/")
-def page():
-    import os
-    return f"Process {os.getpid()} "
-"""
+PAGE = 'def page():\n    import os\n    return f"Process {os.getpid()} "\n'
+FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n\n@app.get('/')\n" + PAGE
+FLASK = "from flask import Flask\napp = Flask(__name__)\n\n@app.route('/')\n" + PAGE
+QUART = "from quart import Quart\napp = Quart(__name__)\n\n@app.route('/')\nasync " + PAGE
+LITESTAR = f"from litestar import Litestar, get\n\n@get('/')\nasync {PAGE}app = Litestar([page])\n".replace("):", ") -> str:")
 FACTORY = "from flask import Flask\ndef create_app(config=None):\n    app = Flask(__name__)\n    return app\n"
 DJANGO = """\
 import os, sys
@@ -56,15 +57,6 @@ urlpatterns = [path("", lambda request: HttpResponse(f"Process {os.getpid()} "))
 if __name__ == "__main__":
     execute_from_command_line(sys.argv)
 """
-LITESTAR = """\
-import os
-from litestar import Litestar, get
-
-@get("/")
-async def page() -> str: return f"Process {os.getpid()} "
-app = Litestar([page])
-"""
-QUART = FLASK.replace("flask", "quart").replace("Flask", "Quart").replace("def ", "async def ")
 SANIC = """\
 import os
 from sanic import Sanic, text
@@ -84,7 +76,7 @@ if (cluster.isPrimary || cluster.isMaster) for (let i = 0; i < 3; i++) cluster.f
 else {NODE}
 """
 NGINX = """\
-daemon off; pid nginx.pid; worker_processes 2; %s
+daemon off; pid nginx.pid; worker_processes 2;
 events {}
 http {
     access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import doctest
 import html
-import http.client
 import io
 import json
 import os
@@ -14,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +21,7 @@ import pytest
 import port_manager
 import run_backend
 
-from .apps import ASGI, DJANGO, FASTAPI, FLASK, NODE, WSGI
+from .apps import ASGI, DJANGO, FASTAPI, FLASK, NODE, WSGI, asked
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the examples show Linux")
@@ -46,28 +44,18 @@ def test_examples_in_docstrings(module):
 
 ROUTE = "app.get('/')(lambda: str(__import__('os').getpid()))\n"
 PACKAGE = '{"name": "web", "scripts": {"dev": "node server.js", "start": "node server.js"}}'
-SERVER = """
-import http.server, os, sys
-class Page(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(b"%d" % os.getpid())
-http.server.HTTPServer(("0.0.0.0", int(sys.argv[-1])), Page).serve_forever()
-"""
+SERVER = WSGI + "import sys, wsgiref.simple_server as s\ns.make_server('', int(sys.argv[-1]), app).serve_forever()\n"
 STAND_IN = {"src/main.py": FASTAPI, "uvicorn/__init__.py": "", "uvicorn/__main__.py": SERVER}  # where uvicorn is absent
 
 
 @pytest.fixture
 def project(tmp_path, port, start):
     """A new user's folder with the two files, a shell that speaks of ``python3``, and the port 8000 replaced."""
-    folder, programs = tmp_path / "shop", tmp_path / "shop" / "bin"
-    programs.mkdir(parents=True)
-    shutil.copy(PORT_MANAGER, folder)
-    shutil.copy(RUN_BACKEND, folder)
-    for name in ("python", "python3"):
-        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        (programs / name).chmod(0o755)
-    project = Project(folder, port, start)
-    project.write({".git/HEAD": "ref: refs/heads/main\n"})
+    project = Project(tmp_path / "shop", port, start)
+    python = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'
+    project.write({".git/HEAD": "ref: refs/heads/main\n", "bin/python": python, "bin/python3": python})
+    for file in (PORT_MANAGER, RUN_BACKEND):
+        shutil.copy(file, project.folder)
     return project
 
 
@@ -81,8 +69,9 @@ class Project:
     def write(self, files: dict[str, str]) -> None:
         for name, text in files.items():
             file = self.folder / name
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text.replace("8000", str(self.port)))
+            file.chmod(0o755)
 
     def start(self, command: str):
         """Start a command of the README in a shell; its output goes to a file."""
@@ -92,17 +81,10 @@ class Project:
         with open(self.log, "w") as log:
             return self._start("sh", "-c", command, cwd=self.folder, env=self.environ, stdout=log)
 
-    def answer(self) -> str:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            return urllib.request.urlopen(f"http://127.0.0.1:{self.port}/", timeout=PATIENCE).read().decode()
-        return ""
-
-    def takes_over_from_itself(self, command: str) -> None:
-        served: list[str] = []
-        for _ in range(2):
-            self.start(command)
-            assert eventually(lambda: self.answer() not in ("", *served)), self.log.read_text()
-            served.append(self.answer())
+    def answers(self, *but: str) -> str:
+        """What its port comes to answer, other than that."""
+        assert eventually(lambda: asked(self.port) not in ("", *but)), self.log.read_text()
+        return asked(self.port)
 
 
 def shown(line: str, port: int) -> str:
@@ -120,19 +102,18 @@ def shown(line: str, port: int) -> str:
 def test_what_a_terminal_shows(project, text):
     project.write(STAND_IN)
     project.start("python3 run_backend.py")
-    assert eventually(project.answer), project.log.read_text()
+    former = project.answers()
     for step in text.split("$ ")[1:]:
         command, *lines = step.splitlines()
         if "-m tests" in command:  # it is what runs this test
             subprocess.run(shlex.split("python3 -m tests --version"), cwd=ROOT, env=project.environ, check=True)
             continue
-        former = project.answer()
         process = project.start(command)
         others = r"\n(?:.*\n)*" if "list" in command else r"\n"  # ports of other programs may stand between
         expected = re.compile(f"^{others.join(shown(line, project.port) for line in lines)}$", re.MULTILINE)
         assert eventually(lambda: expected.search(project.log.read_text())), project.log.read_text()  # noqa: B023
         if "run_backend" in command and "production" not in command:
-            assert eventually(lambda: project.answer() not in ("", former)), project.log.read_text()  # noqa: B023
+            former = project.answers(former)
         else:
             assert process.wait(PATIENCE) == (1 if "production" in command or " check" in command else 0)
             rest = project.log.read_text().splitlines()[len(lines) :]
@@ -188,7 +169,10 @@ def test_what_starts_a_backend(project, row):
         if not (shutil.which(name) if name == "npm" else find_spec(name)):
             pytest.skip(f"{name} is not installed")
     project.write(files)
-    project.takes_over_from_itself(command)
+    project.start(command)
+    first = project.answers()
+    project.start(command)
+    project.answers(first)
 
 
 def test_the_drop_in_recipes_agree():
@@ -200,7 +184,7 @@ def test_the_drop_in_recipes_agree():
 
 def test_the_pytest_fixture(project):
     (recipe,) = blocks("python", "# conftest.py")
-    test = "import urllib.request\ndef test_page(server):\n    assert int(urllib.request.urlopen(server).read())\n"
+    test = "from urllib.request import urlopen\ndef test_page(server):\n    assert urlopen(server).read()\n"
     project.write({**STAND_IN, "conftest.py": recipe, "test_page.py": test})
     assert project.start("python -m pytest -q -p no:cacheprovider").wait(PATIENCE) == 0, project.log.read_text()
 
@@ -223,7 +207,7 @@ def test_the_shape_of_the_json(project):
     (text,) = blocks("json", '"would_stop"')
     project.write(STAND_IN)
     project.start("python3 run_backend.py --port 8000")
-    assert eventually(project.answer), project.log.read_text()
+    project.answers()
 
     def shape(value):
         if isinstance(value, dict):

@@ -85,7 +85,7 @@ TROUBLES = {
     "outside development": "test_python_calls.test_errors_carry_what_a_caller_needs",
     "PORT_MANAGER_POLICY is": "test_guards.test_a_policy_that_stops_nobody",
     "No app was found": "test_run_backend.test_nobody_is_stopped_where_there_is_nothing_to_start",
-    "not installed": "test_run_backend.test_the_first_installed_server",
+    "not installed": "test_run_backend.test_nobody_is_stopped_where_there_is_nothing_to_start",
 }
 LISTS = {
     "safety": (SAFETY, re.findall("(?m)^- .+", section("Who is never stopped").partition("\n\nNobody")[0])),

@@ -4,56 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import http.client
 import itertools
+import json
 import os
 import shlex
 import shutil
-import signal
 import site
 import socket
 import subprocess
 import sys
 import textwrap
-import time
+import threading
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import pytest
 
 from port_manager import ensure_port_available, find_listeners
 
-from .apps import ASGI, CLUSTER, DASH, DJANGO, FASTAPI, FLASK, LITESTAR, NGINX, NODE, QUART, SANIC, WSGI
-from .conftest import LINUX, NOBODY, PATIENCE, ROOT, ROOT_USER, RUN_BACKEND, birth, can_bind, eventually
+from .apps import ASGI, CLUSTER, DASH, DJANGO, FASTAPI, FLASK, LITESTAR, NGINX, NODE, QUART, SANIC, WSGI, asked
+from .conftest import LINUX, PATIENCE, ROOT, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
 GRACE = 1.5  # an idle client keeps some of the servers from ending by themselves
 QUIET = 0.7  # seconds in which whoever respawns its workers would have done so
-
-GUARDED = "import port_manager; port_manager.guard()\n"
-
-
-def ask_http(port: int, path: str = "/") -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.read().decode() if answer.status == 200 else ""
-    except (OSError, http.client.HTTPException):
-        return ""
-    finally:
-        connection.close()
-
-
-def ask_redis(port: int) -> str:
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(16).decode()
-    except OSError:
-        return ""
 
 
 class Server(NamedTuple):
@@ -63,27 +39,23 @@ class Server(NamedTuple):
     command: str
     files: dict[str, str]
     processes: int = 1
-    ask: Callable[[int], str] = ask_http
+    ask: Callable[[int], str] = asked
 
     def with_words(self, words: str, processes: int) -> Server:
         return self._replace(command=f"{self.command} {words}", processes=processes)
 
-
-def dropped_user() -> str:
-    import grp, pwd  # noqa: I001 (no such thing on Windows)
-
-    account = pwd.getpwuid(NOBODY)
-    return f"user {account.pw_name} {grp.getgrgid(account.pw_gid).gr_name};"
+    def guarded(self) -> Server:
+        files = {name: f"import port_manager; port_manager.guard()\n{text}" for name, text in self.files.items()}
+        return self._replace(files=files)
 
 
-def nginx(user: str) -> Server:
-    return Server("nginx", "{nginx} -p {folder} -e stderr -c {folder}/nginx.conf", {"nginx.conf": NGINX % user}, 3)
-
-
-UVICORN = Server("uvicorn", "python -m uvicorn app:app --port {port}", {"app.py": ASGI})
+APP = {"app.py": ASGI}
+UVICORN = Server("uvicorn", "python -m uvicorn app:app --port {port}", APP)
 GUNICORN = Server("gunicorn", "python -m gunicorn app:app -b 127.0.0.1:{port} -w 4", {"app.py": WSGI}, 5)
-HYPERCORN = Server("hypercorn", "python -m hypercorn app:app -b 127.0.0.1:{port}", {"app.py": ASGI}, 3)
-GRANIAN = Server("granian", "python -m granian --interface asgi app:app --port {port} --workers 2", {"app.py": ASGI}, 3)
+HYPERCORN = Server("hypercorn", "python -m hypercorn app:app -b 127.0.0.1:{port}", APP, 3)
+GRANIAN = Server("granian", "python -m granian --interface asgi app:app --port {port} --workers 2", APP, 3)
+NGINX_COMMAND = "{nginx} -p {folder} -e stderr -c {folder}/nginx.conf"
+REDIS = "redis-server --port {port} --bind 127.0.0.1 --save '' --dir {folder}"
 SERVERS = {
     "uvicorn": UVICORN,
     "uvicorn-reload": UVICORN.with_words("--reload", 3),
@@ -100,57 +72,33 @@ SERVERS = {
     "http.server": Server("http", "python -m http.server {port} --bind 127.0.0.1", {}),
     "node": Server("node", "node server.js {port}", {"server.js": NODE}),
     "node-cluster": Server("node", "node cluster.js {port}", {"cluster.js": CLUSTER}, 4),
-    "redis": Server(
-        "redis-server", "redis-server --port {port} --bind 127.0.0.1 --save '' --dir {folder}", {}, 1, ask_redis
-    ),
-    "nginx": nginx("user root;" if ROOT_USER else ""),
+    "redis": Server("redis-server", REDIS, {}, 1, lambda port: "" if can_bind(port) else "PONG"),
+    "nginx": Server("nginx", NGINX_COMMAND, {"nginx.conf": NGINX}, 3),  # root's has workers of another user
 }
-if ROOT_USER:
-    with contextlib.suppress(KeyError):  # no such user here
-        SERVERS["nginx-of-another-user"] = nginx(dropped_user())
 
 
 def program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
-def need(names: str) -> None:
-    for name in names.split():
-        if not (program(name) if name in ("node", "nginx", "redis-server") else find_spec(name)):
-            pytest.skip(f"{name} is not installed")
-
-
-class Run:
+class Run(NamedTuple):
     """A server that was started in a session of its own, and everybody in that session."""
 
-    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
-        self.process, self.pid, self.log = process, process.pid, log
-        self.births: dict[int, str | None] = {}
-        self.has_served = False
+    process: subprocess.Popen[str]
+    log: Path
 
-    def family(self) -> list[int]:
-        """Who lives in the session now; whoever was seen there once is remembered by its birth."""
-        found = []
-        for entry in os.listdir("/proc"):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                fields = Path(f"/proc/{int(entry)}/stat").read_text(errors="replace").rpartition(")")[2].split()
-                if int(fields[3]) == self.pid and fields[0] not in "ZX":
-                    found.append(int(entry))
-                    self.births[int(entry)] = fields[19]
-        return sorted(found)
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def alive(self) -> list[int]:
-        now = self.family()
-        return sorted({*now, *(pid for pid, born in self.births.items() if birth(pid) == born)})
-
-    def commands(self) -> list[str]:
-        """What the members run, without the numbers that differ each time."""
-        lines = []
-        for pid in self.family():
+        found = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-                lines.append(" ".join(word for word in words if not any(letter.isdigit() for letter in word)))
-        return sorted(lines)
+                fields = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()
+                if int(fields[3]) == self.pid and fields[0] not in "ZX":
+                    found.append(int(entry))
+        return found
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -161,19 +109,13 @@ class Run:
 
     def serves(self, port: int, server: Server) -> bool:
         """Whether the whole family is there, and the answer comes from it."""
-        answer = server.ask(port)
-        family = self.family()
-        _, _, pid = answer.partition("Process ")
-        pid = pid.partition(" ")[0]
-        whole = len(family) >= server.processes and (not pid.isdigit() or int(pid) in family)
-        self.has_served = self.has_served or (bool(answer) and whole)
-        return bool(answer) and whole
+        answer, family = server.ask(port), self.alive()
+        pid = answer.partition("Process ")[2].partition(" ")[0]
+        return bool(answer) and len(family) >= server.processes and (not pid.isdigit() or int(pid) in family)
 
-    def status(self) -> int:
-        try:
-            return self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it did not end: {self!r}") from None
+    def status(self) -> int | None:
+        eventually(lambda: self.process.poll() is not None)
+        return self.process.returncode
 
 
 def listener_pids(port: int) -> set[int | None]:
@@ -185,12 +127,7 @@ def is_gone(run: Run) -> bool:
 
 
 def stays_free(port: int, run: Run) -> bool:
-    end = time.monotonic() + QUIET
-    while time.monotonic() < end:
-        if not can_bind(port, "0.0.0.0") or run.alive():
-            return False
-        time.sleep(0.05)
-    return True
+    return not eventually(lambda: not can_bind(port, "0.0.0.0") or run.alive(), QUIET)
 
 
 @pytest.fixture
@@ -198,8 +135,10 @@ def serve(start, tmp_path):
     """Start a server in the test's folder; it has answered when this returns, unless told not to wait."""
     count = itertools.count()
 
-    def run(server: Server, port: int, wait: bool = True, **environ: str) -> Run:
-        need(server.needs)
+    def run(server: Server, port: int, wait: bool = True) -> Run:
+        for name in server.needs.split():
+            if not (program(name) if name in ("node", "nginx", "redis-server") else find_spec(name)):
+                pytest.skip(f"{name} is not installed")
         places = {"{port}": str(port), "{folder}": str(tmp_path), "{nginx}": program("nginx") or ""}
         filled = lambda text: functools.reduce(lambda done, place: done.replace(*place), places.items(), text)
 
@@ -208,28 +147,16 @@ def serve(start, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():  # a reloader would take a second writing for a change
                 path.write_text(filled(text))
+        words = [sys.executable if word == "python" else filled(word) for word in shlex.split(server.command)]
+        home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}  # gunicorn keeps a socket there
+        python = {"USERBASE": site.getuserbase(), "PATH": str(ROOT), "IOENCODING": "utf-8", "UNBUFFERED": "1"}
+        environ = {**os.environ, **home, **{f"PYTHON{name}": value for name, value in python.items()}}
         log = tmp_path / f"log-{next(count)}"
         with open(log, "w") as output:
-            process = start(
-                *(sys.executable if word == "python" else filled(word) for word in shlex.split(server.command)),
-                cwd=tmp_path,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                env={
-                    **os.environ,
-                    "HOME": str(tmp_path),  # gunicorn keeps a control socket in one of these
-                    "XDG_RUNTIME_DIR": str(tmp_path),
-                    "PYTHONUSERBASE": site.getuserbase(),
-                    "PYTHONPATH": str(ROOT),
-                    "PYTHONIOENCODING": "utf-8",
-                    "PYTHONUNBUFFERED": "1",
-                    **environ,
-                },
-            )
-        begun = Run(process, log)
+            begun = Run(start(*words, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=output, env=environ), log)
         if wait:
-            eventually(lambda: process.poll() is not None or begun.serves(port, server))
-            assert begun.has_served and process.poll() is None, begun
+            assert eventually(lambda: begun.process.poll() is not None or begun.serves(port, server)), begun
+            assert begun.process.poll() is None, begun
         return begun
 
     return run
@@ -244,154 +171,84 @@ def test_the_whole_family_goes_and_nobody_else(name, serve, port, ports, hold, s
     old = serve(server, port)
     neighbour = hold(("127.0.0.1", ports()))
     client = hold(("127.0.0.1", ports()), connect=("127.0.0.1", port))
-    assert listener_pids(port) <= set(old.family())
+    assert listener_pids(port) <= set(old.alive())
     assert ensure_port_available(port, grace=GRACE, policy="kill") is True, (said(), old)
     assert can_bind(port) and can_bind(port, "0.0.0.0"), (said(), old)
     assert is_gone(old) and stays_free(port, old), (said(), old)
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
     new = serve(server, port)
-    assert listener_pids(port) <= set(new.family()) and new.alive(), new
+    assert listener_pids(port) <= set(new.alive()) and new.alive(), new
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
 
 
-READER = """
-import socket, sys, time
-s = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
-s.sendall(b"GET /endless HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n")
-while b"more" not in s.recv(4096): pass
-print("reads", flush=True)
-try:
-    while s.recv(4096): pass
-except ConnectionError: pass
-time.sleep(60)
-"""
-
-
-def test_an_endless_answer_does_not_keep_the_server(serve, port, start, said):
-    """uvicorn waits for its last answer, without end where nobody told it otherwise."""
-    old = serve(UVICORN, port)
-    client = start(sys.executable, "-S", "-E", "-c", READER, str(port))
-    assert client.stdout.readline() == "reads\n"
-    begun = time.monotonic()
-    assert ensure_port_available(port, grace=0.5) is True, (said(), old)
-    assert 0.5 <= time.monotonic() - begun < PATIENCE
-    assert f"Process {old.pid} did not stop within 0.5 s: forced" in said()
-    assert is_gone(old) and old.status() == -signal.SIGKILL and stays_free(port, old)
-    assert client.poll() is None
-    serve(UVICORN, port)
-
-
-def test_gunicorns_orphans_go_at_once(serve, port, said):
-    """Their master was killed by hand, and they have not noticed yet."""
-    old = serve(GUNICORN, port)
-    old.process.kill()
-    old.process.wait()
-    orphans = old.alive()
-    assert len(orphans) == 4 and listener_pids(port) == set(orphans), old
-    assert ensure_port_available(port, grace=GRACE) is True, (said(), old)
-    assert can_bind(port) and is_gone(old) and stays_free(port, old), (said(), old)
-    serve(GUNICORN, port)
-
-
-# An app that begins with guard(), or calls port_manager itself
+# An app that begins with guard()
 
 PLAIN_UVICORN = "python -m uvicorn src.main:app --host 0.0.0.0 --port {port}"
 MAIN = {"src/main.py": ASGI}
 
 
-def guarded(server: Server) -> Server:
-    return server._replace(files={name: GUARDED + text for name, text in server.files.items()})
-
-
-def script(run: str) -> Server:
-    calls = f"""
-if __name__ == "__main__":
-    import sys, uvicorn
-    from port_manager import bind_port, ensure_port_available
-    port, host = int(sys.argv[1]), "0.0.0.0"
-    {run}
-"""
-    return Server("uvicorn", "python src/main.py {port}", {"src/main.py": ASGI + calls})
-
-
-TAKES_OVER = {  # how often
-    "uvicorn": (5, guarded(Server("uvicorn", PLAIN_UVICORN, MAIN))),
-    "gunicorn-preload": (3, guarded(GUNICORN.with_words("--preload", 5))),
-    "flask": (3, guarded(Server("flask", "python -m flask --app app run -p {port}", {"app.py": FLASK}))),
-    **{name: (2, guarded(SERVERS[name])) for name in ("flask-debug", "django")},
-    "waitress": (3, guarded(SERVERS["waitress"])),
-    "ensure_port_available": (
-        5, script("ensure_port_available(port=port, host=host) or sys.exit(1); uvicorn.run(app, host=host, port=port)")
-    ),
-    "bind_port": (3, script("uvicorn.Server(uvicorn.Config(app)).run(sockets=[bind_port(port, host)])")),
-}  # fmt: skip
+TAKES_OVER = {
+    "uvicorn": Server("uvicorn", PLAIN_UVICORN, MAIN).guarded(),
+    "gunicorn-preload": GUNICORN.with_words("--preload", 5).guarded(),
+    "flask": Server("flask", "python -m flask --app app run -p {port}", {"app.py": FLASK}).guarded(),
+    **{name: SERVERS[name].guarded() for name in ("flask-debug", "django", "waitress")},
+}
 
 
 @pytest.mark.parametrize("name", TAKES_OVER)
 def test_an_app_takes_over_where_it_is_loaded_before_the_bind(name, serve, port):
-    times, server = TAKES_OVER[name]
-    runs = [serve(server, port)]
-    for _ in range(times - 1):
-        runs.append(serve(server, port))
-        assert is_gone(runs[-2]), runs
-        assert f"✅ Port {port} is now available" in runs[-1].text()
-        assert listener_pids(port) <= set(runs[-1].family())
-    assert runs[-1].process.poll() is None
+    first, second = (serve(TAKES_OVER[name], port) for _ in range(2))
+    assert is_gone(first), (first, second)
+    assert f"✅ Port {port} is now available" in second.text()
+    assert listener_pids(port) <= set(second.alive()) and second.process.poll() is None
 
 
 BINDS_FIRST = {
     **{name: SERVERS[name] for name in ("uvicorn-reload", "uvicorn-workers", "gunicorn", "hypercorn")},
     "hypercorn-alone": HYPERCORN.with_words("--workers 0", 1),
 }
-# The workers that load the app
-SHARES_THE_PORT = {"hypercorn-workers": 3, "granian": 2}
-
-# They load it one after the other, as happens where it is large, or where one of them is started anew.
-IN_TURN = """\
-import os, time
-for turn in range(9):
-    try:
-        os.close(os.open(f"turn-{os.getppid()}-{turn}", os.O_CREAT | os.O_EXCL))
-        break
-    except FileExistsError:
-        time.sleep(0.3)
-%s
-open(f"loaded-{os.getppid()}-{os.getpid()}", "w").close()
-"""
 
 
 @pytest.mark.parametrize("name", BINDS_FIRST)
 def test_guard_does_nothing_where_the_server_binds_first(name, serve, port):
     """The port is an ancestor's, or its own, when the app is loaded; a second server fails before that."""
-    server = guarded(BINDS_FIRST[name])
+    server = BINDS_FIRST[name].guarded()
     first = serve(server, port)
-    family = first.family()
+    family = first.alive()
     second = serve(server, port, wait=False)
     assert second.status() != 0 and "ddress already in use" in second.text(), second
-    assert set(family) <= set(first.family()) and eventually(lambda: first.serves(port, server)), first
+    assert set(family) <= set(first.alive()) and eventually(lambda: first.serves(port, server)), first
     assert f"ort {port} is" not in first.text() + second.text(), (first, second)
 
 
+SHARES_THE_PORT = {"hypercorn-workers": 3, "granian": 2}  # how many workers load the app
+# They load it one after the other, as happens where it is large, or where one of them is started anew.
+IN_TURN = """\
+import fcntl, os, time
+turn = open("turn", "w")
+fcntl.flock(turn, fcntl.LOCK_EX)
+%s
+print("worker", os.getpid(), "has loaded it", flush=True)
+import threading
+threading.Timer(0.5, turn.close).start()
+"""
+
+
 @pytest.mark.parametrize("name", SHARES_THE_PORT)
-def test_guard_stops_nobody_where_servers_share_the_port(name, serve, port, said, tmp_path):
+def test_guard_stops_nobody_where_servers_share_the_port(name, serve, port, said):
     """Their masters bind with SO_REUSEPORT and do not listen: the port is theirs when a worker loads the app.
 
     A second server starts beside the first, with or without guard(), and both answer. They are freed as one.
     """
-    server = guarded(SERVERS[name])
+    server = SERVERS[name].guarded()
     server = server._replace(files={"app.py": IN_TURN % server.files["app.py"]})
     first = serve(server, port)
-
-    def have_loaded(run: Run) -> bool:
-        loaded = list(tmp_path.glob(f"loaded-{run.pid}-*"))
-        return len(loaded) == SHARES_THE_PORT[name] or run.process.poll() is not None
-
-    assert eventually(lambda: have_loaded(first)), first
-    family = first.family()
-    assert len(family) >= server.processes, first
+    assert eventually(lambda: first.text().count("has loaded it") == SHARES_THE_PORT[name]), first
+    family = first.alive()
     second = serve(server, port)
-    assert eventually(lambda: have_loaded(second)), (first, second)
-    assert set(family) <= set(first.family()) and len(second.family()) >= server.processes, (first, second)
+    assert eventually(lambda: second.text().count("has loaded it") == SHARES_THE_PORT[name]), (first, second)
+    assert len(family) >= server.processes and set(family) <= set(first.alive()), (first, second)
+    assert len(second.alive()) >= server.processes, (first, second)
     assert f"ort {port} is" not in first.text() + second.text(), (first, second)
     assert ensure_port_available(port, grace=GRACE) is True, (said(), first, second)
     assert is_gone(first) and is_gone(second) and can_bind(port), (said(), first, second)
@@ -431,60 +288,70 @@ BACKENDS = {
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_run_backend_takes_over_from_its_previous_run(name, serve, port):
-    runs = [serve(BACKENDS[name], port), serve(BACKENDS[name], port)]
-    assert is_gone(runs[0]), runs
-    assert "✅ Starting server on 0.0.0.0:" in runs[1].text()
-    assert listener_pids(port) <= set(runs[1].family())
-    if name == "flask-gunicorn":
-        assert "Starting gunicorn" in runs[1].text()
+    """It becomes the server: no process of its own stays."""
+    first, second = (serve(BACKENDS[name], port) for _ in range(2))
+    assert is_gone(first), (first, second)
+    assert "✅ Starting server on 0.0.0.0:" in second.text() and listener_pids(port) <= set(second.alive())
+    assert not [pid for pid in second.alive() if RUN_BACKEND in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-@pytest.mark.parametrize("name", ["uvicorn", "uvicorn-reload", "flask-gunicorn", "node"])
-def test_a_signal_ends_the_server_with_its_own_status(name, number, serve, ports):
-    plain = {
-        "uvicorn": PLAIN_UVICORN,
-        "uvicorn-reload": PLAIN_UVICORN + " --reload",
-        "flask-gunicorn": "python -m gunicorn app:app -b 0.0.0.0:{port}",
-        "node": "node server.js {port}",
-    }
-    statuses = []
-    for command in (plain[name], BACKENDS[name].command):
-        port = ports()
-        run = serve(BACKENDS[name]._replace(command=command), port)
-        if number == signal.SIGINT:
-            os.killpg(run.pid, number)  # as a terminal does
-        else:
-            os.kill(run.pid, number)
-        statuses.append(run.status())
-        assert is_gone(run) and can_bind(port, "0.0.0.0"), run
-    assert statuses[0] == statuses[1]
+# Breakpoints: debugpy is driven the way an editor drives it
+
+ANSWERS = ASGI.partition('"http.response.start"')[0].count("\n") + 1  # a line of the app
 
 
-@pytest.mark.parametrize("crash", ["raise RuntimeError('broken on purpose')", "import there_is_no_such_module"])
-def test_an_app_that_crashes_has_its_servers_status(crash, serve, port):
-    need("uvicorn")
-    files = {"src/main.py": f"{ASGI}\n{crash}\n"}
-    statuses = []
-    for command in (PLAIN_UVICORN, BACKEND):
-        run = serve(Server("uvicorn", command, files), port, wait=False)
-        statuses.append(run.status())
-        assert crash.split()[-1].split("(")[0] in run.text() and not run.alive(), run
-    assert statuses[0] == statuses[1] != 0
+class Session(NamedTuple):
+    """One conversation in the debug adapter protocol."""
+
+    answers: Any
+    questions: Any
+
+    def ask(self, command, **arguments):
+        data = json.dumps({"seq": 1, "type": "request", "command": command, "arguments": arguments}).encode()
+        self.questions.write(b"Content-Length: %d\r\n\r\n%s" % (len(data), data))
+        self.questions.flush()
+
+    def told(self, name):
+        """What is said next about this, a response or an event."""
+        while True:
+            size = int(self.answers.readline().rpartition(b":")[2])
+            self.answers.readline()
+            message = json.loads(self.answers.read(size))
+            if name in (message.get("event"), message.get("command")):
+                return message.get("body")
+
+    def begin(self, how, configuration, file):
+        self.ask("initialize", adapterID="python", pathFormat="path")
+        self.told("initialize")
+        self.ask(how, **configuration)
+        self.told("initialized")
+        self.ask("setBreakpoints", source={"path": str(file)}, breakpoints=[{"line": ANSWERS}])
+        self.told("setBreakpoints")
+        self.ask("configurationDone")
 
 
-@pytest.mark.parametrize(
-    ("option", "processes"), [("", 1), (" --reload", 3), (" --workers 2", 4)], ids=["plain", "reload", "workers"]
-)
-def test_run_backend_adds_no_process_and_no_memory(option, processes, serve, ports):
-    found = []
-    for command in (PLAIN_UVICORN + option, BACKEND + " src.main:app" + option):
-        run = serve(Server("uvicorn", command, MAIN, processes), ports())
-        status = Path(f"/proc/{run.pid}/status").read_text()
-        memory = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
-        assert b"\0uvicorn\0" in Path(f"/proc/{run.pid}/cmdline").read_bytes(), run
-        assert len(run.family()) == processes, run
-        found.append((run.commands(), memory))
-    (commands, memory), (backend_commands, backend_memory) = found
-    assert backend_commands == commands
-    assert backend_memory < memory + 2048  # KiB; an interpreter that stayed behind has four times as much
+def test_a_breakpoint_in_the_app_is_met(tmp_path, port, start):
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("debugpy", reason="no debugpy; .ci/run installs it")
+    (tmp_path / "app.py").write_text(ASGI)
+    launch = {"request": "launch", "type": "debugpy", "program": RUN_BACKEND, "args": ["app:app", "--port", str(port)]}
+    launch = {**launch, "cwd": str(tmp_path), "console": "internalConsole", "python": [sys.executable]}
+    adapter = start(sys.executable, "-m", "debugpy.adapter", stdin=subprocess.PIPE, text=False)
+    timer = threading.Timer(PATIENCE, adapter.kill)
+    timer.start()
+    editor = Session(adapter.stdout, adapter.stdin)
+    editor.begin("launch", launch, tmp_path / "app.py")
+    server = editor.told("debugpyAttach")  # the server is a process to attach to, although its PID has stayed the same
+    with socket.create_connection((server["connect"]["host"], server["connect"]["port"])) as connection:
+        stream = connection.makefile("rwb")
+        below = Session(stream, stream)
+        below.begin("attach", server, tmp_path / "app.py")
+        pages = [""]
+        visit = lambda: pages.append(asked(port)) or pages[-1]
+        threading.Thread(target=eventually, args=(visit,), daemon=True).start()
+        stopped = below.told("stopped")
+        assert stopped["reason"] == "breakpoint" and not any(pages)
+        below.ask("continue", threadId=stopped["threadId"])
+        assert eventually(lambda: pages[-1].startswith("Process "))
+    timer.cancel()
+    os.kill(server["subProcessId"], 9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
 import re
 import shlex
@@ -11,7 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -19,75 +23,60 @@ import port_manager
 import run_backend
 
 from . import apps
-from .apps import DJANGO, FACTORY, FASTAPI, FLASK
+from .apps import DJANGO, FACTORY, FASTAPI, FLASK, SANIC, asked
 from .conftest import LINUX, PORT_MANAGER, ROOT_USER, RUN_BACKEND, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
 WSGI = apps.WSGI.replace("app(", "application(")
-SERVERS = ("uvicorn", "hypercorn", "granian", "daphne", "gunicorn", "waitress", "flask", "litestar", "sanic", "django")
-HELP = "print('--host --port --reload --workers --log-config --preload --debug --bind')\n"
+SERVERS = "uvicorn hypercorn granian daphne gunicorn waitress flask litestar sanic django"
+OPTIONS = "print('--host --port --reload --workers --log-config --preload --debug --bind')\n"
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """An empty repository that the calls are made in; project({path: text}) writes its files."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(tmp_path)
 
     def write(files):
         for path, text in files.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text, encoding="utf-8")
-        return folder
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, encoding="utf-8")
+        return tmp_path
 
-    write.folder = folder
     return write
 
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory):
-    """PYTHONPATH with packages of these servers' names, which only know their options."""
+    """A folder with packages of these servers' names, which only know their options."""
 
-    def make(*names):
+    @lru_cache(maxsize=None)
+    def make(names):
         folder = tmp_path_factory.mktemp("installed")
-        for name in names:
+        for name in names.split():
             (folder / name).mkdir()
-            (folder / name / "__init__.py").write_text("")
-            (folder / name / "__main__.py").write_text(HELP)
+            (folder / name / "__init__.py").touch()
+            (folder / name / "__main__.py").write_text(OPTIONS)
         return str(folder)
 
     return make
 
 
-@pytest.fixture(scope="session")
-def all_servers(installed):
-    return installed(*SERVERS)
+@pytest.fixture
+def call(installed):
+    """Run ``python run_backend.py …`` to its end: § stands for the port, NAME=VALUE is a variable."""
 
+    def run(words, port=0, present=SERVERS, python=(), program=RUN_BACKEND):
+        words = shlex.split(words.replace("§", str(port)))
+        variables = dict(word.split("=", 1) for word in words if re.match("[A-Z_]+=", word))
+        words = [word for word in words if word.partition("=")[0] not in variables]
+        python = python if present == SERVERS else ["-S"]  # leaves out what this Python has
+        environ = {**os.environ, "PYTHONPATH": installed(present), **variables}
+        command = [sys.executable, *python, program, *words]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False, env=environ)
 
-def call(*words, python=(), program=RUN_BACKEND, **environ):
-    """Run ``python run_backend.py …`` to its end."""
-    return subprocess.run(
-        [sys.executable, *python, program, *words],
-        capture_output=True, encoding="utf-8", timeout=60, check=False, env={**os.environ, **environ},
-    )  # fmt: skip
-
-
-def command_of(done):
-    """The last line of a dry run, without the interpreter's folder."""
-    words = shlex.split(done.stdout.splitlines()[-1]) if done.stdout else []
-    return " ".join(word if "=" in word else os.path.basename(word) if word.startswith("/") else word for word in words)
-
-
-def asked(port, host="127.0.0.1"):
-    """What the server on a port answers; nothing while there is none."""
-    with contextlib.closing(http.client.HTTPConnection(host, port, timeout=5)) as connection:
-        try:
-            connection.request("GET", "/")
-            return connection.getresponse().read().decode()
-        except (OSError, http.client.HTTPException):
-            return ""
+    return run
 
 
 def served_by(process, port):
@@ -96,66 +85,64 @@ def served_by(process, port):
     return f"Process {process.pid} " in asked(port)
 
 
-# The command that follows from what a folder has and from words: the last line of --dry-run. § stands for the port, and
-# uvicorn APP and gunicorn APP for all that these two are started with.
+# The command that follows from a folder, from words and from which servers are installed: the last line of --dry-run.
+# § stands for the port, and uvicorn APP and gunicorn APP for all that these two are started with.
 
 START = {"uvicorn": "-m uvicorn {} --host 0.0.0.0 --port §", "gunicorn": "-m gunicorn {} --bind 0.0.0.0:§"}
+MAIN, APP = {"main.py": FASTAPI}, {"app.py": FLASK}
 IMPORTED = "from shop import create_app\n"
 MADE = IMPORTED + "app = create_app()\n"
+SHOP = {"shop/__init__.py": FACTORY}
+NEEDY = FACTORY.replace("=None", "")
+FROM_DB, FROM_SHOP = (f"from {place} import x\n{FASTAPI}" for place in ("db", "shop.db"))
+CALLED_API = FASTAPI.replace("app =", "api =")
 GET_WSGI = "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()"
+DJANGOS = {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}
+DASH = "from dash import Dash\napp = Dash('x')\n"
 UNGUARDED = "from bottle import Bottle, run\napp = Bottle()\nrun(app, port=8080)\n"
-KEEP_ALIVE = FLASK + """
-def run():
-    app.run(port=8080)
-
-def keep_alive():
-    Thread(target=run).start()
-"""
+KEEP_ALIVE = FLASK + "def run():\n    app.run(port=8080)\n\ndef keep_alive():\n    Thread(target=run).start()\n"
+SKIPPED = """tests test migrations alembic node_modules venv env site-packages docs build dist example examples
+demo demos sample samples benchmark benchmarks load_tests"""
+SKIPPED_FILES = "setup conftest test_web port_manager run_backend"
 FOLDERS = [
     # by the conventions of fastapi and flask, and by ours
-    ("uvicorn main:app", {"main.py": FASTAPI}),
     ("uvicorn src.main:app", {"src/main.py": FASTAPI, "main.py": FLASK}),
-    ("uvicorn src.main:app", {"src/main.py": "from src.db import x\n" + FASTAPI, "src/db.py": "x = 1"}),
-    ("gunicorn app:app", {"app.py": FLASK, "other.py": FLASK}),
-    ("uvicorn main:app", {"api.py": "x = = 1", "main.py": FASTAPI}),
-    ("gunicorn wsgi:application", {"wsgi.py": "from app import app as application\n", "app.py": FLASK}),
+    ("uvicorn src.main:app", {"src/main.py": "from src.db import x\n" + FASTAPI, "src/db.py": ""}),
+    ("gunicorn app:app", {**APP, "other.py": FLASK}),
+    ("uvicorn main:app", {**MAIN, "api.py": "x = = 1"}),
+    ("gunicorn wsgi:application", {"wsgi.py": "from app import app as application\n", **APP}),
     # a module of any name, and any name in it
-    ("uvicorn server:api", {"server.py": FASTAPI.replace("app =", "api =")}),
-    ("gunicorn hello:app", {"hello.py": FLASK}),
+    ("uvicorn server:api", {"server.py": CALLED_API}),
     ("gunicorn api.index:app", {"api/index.py": FLASK, "vercel.json": "{}"}),
     ("uvicorn web:service", {"web.py": "from starlette.applications import Starlette\nservice = Starlette()"}),
     # in a package: an object, or a factory
     ("uvicorn shop.asgi:app", {"shop/__init__.py": "", "shop/asgi.py": FASTAPI}),
-    ("gunicorn shop:create_app()", {"shop/__init__.py": FACTORY}),
+    ("gunicorn shop:create_app()", SHOP),
     ("gunicorn shop.core:app", {"shop/__init__.py": "from .core import *\n", "shop/core.py": FLASK}),
-    ("uvicorn --factory main:create_app", {
-      "main.py": "from fastapi import FastAPI\ndef create_app() -> FastAPI:\n    return FastAPI()\n"}),
+    ("uvicorn --factory main:make", {"main.py": "import fastapi\ndef make():\n    return fastapi.FastAPI()\n"}),
     # where imports begin
-    ("PYTHONPATH=src python uvicorn shop.main:app", {"src/shop/__init__.py": "",
-      "src/shop/main.py": "from shop.db import x\n" + FASTAPI, "src/shop/db.py": "x = 1"}),
-    ("PYTHONPATH=shop python gunicorn shop:app", {"shop/__init__.py": "from db import x\n" + FLASK, "shop/db.py": "x = 1"}),
-    ("PYTHONPATH=app python uvicorn main:app", {"app/main.py": "from database import x\n" + FASTAPI,
-      "app/database.py": "x = 1"}),
+    ("PYTHONPATH=src python uvicorn shop.main:app", {
+      "src/shop/__init__.py": "", "src/shop/main.py": FROM_SHOP, "src/shop/db.py": ""}),
+    ("PYTHONPATH=shop python gunicorn shop:app", {"shop/__init__.py": "from db import x\n" + FLASK, "shop/db.py": ""}),
+    ("PYTHONPATH=app python uvicorn main:app", {"app/main.py": FROM_DB, "app/db.py": ""}),
     # who builds it, through the imports of this repository
-    ("gunicorn run:app", {"run.py": MADE, "shop/__init__.py": FACTORY}),
+    ("gunicorn run:app", {**SHOP, "run.py": MADE}),
     ("gunicorn shop:create_app()", {
-      "run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app()\n    app.run()\n",
-      "shop/__init__.py": FACTORY}),
+      **SHOP, "run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app()\n    app.run()\n"}),
     ("gunicorn run:app", {
-      "run.py": IMPORTED + "if __name__ == '__main__':\n    create_app('x').run()\nelse:\n    app = create_app()\n",
-      "shop/__init__.py": FACTORY}),
+      **SHOP, "run.py": IMPORTED + "if __name__ == '__main__':\n    fill()\nelse:\n    app = create_app()\n"}),
     ("gunicorn shop:create_app()", {
-      "seed.py": MADE + "with app.app_context():\n    fill()\n", "shop/__init__.py": FACTORY,
+      **SHOP, "seed.py": MADE + "with app.app_context():\n    fill()\n",
       "ask.py": IMPORTED + "client = create_app().test_client()\n"}),
-    ("gunicorn shop:app", {"microblog.py": "from shop import app, db\n",
-      "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n", "shop/routes.py": "from shop import app\n"}),
+    ("gunicorn shop:app", {
+      "microblog.py": "from shop import app, db\n", "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n",
+      "shop/routes.py": "from shop import app\n"}),
     ("gunicorn manage:app", {
       "manage.py": f"from flask_script import Manager\n{IMPORTED}app = create_app('dev')\nManager(app).run()\n",
-      "shop/__init__.py": FACTORY.replace("=None", "")}),
+      "shop/__init__.py": NEEDY}),
     ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
     ("uvicorn one:app", {"one.py": "from two import app as two\n" + FASTAPI, "two.py": FASTAPI}),
-    ("gunicorn app:app", {
-      "app.py": FLASK + "from werkzeug.middleware.proxy_fix import ProxyFix\napp = ProxyFix(app)\n"}),
+    ("gunicorn app:app", {"app.py": FLASK + "from werkzeug.middleware.proxy_fix import ProxyFix\napp = ProxyFix(app)"}),
     ("uvicorn app:app", {"app.py": FLASK + "from asgiref.wsgi import WsgiToAsgi\napp = WsgiToAsgi(app)\n"}),
     ("gunicorn wsgi:app", {
       "wsgi.py": "from pyramid.config import Configurator\nwith Configurator() as c:\n    app = c.make_wsgi_app()\n"}),
@@ -165,20 +152,19 @@ FOLDERS = [
     ("uvicorn shop.web:app", {
       "main.py": "import uvicorn\nif __name__ == '__main__':\n    uvicorn.run('shop.web:app', port=int(PORT))\n",
       "shop/__init__.py": "", "shop/web.py": FASTAPI}),
-    ("gunicorn web:app", {"tests/test_web.py": FASTAPI, "examples/one.py": FASTAPI, "node_modules/x/a.py": FASTAPI,
-      "web.py": FLASK}),
+    ("gunicorn shop.web:app", {**{f"{skipped}/one.py": FASTAPI for skipped in SKIPPED.split()}, "shop/web.py": FLASK}),
+    ("gunicorn web:app", {**{f"{skipped}.py": FASTAPI for skipped in SKIPPED_FILES.split()}, "web.py": FLASK}),
     # the package hides the module of its name
     ("gunicorn app:create_app()", {"app.py": MADE.replace("shop", "app"), "app/__init__.py": FACTORY}),
     ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK}),
     ("gunicorn web:app", {"web.py": FLASK, "broken.py": "= 1"}),
     # one module or folder deeper, beside other code
-    ("PYTHONPATH=src python uvicorn shop.web.main:app", {"src/shop/web/main.py": "from shop.db import x\n" + FASTAPI,
-      "src/shop/db.py": "x = 1"}),
-    ("PYTHONPATH=api python uvicorn main:app", {"api/main.py": "from database import x\n" + FASTAPI,
-      "api/database.py": "x = 1", "api/requirements.txt": "fastapi", "package.json": "{}"}),
+    ("PYTHONPATH=src python uvicorn shop.web.main:app", {"src/shop/web/main.py": FROM_SHOP, "src/shop/db.py": ""}),
+    ("PYTHONPATH=api python uvicorn main:app", {
+      "api/main.py": FROM_DB, "api/db.py": "", "api/requirements.txt": "fastapi", "package.json": "{}"}),
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
-    ("PYTHONPATH=shop-api python uvicorn app.main:app", {"shop-api/app/main.py": "from app.db import x\n" + FASTAPI,
-      "shop-api/app/db.py": "x = 1", "package.json": "{}"}),
+    ("PYTHONPATH=shop-api python uvicorn shop.main:app", {
+      "shop-api/shop/main.py": FROM_SHOP, "shop-api/shop/db.py": "", "package.json": "{}"}),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
     ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
     ("gunicorn web:app", {"web.py": FLASK, "chat.py": UNGUARDED, "latest/tool.py": ""}),
@@ -187,110 +173,106 @@ FOLDERS = [
     ("gunicorn web:app", {"web.py": FLASK + "def main():\n    app.run()\n"}),
     ("gunicorn server:app", {"server.py": "import connexion\napp = connexion.App('x')\n"}),
     # frameworks with servers of their own
-    ("manage.py runserver 0.0.0.0:§", {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
-    ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO}),
-    ("-m litestar --app app:app run --host 0.0.0.0 --port §", {
-      "app.py": "from litestar import Litestar\napp = Litestar([])"}),
+    ("manage.py runserver 0.0.0.0:§", DJANGOS),
+    ("-m litestar --app app:app run --host 0.0.0.0 --port §", {"app.py": "import litestar as l\napp = l.Litestar()"}),
     ("-m hypercorn app:app --bind 0.0.0.0:§", {"app.py": "from quart import Quart\napp = Quart('x')"}),
-    ("-m sanic app:app --host 0.0.0.0 --port §", {"app.py": "from sanic import Sanic\napp = Sanic('x')"}),
-    ("-m sanic app:app --host 0.0.0.0 --port § --fast", {"app.py": "from sanic import Sanic\napp = Sanic('x')"}, "--fast"),
-    ("gunicorn app:server", {"app.py": "from dash import Dash\napp = Dash('x')\nserver = app.server\n"}),
-    ("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": "from dash import Dash\napp = Dash('x')\n"}),
-    ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", {"app.py": FLASK}, "--debug"),
+    ("-m sanic app:app --host 0.0.0.0 --port § --fast", {"app.py": SANIC}, "--fast"),
+    ("gunicorn app:server", {"app.py": DASH + "server = app.server\n"}),
+    ("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}),
+    ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", APP, "--debug"),
     # declared
-    ("gunicorn shop.wsgi:application --workers 2", {
-      "Procfile": "worker: x\nweb: gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT\n", "manage.py": DJANGO,
-      "shop/wsgi.py": GET_WSGI}),
-    ("gunicorn main:app -k uvicorn.workers.UvicornWorker", {
-      "Procfile": "web: python manage.py migrate && exec gunicorn -k uvicorn.workers.UvicornWorker main:app",
-      "main.py": FASTAPI}),
-    ("-m hypercorn main:app --bind 0.0.0.0:§", {"Procfile": "web: hypercorn main:app --bind=0.0.0.0:$PORT",
-      "main.py": FASTAPI}),
-    ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", {
-      "Procfile": "web: waitress-serve --port=$PORT --threads=2 app:app", "app.py": FLASK}),
-    ("gunicorn shop:app", {"Procfile": "web: flask --app shop run -p $PORT", "shop.py": FLASK, "app.py": FLASK}),
-    ("gunicorn shop:app", {"Procfile": "web: flask run", ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK,
-      "run.py": FLASK}),
-    ("gunicorn shop:app", {"Procfile": "web: gunicorn shop:app", "shop.py": FLASK, "gunicorn.py": ""}),
-    ("gunicorn server:app", {"Procfile": "web: no-such-yarn server", "server.py": FLASK}),
-    ("server.py", {"Procfile": "web: python server.py", "server.py": "import http.server"}),
-    ("uvicorn shop.main:app --app-dir backend", {
-      "Procfile": "web: uvicorn shop.main:app --app-dir backend --port $PORT", "backend/shop/main.py": FASTAPI}),
-    ("cd backend && python gunicorn app:app", {"Procfile": "web: cd backend && gunicorn app:app",
-      "backend/app.py": FLASK}),
-    ("gunicorn shop:app", {"Procfile": "web: python run_backend.py shop:app", "shop.py": FLASK, "app.py": FLASK}),
-    ("gunicorn app:app", {"Procfile": "web: python run_backend.py", "app.py": FLASK}),
-    ("gunicorn app:app -w 2", {"Procfile": "web: python run_backend.py -- gunicorn app:app -w 2", "app.py": FLASK}),
-    ("manage.py runserver 0.0.0.0:§", {"Procfile": "web: no-such-server shop.ini", "manage.py": DJANGO}),
-    ("gunicorn shop:app", {".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK, "app.py": FLASK}),
-    ('gunicorn shop:make("dev")', {".env": "export FLASK_APP='shop.py:make(\"dev\")'",
-      "shop.py": FLASK + "def make(name):\n    return app\n"}),
-    ("-m flask --app shop:app run --host 0.0.0.0 --port § --debug", {".flaskenv": "FLASK_APP=shop\nFLASK_DEBUG=1",
-      "shop.py": FLASK}),
-    ("uvicorn shop.web:api", {
-      "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n",
-      "main.py": FASTAPI, "shop/web.py": FASTAPI.replace("app =", "api =")}),
-    ("uvicorn web:app", {
-      "pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'web:app'\n", "main.py": FASTAPI, "web.py": FASTAPI}),
-    ("gunicorn web:app", {"Procfile": "web: ;", "web.py": FLASK}),
-    ("gunicorn app:app --chdir backend", {"Procfile": "web: gunicorn app:app --chdir backend", "backend/app.py": FLASK}),
+    *((command, {**files, "Procfile": f"worker: x\nweb: {web}\n"}) for command, web, files in [
+      ("gunicorn shop.wsgi:application --workers 2", "gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT", DJANGOS),
+      ("gunicorn main:app -k uvicorn.workers.UvicornWorker",
+        "python manage.py migrate && exec gunicorn -k uvicorn.workers.UvicornWorker main:app", MAIN),
+      ("-m hypercorn main:app --bind 0.0.0.0:§", "hypercorn main:app --bind=0.0.0.0:$PORT", MAIN),
+      ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", "waitress-serve --port=$PORT --threads=2 app:app", APP),
+      ("gunicorn shop:app", "flask --app shop run -p $PORT", {**APP, "shop.py": FLASK}),
+      ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK}),
+      ("gunicorn app:app", "gunicorn app:app", {**APP, "gunicorn.py": ""}),
+      ("gunicorn app:app", "no-such-yarn app", APP),
+      ("server.py", "python server.py", {"server.py": "import http.server"}),
+      ("uvicorn a.b:app --app-dir backend", "uvicorn a.b:app --app-dir backend --port $PORT", {"backend/a/b.py": ""}),
+      ("cd backend && python gunicorn a:app", "cd backend && gunicorn a:app", {"backend/a.py": FLASK}),
+      ("gunicorn a:app --chdir backend", "gunicorn a:app --chdir backend", {"backend/a.py": FLASK}),
+      ("gunicorn shop:app", "python run_backend.py shop:app", {**APP, "shop.py": FLASK}),
+      ("gunicorn app:app", "python run_backend.py", APP),
+      ("gunicorn app:app -w 2", "python run_backend.py -- gunicorn app:app -w 2", APP),
+      ("manage.py runserver 0.0.0.0:§", "no-such-server shop.ini", DJANGOS),
+      ("gunicorn app:app", ";", APP)]),
+    ("gunicorn shop:app", {**APP, ".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK}),
+    ('gunicorn shop:make("dev")', {
+      ".env": "export FLASK_APP='shop.py:make(\"dev\")'", "shop.py": FLASK + "def make(name):\n    return app\n"}),
+    ("-m flask --app a:app run --host 0.0.0.0 --port § --debug", {".env": "FLASK_APP=a\nFLASK_DEBUG=1", "a.py": FLASK}),
+    ("uvicorn shop.web:api", {**MAIN, "shop/web.py": CALLED_API,
+      "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n"}),
+    ("uvicorn b:app", {**MAIN, "b.py": FASTAPI, "pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'b:app'"}),
     # named on the command line
     ("gunicorn shop.web:app", {"shop/web.py": FLASK}, "shop/web.py"),
     ("gunicorn shop.wsgi:application", {"shop/wsgi.py": WSGI}, "shop.wsgi"),
-    ("gunicorn shop:create_app('dev')", {"shop.py": FACTORY}, "shop:create_app('dev')"),
-    ("gunicorn shop:create_app()", {"shop.py": FACTORY}, "shop:create_app"),
-    ("uvicorn main:app --log-config log.py", {"main.py": FASTAPI, "log.py": ""}, "--log-config log.py"),
-    ("uvicorn main:app --log-config debug", {"main.py": FASTAPI, "debug.py": ""}, "--log-config debug"),
-    ("uvicorn main:app --reload --workers 2", {"main.py": FASTAPI}, "--reload main:app --workers 2"),
+    ("gunicorn shop:create_app('dev')", SHOP, "\"shop:create_app('dev')\""),
+    ("gunicorn shop:create_app()", SHOP, "shop:create_app"),
+    ("uvicorn main:app --log-config log.py", {**MAIN, "log.py": ""}, "--log-config log.py"),
+    ("uvicorn main:app --log-config debug", {**MAIN, "debug.py": ""}, "--log-config debug"),
+    ("uvicorn main:app --reload --workers 2", MAIN, "--reload main:app --workers 2"),
     ("manage.py runserver 0.0.0.0:§ --noreload", {"manage.py": DJANGO}, "manage.py --noreload"),
     ("uvicorn json.tool:app", {}, "json.tool:app"),  # of an installed package
-    ("--page --host 0.0.0.0 --port §", {}),
-    ("--page --host 0.0.0.0 --port §", {"README.md": "", "tests/test_x.py": ""}),
+    ("gunicorn web:app", {**MAIN, "web.py": FLASK}, "APP=web:app"),
+    ("--page --host 0.0.0.0 --port §", {"README.md": "", "tests/x.py": "", "test/x.py": ""}),
+    # the first that is installed
+    ("uvicorn main:app", MAIN, "", "uvicorn hypercorn granian daphne"),
+    ("-m hypercorn main:app --bind 0.0.0.0:§", MAIN, "", "hypercorn granian daphne"),
+    ("-m granian --interface asgi main:app --host 0.0.0.0 --port §", MAIN, "", "granian daphne"),
+    ("-m daphne -b 0.0.0.0 -p § main:app", MAIN, "", "daphne"),
+    ("-m waitress --listen 0.0.0.0:§ app:app", APP, "", "waitress"),
+    ("-m waitress --listen 0.0.0.0:§ --call app:create_app", {"app.py": FACTORY}, "", "waitress"),
+    ("-m waitress --listen 0.0.0.0:§ app:app", {"Procfile": "web: gunicorn app:app --preload", **APP}, "", "waitress"),
+    ("--wsgiref app:app --host 0.0.0.0 --port §", APP, "", ""),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("row", FOLDERS, ids=lambda row: "-".join(row[1]))
-def test_the_command_for_a_folder(project, port, all_servers, row):
-    command, files, words = (*row, "")[:3]
+@pytest.mark.parametrize("row", FOLDERS, ids=lambda row: "-".join(row[1])[:99])
+def test_the_command_for_a_folder(project, port, call, row):
+    expected, files, words, present = (*row, *("", SERVERS)[len(row) - 2 :])
     project(files)
-    done = call("--port", str(port), *words.split(), "--dry-run", PYTHONPATH=all_servers)
+    done = call(f"--port § {words} --dry-run", port, present)
+    assert done.returncode == 0 and can_bind(port), done
     started = re.compile(r"\b(uvicorn|gunicorn) ((?:--factory )?\S+)")
-    expected = started.sub(lambda found: START[found[1]].format(found[2]), command, count=1)
-    expected = expected.replace("§", str(port)).replace("python ", os.path.basename(sys.executable) + " ")
-    assert done.returncode == 0, done.stderr
-    shown = command_of(done).split(" ")
-    interpreter = shown[:1] == [os.path.basename(sys.executable)]
-    assert " ".join(shown[interpreter + ("run_backend.py" in shown) :]) == expected
-    assert can_bind(port)
+    expected = started.sub(lambda found: START[found[1]].format(found[2]), expected, count=1)
+    python = os.path.basename(sys.executable)
+    words = [word if "=" in word else re.sub("^/.*/", "", word) for word in shlex.split(done.stdout.splitlines()[-1])]
+    shown = re.sub(f"^{re.escape(python)} (run_backend.py )?", "", " ".join(words))
+    assert shown == expected.replace("§", str(port)).replace("python ", f"{python} ")
 
 
 # The exit status, and what is said, where nobody is stopped; § stands for the port, and PID for who holds it.
 
 AIOHTTP = {"app.py": "from aiohttp import web\napp = web.Application()\n"}
-MAIN = {"main.py": FASTAPI}
+NONE = "No app was found at the top, in src or one folder down"
 HELD = "process PID ("
+NO_APP = "name it as in src.main:app, a port by --port, or put a command after --"
 STOPS_NOBODY = [
     # there is nothing to start
     (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
-    (1, "No app was found", {"main.py": "print('a tool')"}),
-    (1, "No app was found", {"main.go": "package main"}),
-    (1, "No app was found", {
-      "main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"}),
-    (1, "No app was found", {"main.py": FASTAPI.replace("app", "_app")}),
+    *((1, NONE, files) for files in [
+      {"main.py": "print('a tool')"},
+      {"main.go": "package main"},
+      {"main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"},
+      {"main.py": FASTAPI.replace("app", "_app")},
+      {"jobs.py": "from celery import Celery\napp = Celery()\n"},
+      AIOHTTP]),
     (1, "run_backend.py -- python serve.py", {
       "serve.py": "from waitress import serve\nfrom shop import make\napp = make()\nserve(app.server, port=8049)\n",
       "shop.py": "from dash import Dash\ndef make():\n    return Dash('x')\n"}),
-    (1, "No app was found", {"jobs.py": "from celery import Celery\napp = Celery()\n"}),
-    (1, "No app was found", AIOHTTP),
     (1, "app.py has no app at its top that a server can serve", AIOHTTP, "app:app"),
-    (1, "shop:create_app(config) needs arguments: name it with them", {"shop.py": FACTORY.replace("=None", "")}),
+    (1, "shop:create_app(config) needs arguments: name it with them", {"shop.py": NEEDY}),
     (1, "cd backend && python ", {"backend/main.py": FASTAPI, "frontend/package.json": "{}"}),
     (1, "cd server && python ", {"server/app.py": FLASK, "server/requirements.txt": "flask"}),
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
     (1, "cd backend && python ../run_backend.py shop.web:app  #", {"backend/shop/web.py": FASTAPI, "run.py": "call()"}),
     (1, "try:\n  python run_backend.py services.web.api.main:app  #", {"services/web/api/main.py": FASTAPI}),
-    (1, "name one:\n  python run_backend.py shop/manage.py  # Django's shop/manage.py\n  python run_backend.py web.main:app",
-      {"web/main.py": FASTAPI, "shop/manage.py": DJANGO}),
+    (1, "one:\n  python run_backend.py shop/manage.py  # Django's shop/manage.py\n  python run_backend.py web.a:app", {
+      "web/a.py": FASTAPI, "shop/manage.py": DJANGO}),
     (1, "name one:\n  cd backend && python ../run_backend.py manage.py  #", {
       "backend/manage.py": DJANGO, "backend/shop/wsgi.py": GET_WSGI}),
     # what starts a server of its own is named
@@ -309,16 +291,16 @@ STOPS_NOBODY = [
       ("chainlit run shop/chat.py", {"shop/chat.py": "import chainlit as cl\n", "shop/__init__.py": ""}),
       ("streamlit run ui.py", {"ui.py": "import streamlit as st\nst.title('x')\n"}),
       ("python app.py", {"app.py": "load_plugins()\n"}),
-      ("python run.py", {"run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app(Config)\n    app.run()\n",
-        "shop/__init__.py": FACTORY.replace("=None", "")}),
+      ("python run.py", {"shop/__init__.py": NEEDY,
+        "run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app(Config)\n    app.run()\n"}),
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
     (1, "# program in main.py", {"keep_alive.py": KEEP_ALIVE, "main.py": "from keep_alive import keep_alive\nbot()\n"}),
     (1, "try:\n  python run_backend.py example.one:app  #", {"example/one.py": FLASK, "shop/__init__.py": "x = 1"}),
     # code, but nothing to start
-    *((1, "No app was found at the top, in src or one folder down; name it, as in src.main:app, or put a command after",
-       {path: ""}) for path in ("a/b/c/d/tool.go", "a.ipynb", "pyproject.toml", "docs/conf.py", "examples/one.py", "x/lib.py")),
+    *((1, f"{NONE}; name it, as in src.main:app, or put a command after", {path: ""}) for path in (
+      "a/b/c/d/tool.go", "a.ipynb", "pyproject.toml", "docs/conf.py", "examples/one.py", "x/lib.py")),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 3)", {"src/main.py": "import os\n\napp = = 1\n"}),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 1)", {"src/main.py": "app = = 1\n"}, "src.main:app"),
     (1, "main.py has no nope at its top", MAIN, "main:nope"),
@@ -326,31 +308,46 @@ STOPS_NOBODY = [
     (1, "There is no nosuch.py in this folder", MAIN, "nosuch.py"),
     (1, "There is no ../main.py in this folder", MAIN, "../main.py"),
     (2, "uvicorn has no option --no-such-option", MAIN, "--no-such-option"),
-    (2, "'My Shop' is not an app", MAIN, "", {"APP": "My Shop"}),
+    # a wrong call
+    *((2, f"run_backend: a port is a number from 1 to 65535, not {wrong!r}\n", {}, f"{option}'{wrong}'")
+      for option, wrong in [("-p ", "0"), ("PORT=", "http"), *itertools.product(
+      ["--port="], ["0", "-1", "65536", "http", "80.5", "²", " 80", "8" * 5000])]),
+    *((2, f"run_backend: {option} needs a value\n", {}, words) for option, words in [
+      ("--port", "--port"), ("--port", "--port ''"), ("--host", "--host -- true")]),
+    *((2, f"run_backend: {word!r} is not an app; {NO_APP}\n", {"manage.py": DJANGO}, words) for word, words in [
+      ("9000", "9000"), ("npm", "npm run dev"), ("runserver", "manage.py runserver 90"), ("My Shop", "APP='My Shop'")]),
+    *((2, "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run\n", {}, words)
+      for words in ("--", "src.main:app -- true")),
     # it cannot be started
     (127, "no-such-program is not installed, or not on PATH", {}, "-- no-such-program x"),
     (126, "./tool.py is not executable", {"tool.py": ""}, "-- ./tool.py"),
     (1, "Host name 'no-such-host.invalid' is unknown", MAIN, "--host no-such-host.invalid"),
-    (1, "192.0.2.1 is not an address of this machine", MAIN, "--host 192.0.2.1"),
-    (1, "PRODUCTION", MAIN, "main.py", {"ENVIRONMENT": "production"}),
-    (1, "PRODUCTION", {}, "-- true", {"ENVIRONMENT": "production"}),
+    (1, "PRODUCTION", MAIN, "main.py ENVIRONMENT=production"),
+    (1, "PRODUCTION", {}, "ENVIRONMENT=production -- true"),
     (1, "a small page is served, for which nobody else is stopped\n⚠️  Port § is already in use", {}),
+    (1, f"main:app needs uvicorn, which is not installed: {sys.executable} -m pip install uvicorn\n", MAIN, "", ""),
+    (1, "app:app needs gunicorn, which is not installed: ", APP, "--workers 2", ""),
+    (1, "manage.py needs django, which is not installed: ", {"manage.py": DJANGO}, "", ""),
     # it is only shown, or started elsewhere
-    (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", MAIN, "--dry-run"),
+    (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", {**MAIN,
+      ".venv/lib/python3.9/site-packages/uvicorn/__init__.py": ""}, "--dry-run"),  # without a Python of its own
+    (0, f"Found json.tool:app: as named\nPort §: {HELD}", {}, "json.tool:app --dry-run"),
+    (1, "the policy 'refuse' stops nobody\n", {}, "--dry-run"),
     (0, f"Found manage.py: Django's manage.py\nPort §: {HELD}", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
-    (1, "outside development", MAIN, "--dry-run", {"ENVIRONMENT": "production"}),
+    (1, "outside development", MAIN, "--dry-run ENVIRONMENT=production"),
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
+    (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run -- true"),
     (2, "leave out --next", {}, "--next -- python -m http.server §"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("row", STOPS_NOBODY, ids=lambda row: f"{'-'.join(row[2])} {' '.join(row[3:4])}".strip())
-def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, all_servers, row):
-    status, said, files, words, environ = (*row, *("", {})[len(row) - 3 :])
+def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, call, row):
+    status, said, files, words, present = (*row, *("", SERVERS)[len(row) - 3 :])
     project(files)
     held = hold(("127.0.0.1", port))
-    done = call("--port", str(port), *words.replace("§", str(port)).split(), PYTHONPATH=all_servers, **environ)
+    done = call(words if words.startswith("PORT=") else f"--port § {words}", port, present)
     said = said.replace("§", str(port)).replace("PID", str(held.pid))
     assert done.returncode == status and said in done.stdout + done.stderr and "Traceback" not in done.stderr, done
     assert "Starting" not in done.stdout and held.alive() == [held.pid]
@@ -359,191 +356,108 @@ def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, 
 @pytest.mark.parametrize(
     "files",
     [
-        {"backend/app/main.py": "from app.db import x\n" + FASTAPI, "backend/app/db.py": "x = 1"},
+        {"backend/app/main.py": "from app.db import x\n" + FASTAPI, "backend/app/db.py": ""},
         {"backend/manage.py": DJANGO, "backend/shop/wsgi.py": GET_WSGI, "server/shop.py": FACTORY},
-        {"one/main.py": "from db import x\n" + FASTAPI, "one/db.py": "", "two/main.py": FASTAPI, "The Shop/app.py": FLASK},
+        {"one/main.py": FROM_DB, "one/db.py": "", "two/main.py": FASTAPI, "The Shop/app.py": FLASK},
         {"a/b/c.py": FLASK, "my-shop/web/api.py": FACTORY, "v1.0/app.py": FLASK, "My Tools/serve.py": UNGUARDED},
-        {"shop/manage.py": DJANGO, "web.py": KEEP_ALIVE, "main.py": "bot()", "jobs.py": FACTORY.replace("=None", "")},
+        {"shop/manage.py": DJANGO, "web.py": KEEP_ALIVE, "main.py": "bot()", "jobs.py": NEEDY},
     ],
-    ids=lambda files: "-".join(files),
-)  # fmt: skip
-def test_each_line_that_is_printed_works(project, port, all_servers, files):
+    ids="-".join,
+)
+def test_each_line_that_is_printed_works(project, port, call, installed, files):
     folder = project(files)
     for file in (RUN_BACKEND, PORT_MANAGER):
         shutil.copy(file, folder)
-    environ = {**os.environ, "PYTHONPATH": all_servers}
-    told = call(program="run_backend.py", **environ).stderr
+    told = call("", program="run_backend.py").stderr
     lines = re.findall("^  (.+?)  #", told, re.MULTILINE)
     assert lines and len({*lines}) == len(lines) and "(config)" not in told
+    environ = {**os.environ, "PYTHONPATH": installed(SERVERS)}
     for line in lines:
-        typed = line.replace("run_backend.py", f"run_backend.py --dry-run --port {port}").replace(
-            "python ", f"{shlex.quote(sys.executable)} ", 1
-        )
+        typed = line.replace("run_backend.py", f"run_backend.py --dry-run --port {port}")
+        typed = typed.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
         done = subprocess.run(["sh", "-c", typed], capture_output=True, encoding="utf-8", check=False, env=environ)
         assert done.returncode == 0, (line, done)
 
 
-@pytest.mark.parametrize(
-    ("present", "files", "words", "outcome"),
-    [
-        ("uvicorn hypercorn granian daphne", {"main.py": FASTAPI}, "", "-m uvicorn main:app --host 0.0.0.0 --port §"),
-        ("hypercorn granian", {"main.py": FASTAPI}, "", "-m hypercorn main:app --bind 0.0.0.0:§"),
-        ("granian", {"main.py": FASTAPI}, "", "-m granian --interface asgi main:app --host 0.0.0.0 --port §"),
-        ("daphne", {"main.py": FASTAPI}, "", "-m daphne -b 0.0.0.0 -p § main:app"),
-        ("", {"main.py": FASTAPI}, "",
-         "main:app needs uvicorn, which is not installed: {python} -m pip install uvicorn"),
-        ("waitress", {"app.py": FLASK}, "", "-m waitress --listen 0.0.0.0:§ app:app"),
-        ("waitress", {"app.py": FACTORY}, "", "-m waitress --listen 0.0.0.0:§ --call app:create_app"),
-        ("", {"app.py": FLASK}, "", "--wsgiref app:app --host 0.0.0.0 --port §"),
-        ("", {"app.py": FLASK}, "--workers 2", "app:app needs gunicorn, which is not installed"),
-        ("", {"manage.py": DJANGO}, "", "manage.py needs django, which is not installed"),
-        ("waitress", {"Procfile": "web: gunicorn app:app --preload", "app.py": FLASK}, "",
-         "-m waitress --listen 0.0.0.0:§ app:app"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) else value[:20],
-)  # fmt: skip
-def test_the_first_installed_server(project, port, installed, present, files, words, outcome):
-    """-S leaves out what this Python has."""
-    project(files)
-    done = call("--port", str(port), *words.split(), "--dry-run", python=["-S"], PYTHONPATH=installed(*present.split()))
-    outcome = outcome.replace("{python}", sys.executable)
-    if "needs" in outcome:
-        assert done.returncode == 1 and outcome in done.stderr
-    else:
-        assert done.returncode == 0 and command_of(done).endswith(outcome.replace("§", str(port)))
-
-
-def test_the_interpreter_beside_the_app(project, port, installed):
+def test_the_interpreter_beside_the_app(project, call, installed):
     """What the app needs is installed there."""
-    project({"main.py": FASTAPI, ".venv/pyvenv.cfg": "", ".venv/bin/python": ""})
-    packages = project.folder / ".venv" / "lib" / "python3.12" / "site-packages"
-    shutil.copytree(installed("uvicorn"), packages)
+    folder = project({**MAIN, ".venv/pyvenv.cfg": "", ".venv/bin/python": ""})
+    shutil.copytree(installed("uvicorn"), ".venv/lib/python3.12/site-packages")
     os.chmod(".venv/bin/python", 0o755)
-    done = call("--port", str(port), "--dry-run", python=["-S"])
+    done = call("--dry-run", present="")
     assert done.returncode == 0 and "with .venv/bin/python" in done.stdout
-    assert shlex.split(done.stdout.splitlines()[-1])[0] == str(project.folder / ".venv/bin/python")
+    assert shlex.split(done.stdout.splitlines()[-1])[0] == str(folder / ".venv/bin/python")
 
 
-@pytest.mark.parametrize(
-    ("files", "environ", "words", "port"),
-    [
-        ({"app.py": FLASK}, {}, [], "8000"),
-        ({"Procfile": "web: gunicorn app:app -b :5006", "app.py": FLASK}, {}, [], "5006"),
-        ({"Procfile": "web: gunicorn app:app -b :${PORT:-5007}", "app.py": FLASK}, {}, [], "5007"),
-        ({".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008", "app.py": FLASK}, {}, [], "5008"),
-        ({"run.py": "import uvicorn\nuvicorn.run('web:app', port=8081)", "web/__init__.py": FASTAPI}, {}, [], "8081"),
-        ({"Procfile": "web: gunicorn app:app -b :5006", "app.py": FLASK}, {"PORT": "9000"}, [], "9000"),
-        ({"Procfile": "web: gunicorn app:app -b :5006", "app.py": FLASK}, {"PORT": "9000"}, ["--port=9001"], "9001"),
-    ],
-    ids=["ours", "procfile", "default", "flask", "launcher", "PORT", "told"],
-)  # fmt: skip
-def test_the_repositorys_own_port(project, all_servers, files, environ, words, port):
-    project(files)
-    done = call(*words, "--dry-run", PYTHONPATH=all_servers, **environ)
-    assert f"Port {port}: " in done.stdout + done.stderr and port in command_of(done)
-
-
-def test_app_in_the_environment(project, port, all_servers):
-    project({"main.py": FASTAPI, "web.py": FLASK})
-    done = call("--port", str(port), "--dry-run", PYTHONPATH=all_servers, APP="web:app")
-    assert command_of(done).endswith(f"gunicorn web:app --bind 0.0.0.0:{port}")
-
-
-def test_a_module_is_read_and_never_imported(project, port, all_servers):
+def test_a_module_is_read_and_never_imported(project, call):
     project({"src/main.py": "open('imported', 'w').close()\n" + FASTAPI})
-    assert call("--port", str(port), "--dry-run", PYTHONPATH=all_servers).returncode == 0
-    assert not os.path.exists("imported")
+    assert call("--dry-run --host 127.0.0.1").returncode == 0 and not os.path.exists("imported")
 
 
-# What a given command names
+OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
 
 
 @pytest.mark.parametrize(
-    ("words", "environ", "named"),
+    ("freed", "words", "files"),
     [
-        ("--port P -- sleep 0", {}, "P"),
-        ("--port P -- sh -c 'true ${PORT:-8000}'", {}, "P"),
-        ("--port P -- {python} manage.py runserver_plus", {}, "P"),
-        ("--port P -- nohup uvicorn m:app --port 7", {}, "P"),  # the named port is the port
-        ("-- sleep 0", {"PORT": "P"}, "P"),
-        ("-- sleep 0", {}, ""),
-        ("-- nice -n 5 uvicorn m:app --port P", {}, "P"),
-        ("-- env uvicorn m:app --uds /tmp/x", {"PORT": "P"}, ""),
-        ("-- {python} manage.py migrate", {"PORT": "P"}, ""),
+        # the repository's own, unless another is told
+        ("8000", "", APP),
+        ("5006", "", OF_5006),
+        ("5007", "", {**APP, "Procfile": "web: gunicorn app:app -b :${PORT:-5007}"}),
+        ("5008", "", {**APP, ".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008"}),
+        ("8081", "", {"run.py": "import uvicorn\nuvicorn.run('web:app', port=8081)", "web/__init__.py": FASTAPI}),
+        ("9000", "PORT=9000", OF_5006),
+        ("9001", "PORT=9000 --port=9001", OF_5006),
+        # that of a given command
+        ("§", "--port § -- sleep 0", {}),
+        ("§", "--port § -- sh -c 'true ${PORT:-8000}'", {}),
+        ("§", f"--port § -- {sys.executable} manage.py runserver_plus", {}),
+        ("§", "--port § -- nohup uvicorn m:app --port 7", {}),  # the named port is the port
+        ("§", "PORT=§ -- sleep 0", {}),
+        ("", "-- sleep 0", {}),
+        ("§", "-- nice -n 5 uvicorn m:app --port §", {}),
+        ("", "PORT=§ -- env uvicorn m:app --uds /tmp/x", {}),
+        ("", f"PORT=§ -- {sys.executable} manage.py migrate", {}),
     ],
-)  # fmt: skip
-def test_the_port_that_is_freed_for_a_command(project, port, words, environ, named):
-    words = words.replace("P ", f"{port} ").replace("{python}", sys.executable)
-    words = shlex.split(words[:-1] + str(port) if words.endswith(" P") else words)
-    environ = {name: value.replace("P", str(port)) for name, value in environ.items()}
-    done = call(*words[: words.index("--")], "--dry-run", *words[words.index("--") :], **environ)
-    assert done.returncode == 0 and (f"Port {port}: available" in done.stdout) == bool(named), done
-    assert ("The command itself names" in done.stderr) == (words[-1] in ("7", "runserver_plus"))
+)
+def test_the_port_that_is_freed(project, port, call, freed, words, files):
+    project(files)
+    done = call(f"--dry-run {words}", port)
+    freed = freed.replace("§", str(port))
+    assert re.findall("^Port (.+?): ", done.stdout, re.MULTILINE) == freed.split()
+    assert not files or freed in done.stdout.splitlines()[-1]
+    assert ("⚠️  The command itself names" in done.stderr) == words.endswith((" 7", "runserver_plus"))
 
 
 # The call
 
 
-NO_APP = "is not an app; name it as in src.main:app, a port by --port, or put a command after --"
-NO_COMMAND = "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        *((["--port", wrong], f"a port is a number from 1 to 65535, not {wrong!r}")
-          for wrong in ("0", "-1", "65536", "http", "80.5", "²", " 80", "8" * 5000)),
-        (["PORT=http"], "a port is a number from 1 to 65535, not 'http'"),
-        (["-p", "0"], "a port is a number from 1 to 65535, not '0'"),
-        (["--port"], "--port needs a value"),
-        (["--port", ""], "--port needs a value"),
-        (["--host", "--", "true"], "--host needs a value"),
-        (["9000"], f"'9000' {NO_APP}"),
-        (["npm", "run", "dev"], f"'npm' {NO_APP}"),
-        (["manage.py", "runserver", "9000"], f"'runserver' {NO_APP}"),
-        (["--"], NO_COMMAND),
-        (["src.main:app", "--", "true"], NO_COMMAND),
-    ],
-    ids=lambda value: " ".join(value)[:20] if isinstance(value, list) else "",
-)  # fmt: skip
-def test_a_wrong_call(project, monkeypatch, capsys, words, said):
-    project({"manage.py": DJANGO} if "manage.py" in words else {})
-    if words == ["PORT=http"]:
-        monkeypatch.setenv(*words.pop().split("="))
-    assert run_backend.main(words) == 2
-    assert capsys.readouterr() == ("", f"run_backend: {said}\n")
-
-
-def test_the_help_fits_and_tells_what_matters(capsys):
-    assert run_backend.main(["src.main:app", "-h"]) == 0
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_help_fits_and_tells_what_matters(capsys, option):
+    assert run_backend.main(["src.main:app", option]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     for word in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "Exit status", "--dry-run", "Procfile", "FLASK_APP"):
         assert word in out
-    assert run_backend.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"run_backend {port_manager.__version__}\n"
 
 
 @pytest.mark.parametrize("option", ["-I", "-P"])
-def test_a_path_without_the_scripts_folder(project, option):
+def test_a_path_without_the_scripts_folder(call, option):
     if option == "-P" and sys.version_info < (3, 11):
         pytest.skip("-P is of Python 3.11")
     assert call("--version", python=[option]).stdout == f"run_backend {port_manager.__version__}\n"
 
 
-def test_a_working_directory_that_has_been_removed(project):
-    done = subprocess.run(
-        ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", sys.executable, RUN_BACKEND],
-        capture_output=True, encoding="utf-8", check=False, cwd=project.folder,
-    )  # fmt: skip
-    assert done.returncode == 1 and "The working directory has been removed" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_working_directory_that_has_been_removed(tmp_path):
+    removed = ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", sys.executable, RUN_BACKEND]
+    done = subprocess.run(removed, stderr=subprocess.PIPE, encoding="utf-8", check=False, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("❌ The working directory has been removed")
 
 
-def test_a_program_whose_interpreter_is_missing(project, port):
+def test_a_program_whose_interpreter_is_missing(project, port, call):
     project({"server": "#!/no/such/interpreter\n"})
     os.chmod("server", 0o755)
-    done = call("--port", str(port), "--", "./server")
+    done = call("--port § -- ./server", port)
     assert done.returncode == 126 and "./server cannot be started: " in done.stderr and "Traceback" not in done.stderr
 
 
@@ -568,12 +482,12 @@ def test_the_next_run_takes_the_port_over(project, port, start, kind):
 
 
 @pytest.mark.parametrize("error", ["RuntimeError: no database", "FileNotFoundError: [Errno 2] No such file: 'db'"])
-def test_an_app_that_crashes_stops_nobody(project, port, hold, error):
+def test_an_app_that_crashes_stops_nobody(project, port, hold, call, error):
     """The module is imported before the port is freed."""
     crash = "FileNotFoundError(2, 'No such file', 'db')" if "Errno" in error else "RuntimeError('no database')"
     project({"wsgi.py": f"{WSGI}raise {crash}"})
     held = hold(("127.0.0.1", port))
-    done = call("--port", str(port), python=["-S"])
+    done = call("--port §", port, present="")
     assert done.returncode == 1 and done.stderr.endswith(f"{error}\n") and held.alive() == [held.pid]
 
 
@@ -593,10 +507,10 @@ def test_a_page_stops_nobody_who_was_faster(project, port, hold, monkeypatch):
         run_backend.main(["--page", "--port", str(port)])
 
 
-def test_the_next_port_where_nobody_holds_the_first(project, port, hold):
+def test_the_next_port_where_nobody_holds_the_first(project, port, hold, call):
     """A browser would meet who listens at ::1."""
     hold(("::1", port))
-    said = call("--port", str(port), "--next", "--dry-run").stdout
+    said = call("--port § --next --dry-run", port).stdout
     assert said.startswith(f"Port {port} cannot be had: ") and " is taken instead\n" in said
 
 
@@ -621,18 +535,12 @@ def test_sigterm_ends_the_first_process_of_a_container(project, port, start, fil
     assert inside.wait(10) == 128 + signal.SIGTERM
 
 
-def test_two_copied_files_are_enough(project, port, start):
-    for file in (RUN_BACKEND, PORT_MANAGER):
-        shutil.copy(file, project.folder)
-    assert served_by(start(sys.executable, "run_backend.py", "--port", str(port)), port)
-
-
-def test_the_app_is_in_the_folder_of_the_program(project, port):
+def test_the_app_is_in_the_folder_of_the_program(project, call):
     folder = project({"shop/main.py": FASTAPI, "elsewhere/README": ""}) / "shop"
     for file in (RUN_BACKEND, PORT_MANAGER):
         shutil.copy(file, folder)
     os.chdir("elsewhere")
-    done = call("--port", str(port), program=str(folder / "run_backend.py"))
+    done = call("", program=str(folder / "run_backend.py"))
     assert done.returncode == 1 and f"cd {folder} && python run_backend.py" in done.stderr
 
 
@@ -652,58 +560,31 @@ def test_it_becomes_the_command(project, port, hold, start):
     assert server.returncode == 7 and held.alive() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_reaches_the_command(project, port, start, number):
-    server = start(sys.executable, RUN_BACKEND, "--port", str(port), "--", "sleep", "60")
-    assert eventually(lambda: Path(f"/proc/{server.pid}/comm").read_text().strip() == "sleep")
-    os.kill(server.pid, number)
-    assert server.wait(10) == -number
-
-
-def test_the_command_inherits_no_ignored_signal(project, port):
-    done = call("--port", str(port), "--", "grep", "SigIgn", "/proc/self/status")
-    ignored = int(done.stdout.split()[-1], 16)
+def test_the_command_inherits_no_signal_that_is_ignored_or_blocked(call):
+    told = call("-- grep -E 'SigIgn|SigBlk' /proc/self/status").stdout.split()
+    blocked, ignored = int(told[-3], 16), int(told[-1], 16)
     assert [n.name for n in (signal.SIGPIPE, signal.SIGXFSZ) if ignored >> (n - 1) & 1] == []
+    assert [n.name for n in (signal.SIGINT, signal.SIGTERM) if blocked >> (n - 1) & 1] == []
 
 
-def test_a_command_that_names_no_port_frees_none(project):
-    assert call("--", "true").stdout == "✅ Starting true, which names no port\n"
-
-
-class OtherSystem:
-    name = "nt"
-
-    def __getattr__(self, attribute):
-        return getattr(os, attribute)
+def test_a_command_that_names_no_port_frees_none(call):
+    assert call("-- true").stdout == "✅ Starting true, which names no port\n"
 
 
 def test_windows_waits_for_the_command_and_names_it_in_full(project, port, monkeypatch):
     """It has no exec; npm is npm.cmd there; and the console has told the child of Ctrl+C as well."""
-
-    class Child:
-        started: list = []  # noqa: RUF012
-        waits = iter([KeyboardInterrupt, 3])
-
-        def __init__(self, command):
-            self.started.append((command, os.environ["PORT"]))
-
-        def wait(self):
-            outcome = next(self.waits)
-            if outcome is KeyboardInterrupt:
-                raise KeyboardInterrupt
-            return outcome
-
-    monkeypatch.setattr(run_backend, "os", OtherSystem())
+    popen = mock.Mock()
+    popen.return_value.wait.side_effect = [KeyboardInterrupt, 3]
+    monkeypatch.setattr(run_backend, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))
     monkeypatch.setattr(shutil, "which", lambda program: rf"C:\node\{program}.CMD")
-    monkeypatch.setattr(subprocess, "Popen", Child)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     monkeypatch.setenv("PORT", "")
     monkeypatch.setenv("HOST", "127.0.0.1")
     assert run_backend.main(["--port", str(port), "--", "npm", "run", "dev"]) == 3
-    assert Child.started == [([r"C:\node\npm.CMD", "run", "dev"], str(port))]
+    assert popen.mock_calls[0] == mock.call([r"C:\node\npm.CMD", "run", "dev"]) and os.environ["PORT"] == str(port)
 
 
-def test_a_console_of_ascii(project, port, start, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    done = call("--port", str(port), "--", "true")
+def test_a_console_of_ascii(port, call):
+    done = call("PYTHONIOENCODING=ascii --port § -- true", port)
     said = f"Starting server on 0.0.0.0:{port}: http://127.0.0.1:{port} (true)\n"
     assert (done.stdout, done.returncode) == (said, 0)
