@@ -34,7 +34,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "processes": pm._parse_processes, "text": pm._parse_text,
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
-write, say, on_terminal = pm.write_line, pm._say, pm._on_terminal
+write, say, status, on_terminal = pm.write_line, pm._say, pm._status, pm._on_terminal
 clean, title, decoded, short_folder = pm._clean, pm._title, pm._decoded, pm._short_folder
 bind_error, run, found, windows_tool = pm._bind_error, pm._run, pm._found, pm._windows_tool
 proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear
@@ -62,9 +62,9 @@ def stand_in(patch: Any, part: str, answer: Callable[..., Any]) -> None:
         patch.setattr(pm._Linux, "sources", (answer, *pm._Linux.sources[1:]))
 
 
-def span(seconds: float) -> str:
-    """How the age of a process is told that was started so many seconds ago."""
-    return pm._age(Holder(9, 1, "", "", "", "", time.time() - seconds, ()))
+def span(seconds: float | None) -> str:
+    """How the age of a process is told that was started so many seconds ago; None: that is not known."""
+    return pm._age(Holder(9, 1, "", "", "", "", None if seconds is None else time.time() - seconds, ()))
 
 
 def taken_before_the_bind(patch: Any) -> None:

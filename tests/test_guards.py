@@ -298,7 +298,8 @@ def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch, said):
     seam.one_look(monkeypatch)
     held = hold(port)
     freed, told = as_nobody(lambda: (ensure_port_available(port), said()))
-    assert freed is False and "it is held by a process of user root that you may not see" in told
+    assert freed is False
+    assert f"Port {port} cannot be freed: it is held by a process of user root that you may not see" in told
     assert "docker" not in told  # which of root's programs it is, is not guessed
     assert as_nobody(lambda: PortManager().kill_process(held.pid)) is False
     assert held.alive() == [held.pid]

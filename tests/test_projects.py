@@ -114,8 +114,8 @@ def test_whose_a_server_is(port, hold, projects, monkeypatch, said, ours, theirs
     assert ensure_port_available(port) == goes == (held.alive() == [])
 
 
-def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypatch):
-    """A blank that no terminal shows; a folder that has gone, and one that bears the name which /proc gives to that."""
+def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypatch, said):
+    """A blank that no terminal shows; a folder that has gone, and one with the name that /proc gives to that; none."""
     wide, gone, namesake = tmp_path / "我的\u3000项目", tmp_path / "api", tmp_path / "api (deleted)"
     for folder in (wide, gone):
         folder.mkdir()
@@ -127,6 +127,15 @@ def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypa
     namesake.mkdir()
     monkeypatch.chdir(namesake)
     assert ensure_port_available(port, policy="own") is False and held.alive() == [held.pid]
+
+    def refused(path, real=os.readlink, **at):
+        if path == f"/proc/{held.pid}/cwd":
+            raise PermissionError
+        return real(path, **at)
+
+    monkeypatch.setattr(os, "readlink", refused)
+    assert ensure_port_available(port, policy="own") is False and held.alive() == [held.pid]
+    assert "it belongs to a folder that is not told, and the policy 'own'" in said()
 
 
 @pytest.mark.parametrize("environment", ["", "production"])
