@@ -5,13 +5,13 @@ Real systemd, in a container: a unit is named with the command that stops it, an
 
 from __future__ import annotations  # noqa: I001
 
-import contextlib
 import os
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
+
+from port_manager import find_listeners
 
 from .conftest import eventually
 from .scenes import BUSYBOX, DEBIAN, docker, engines, free, inside, listening, listening_inside, main_process
@@ -41,15 +41,9 @@ def container():
         docker("rm", "-fv", name, engine=engine)
 
 
-def proxies(port):
-    """The PIDs of docker's that publish a port, by address."""
-    found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
-            if words[0].endswith("docker-proxy") and str(port) in words:
-                found[words[words.index("-host-ip") + 1]] = int(pid)
-    return found
+def holders(port):
+    """The PIDs of those that publish a port, or serve on it."""
+    return [holder.pid for holder in find_listeners(port)]
 
 
 @engines
@@ -61,7 +55,7 @@ def test_a_port_of_a_container_is_named_and_left_alone(container, port, tmp_path
     inner = "80" if "-p" in options else str(port)
     name = container(BUSYBOX, *options.format(port).split(), command=[*PAGE, inner], engine=engine)
     wait_for(port)
-    with witness(main_process(name, engine), **proxies(port)):
+    with witness(main_process(name, engine), *holders(port)):
         free(port, cwd=tmp_path, PORT_MANAGER_POLICY=policy).names(f"{engine} stop {name}")
     assert listening(port)
 
@@ -70,7 +64,7 @@ def test_a_port_within_a_published_range(container, ports, tmp_path):
     port = next(port for port in iter(ports, None) if not (listening(port + 1) or listening(port + 2)))
     name = container(BUSYBOX, "-p", f"{port}-{port + 2}:80-82", command=[*PAGE, "81"])
     wait_for(port + 1)
-    with witness(main_process(name), proxies(port + 1)["0.0.0.0"], proxies(port)["0.0.0.0"]):
+    with witness(main_process(name), *holders(port + 1), *holders(port)):
         free(port + 1, cwd=tmp_path).names(f"docker stop {name}")
 
 

@@ -89,20 +89,16 @@ def test_a_restart_by_pm2_without_a_daemon_is_prevented_or_reported(start, home,
         assert answer.status == 1 and "pm2" in answer.reason.lower(), answer.words
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"pm_id": "0", "name": "api", "exec_mode": "fork_mode", "PM2_HOME": "/nowhere"},
-        {"SUPERVISOR_ENABLED": "1", "SUPERVISOR_PROCESS_NAME": "web", "SUPERVISOR_GROUP_NAME": "web"},
-        {"INVOCATION_ID": "0123456789abcdef0123456789abcdef", "SYSTEMD_EXEC_PID": "77"},
-        {"LISTEN_FDS": "1", "LISTEN_PID": "77", "LISTEN_FDNAMES": "web.socket"},
-        {"TMUX": "/tmp/tmux-0/default,77,0", "TMUX_PANE": "%0"},
-    ],
-    ids=lambda variables: min(variables),
+LEFT = (  # by PM2, supervisord, systemd, a socket unit, tmux
+    "pm_id=0 name=api exec_mode=fork_mode PM2_HOME=/nowhere SUPERVISOR_ENABLED=1 SUPERVISOR_PROCESS_NAME=web "
+    "SUPERVISOR_GROUP_NAME=web INVOCATION_ID=0123456789abcdef0123456789abcdef SYSTEMD_EXEC_PID=77 LISTEN_FDS=1 "
+    "LISTEN_PID=77 LISTEN_FDNAMES=web.socket TMUX=/tmp/tmux-0/default,77,0 TMUX_PANE=%0"
 )
-def test_variables_alone_are_no_manager(start, home, port, variables):
+
+
+def test_variables_alone_are_no_manager(start, home, port):
     """They are inherited, and outlive the manager: what it left behind is nobody's."""
-    server = start(sys.executable, "-c", SERVE, str(port), cwd=home, env={**os.environ, **variables})
+    server = start("env", *LEFT.split(), sys.executable, "server.py", str(port), cwd=home)
     wait_for(port)
     free(port, cwd=home).frees(server.pid)
 
@@ -120,6 +116,8 @@ file={home}/supervisord.sock
 serverurl=unix://{home}/supervisord.sock
 [rpcinterface:supervisor]
 supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[inet_http_server]
+port=127.0.0.1:{page}
 [program:web]
 command={python} server.py {web}
 [program:worker]
@@ -132,54 +130,31 @@ stopasgroup=true
 killasgroup=true
 [fcgi-program:fast]
 socket=tcp://127.0.0.1:{fast}
-command={python} -c "import time; time.sleep(999)"
+command=sleep 999
 [fcgi-program:other]
 socket=tcp://127.0.0.1:{other}
-command={python} -c "import time; time.sleep(999)"
+command=sleep 999
 """
 
 
-@pytest.fixture
-def supervisord(start, home):
-    """Start a supervisord, which at the end ends its programs: each has a process group of its own."""
-    daemons = []
-
-    def run(config):
-        (home / "supervisord.conf").write_text(config)
-        daemons.append(start("supervisord", "-c", "supervisord.conf", cwd=home, **QUIET))
-        return daemons[-1].pid
-
-    yield run
-    for daemon in daemons:
-        daemon.terminate()
+@needs("supervisord")
+def test_supervisord(start, home, away, ports):
+    place = {name: ports() for name in ("web", "worker", "shell", "fast", "other", "page")}
+    (home / "supervisord.conf").write_text(SUPERVISORD.format(home=home, python=sys.executable, **place))
+    daemon = start("supervisord", "-c", "supervisord.conf", cwd=home, **QUIET)
+    try:
+        wait_for(*place.values())
+        assert eventually(lambda: len(children(daemon.pid)) == 5)
+        with witness(daemon.pid, *below(daemon.pid)):
+            for folder in (away, home):
+                for program, name in (("web", "web"), ("worker", "site:worker"), ("shell", "shell"), ("fast", "fast")):
+                    free(place[program], cwd=folder).names(f"supervisorctl stop {name}")
+            free(place["web"], cwd=home, PORT_MANAGER_POLICY="kill").names("supervisorctl stop web")
+            free(place["page"], cwd=home).names("supervisorctl stop NAME")  # its own page, which is no program's
+        assert all(map(listening, place.values()))
+    finally:
+        daemon.terminate()  # and with it its programs, each of which has a process group of its own
         daemon.wait(20)
-
-
-@needs("supervisord")
-def test_supervisord(supervisord, home, away, ports):
-    place = {name: ports() for name in ("web", "worker", "shell", "fast", "other")}
-    daemon = supervisord(SUPERVISORD.format(home=home, python=sys.executable, **place))
-    wait_for(*place.values())
-    assert eventually(lambda: len(children(daemon)) == 5)
-    with witness(daemon, *below(daemon)):
-        for folder in (away, home):
-            for program, name in (("web", "web"), ("worker", "site:worker"), ("shell", "shell"), ("fast", "fast")):
-                free(place[program], cwd=folder).names(f"supervisorctl stop {name}")
-        free(place["web"], cwd=home, PORT_MANAGER_POLICY="kill").names("supervisorctl stop web")
-    assert all(map(listening, place.values()))
-
-
-@needs("supervisord")
-def test_supervisord_s_own_page_is_not_taken_for_its_program(supervisord, home, ports):
-    web, page = ports(), ports()
-    inet = f"[inet_http_server]\nport=127.0.0.1:{page}\n"
-    program = f"[program:web]\ncommand={sys.executable} server.py {web}\n"
-    daemon = supervisord(SUPERVISORD.partition("[program:web]")[0].format(home=home) + inet + program)
-    wait_for(web, page)
-    with witness(daemon, *children(daemon)):
-        answer = free(page, cwd=home)
-        answer.refuses("supervisor")
-        assert "stop web" not in answer.words
 
 
 CIRCUS = """
@@ -187,7 +162,7 @@ CIRCUS = """
 endpoint = ipc://{home}/endpoint
 pubsub_endpoint = ipc://{home}/events
 [watcher:web]
-cmd = {python} -c "import time; time.sleep(999)"
+cmd = sleep 999
 use_sockets = True
 numprocesses = 2
 [watcher:plain]
@@ -306,15 +281,3 @@ def test_an_editor_s_server_with_a_terminal_stays(start, tmp_path, away, port):
             os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not any(map(birth, below(editor.pid))))  # zombies may be left
     free(port, cwd=away).frees(editor.pid)
-
-
-@needs("node")
-def test_a_debugger_s_port_goes_with_the_server_of_this_project(start, home, away, ports):
-    port, debugger = ports(), ports()
-    (home / "api").mkdir()
-    server = start("node", f"--inspect=127.0.0.1:{debugger}", "../server.js", str(port), cwd=home / "api")
-    wait_for(port, debugger)
-    free(port, cwd=away).refuses(f"stopping it would also close port {debugger}")
-    answer = free(port, cwd=home)
-    answer.frees(server.pid)
-    assert answer.holders[0].get("project") == str(home) and can_bind(port) and can_bind(debugger)
