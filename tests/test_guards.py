@@ -78,6 +78,42 @@ def stays(said):
     return check
 
 
+# What a holder is, does, and whose it is
+
+
+TUNNEL, MACHINE = "it is a tunnel, which ends at another", "it forwards the port to a virtual machine"
+OTHER = "it belongs to user {}; only that user should stop it"
+IPV4 = "it listens on IPv4 alone, beside which many servers can listen on ::; to stop it, name the host 0.0.0.0"
+INHERITED = "it runs on a terminal of its own, and has only inherited the port"
+ENDS = "stopping it would also end a terminal (sh {inner})"
+TERMINAL = {"terminal": True, "leaks": True}
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "sentence"),
+    [
+        *(({"name": name}, {}, TUNNEL) for name in ("ssh", "sshd", "dropbear", "kubectl", "ngrok", "cloudflared", "adb")),
+        *(({"name": name}, {}, MACHINE) for name in ("qemu-system-x86_64", "VBoxHeadless", "vmware-vmx")),
+        # an editor's server, whatever it is called: in one of its terminals there may be a shell, or unsaved text
+        ({"starts": ["sh", "-i"], **TERMINAL}, {}, INHERITED),
+        ({"starts": ["sleep", "60"], **TERMINAL}, {}, INHERITED),
+        ({"starts": ["sh", "-i"], "terminal": True}, {}, ENDS),
+        # uvicorn binds :: without IPv4, and starts beside it; others would not: in doubt, nobody is stopped
+        *(({}, {"host": host}, IPV4) for host in ("::", "::0", "0:0:0:0:0:0:0:0", "[::]")),
+        # the same user is the same in every respect: a program that runs with another's rights is not ours to stop
+        pytest.param({"uid": NOBODY}, {}, OTHER.format("nobody"), marks=as_root),
+        pytest.param({"uid": (NOBODY, 0, 0)}, {}, OTHER.format("root"), marks=as_root),
+        pytest.param({"uid": (0, 0, NOBODY)}, {}, OTHER.format("root"), marks=as_root),
+    ],
+)
+def test_who_must_stay(port, hold, stays, spec, options, sentence):
+    held = hold(port, **spec)
+    inner = held.children[0] if held.children else None
+    assert not inner or eventually(lambda: seam.read(inner).name == spec["starts"][0])
+    whom = inner if "leaks" in spec else held.pid
+    stays(held, port, f"Process {whom} (", f") is left alone: {sentence.format(inner=inner)}", **options)
+
+
 # Control groups: services and containers
 
 
@@ -216,16 +252,6 @@ def test_who_holds_the_port_of_a_container_stays(port, hold, tools, stays, name,
     assert {f"docker {asked}"} <= {*calls.read_text().splitlines()} <= {f"docker {asked}", f"podman {asked}"}
 
 
-TUNNELS, MACHINES = "ssh sshd dropbear kubectl ngrok cloudflared adb", "qemu-system-x86_64 VBoxHeadless vmware-vmx"
-
-
-@pytest.mark.parametrize("name", f"{TUNNELS} {MACHINES}".split())
-def test_what_holds_ports_for_others_is_left_alone_with_its_remedy(port, hold, stays, name):
-    remedy = "it is a tunnel" if name in TUNNELS else "it forwards the port to a virtual machine"
-    held = hold(port, name=name)
-    stays(held, port, f"Process {held.pid} (", f"is left alone: {remedy}")
-
-
 SOCKETS = "systemd, for a socket unit, runs it; stop it with: {ctl} stop NAME.socket ({ctl} list-sockets tells it)"
 
 
@@ -286,21 +312,14 @@ def test_two_programs_of_a_manager_have_no_common_name(port, start, said):
 
 
 @as_root
-@pytest.mark.parametrize("uids", [NOBODY, (NOBODY, 0, 0), (0, 0, NOBODY)], ids=str)
-def test_another_users_process_is_left_alone_by_root(port, hold, stays, uids):
-    """The same user is the same in every respect: a program that runs with another's rights is not ours to stop."""
-    owner = "nobody" if uids == NOBODY else "root"  # the name of the user whose rights it has
-    stays(hold(port, uid=uids), port, f"it belongs to user {owner}; only that user should stop it")
-
-
-@as_root
 def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch, said):
-    seam.one_look(monkeypatch)
+    """The holder may be just exiting, so there are several looks; the engines of containers are asked once."""
+    asked: list[str] = []
+    seam.stand_in(monkeypatch, "run a tool", lambda tool, *_: asked.append(tool))
     held = hold(port)
-    freed, told = as_nobody(lambda: (ensure_port_available(port), said()))
-    assert freed is False
+    freed, told, tools = as_nobody(lambda: (ensure_port_available(port), said(), asked))
+    assert freed is False and "docker" not in told and len(tools) == len({*tools}) > 0
     assert f"Port {port} cannot be freed: it is held by a process of user root that you may not see" in told
-    assert "docker" not in told  # which of root's programs it is, is not guessed
     assert as_nobody(lambda: PortManager().kill_process(held.pid)) is False
     assert held.alive() == [held.pid]
 
@@ -497,36 +516,6 @@ def test_the_same_link_local_address_on_another_interface(said):
     assert seam.conflict("fe80::1", "fe80::1%2") is None
 
 
-@pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0", "[::]"])
-def test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for(port, hold, stays, host):
-    """uvicorn binds :: without IPv4, and starts beside it; others would not: in doubt, nobody is stopped."""
-    four = hold(port)
-    stays(four, port, "it listens on IPv4 alone", "name the host 0.0.0.0", host=host)
-    assert ensure_port_available(port, "0.0.0.0") is True and four.alive() == []
-
-
-# Terminals
-
-
-INHERITED = "it runs on a terminal of its own, and has only inherited the port"
-
-
-@pytest.mark.parametrize(
-    ("program", "leaks", "sentence"),
-    [
-        ("sh -i", True, f"Process {{inner}} (… is left alone: {INHERITED}"),
-        ("sleep 60", True, f"Process {{inner}} (… is left alone: {INHERITED}"),
-        ("sh -i", False, "Process {holder} (… is left alone: stopping it would also end a terminal (sh {inner})"),
-    ],
-)
-def test_a_server_that_opens_terminals(port, hold, stays, program, leaks, sentence):
-    """As an editor's does, whatever that is called: in one of them there may be a shell, or unsaved text."""
-    held = hold(port, starts=program.split(), terminal=True, leaks=leaks)
-    (inner,) = held.children
-    assert eventually(lambda: seam.read(inner).name == program.split()[0])
-    stays(held, port, *sentence.format(inner=inner, holder=held.pid).split("…"))
-
-
 def test_the_program_of_a_terminal_of_its_own_may_be_the_server(port):
     """As in tmux new-session 'python app.py'."""
     pty = pytest.importorskip("pty")
@@ -642,16 +631,6 @@ def test_what_an_engine_publishes_is_no_port_of_a_namespace_of_its_own(hold, mon
     hold(8000)
     told = as_nobody(lambda: (ensure_port_available(8000), said())[1])
     assert "that you may not see" in told and "web" not in told
-
-
-@as_root
-def test_the_engines_of_containers_are_asked_once_about_a_hidden_holder(port, hold, monkeypatch):
-    """It may be just exiting, so there are several looks; each question may take as long as a tool may."""
-    asked: list[str] = []
-    seam.stand_in(monkeypatch, "run a tool", lambda tool, *_: asked.append(tool))
-    hold(port)
-    freed, tools = as_nobody(lambda: (ensure_port_available(port), asked))
-    assert freed is False and len(tools) == len({*tools})
 
 
 # All or none

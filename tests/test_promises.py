@@ -34,15 +34,14 @@ SAFETY = {
     "cannot be seen": "guards.who_cannot_be_told_stays guards.a_normal_user_stops_nobody_elses",
     "is the system itself": "containers.the_main_process_of_the_container "
     "safety_conditions.no_signal_for_a_pid_below_2",
-    "is a tunnel": "guards.what_holds_ports_for_others_is_left_alone_with_its_remedy "
-    "guards.who_holds_the_port_of_a_container_stays other_systems.who_holds_ports_for_others",
+    "is a tunnel": "guards.who_must_stay guards.who_holds_the_port_of_a_container_stays "
+    "other_systems.who_holds_ports_for_others",
     "could not be looked at": "safety_conditions.out_of_descriptors_the_port_counts_as_held guards.kernel_threads_live",
     "is this very process": "guards.we_and_our_ancestors_live guards.a_parent_that_ends_leaves_its_child_to_another",
-    "runs on a terminal of its own": "guards.a_server_that_opens_terminals",
-    "listens on IPv4 alone": "guards.a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for "
-    "guards.the_same_link_local_address_on_another_interface guards.only_what_conflicts_goes",
-    "is another user's": "guards.another_users_process_is_left_alone_by_root "
-    "safety_conditions.whose_it_is_when_several_users_hold_it "
+    "runs on a terminal of its own": "guards.who_must_stay",
+    "listens on IPv4 alone": "guards.who_must_stay guards.only_what_conflicts_goes "
+    "guards.the_same_link_local_address_on_another_interface",
+    "is another user's": "guards.who_must_stay safety_conditions.whose_it_is_when_several_users_hold_it "
     "safety_conditions.a_holder_whose_user_is_not_told_is_not_ours",
     "is not what the [policy]": "guards.a_policy_that_stops_nobody projects.whose_a_server_is",
     "is a server of another project": "projects.another_projects_server_is_refused_without_a_terminal "
@@ -65,8 +64,8 @@ TROUBLES = {
     "it is a tunnel": "other_systems.who_holds_ports_for_others",
     "AirPlay": "other_systems.macos_who_stays",
     "it is an ancestor": "guards.we_and_our_ancestors_live",
-    "it runs on a terminal": "guards.a_server_that_opens_terminals",
-    "it listens on IPv4": "guards.a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for",
+    "it runs on a terminal": "guards.who_must_stay",
+    "it listens on IPv4": "guards.who_must_stay",
     "whether its": "guards.only_what_conflicts_goes",
     "it belongs to user": "guards.root_leaves_other_users_alone",
     "take the next free port": "projects.another_projects_server_is_refused_without_a_terminal",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
 import subprocess
 import sys
@@ -92,19 +91,9 @@ def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
     for stream in (closed, None, Broken()):
         seam.write(stream, "✅ said")
         assert not seam.on_terminal(stream)
-    for code in ("sys.stderr.close()", "sys.stderr = None", "os.close(2)"):
-        program(f"import os, sys; {code}; {ASK}", port)
-
-
-def test_a_handler_on_a_closed_stream_raises_nothing(monkeypatch):
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    logger = logging.getLogger("port_manager")
-    monkeypatch.setattr(logging, "raiseExceptions", False)
-    monkeypatch.setattr(logger, "handlers", [handler])
-    monkeypatch.setattr(logger, "propagate", False)
-    stream.close()
-    seam.say(logging.ERROR, "✅ said")
+    handler = "logging.basicConfig(level=20); logging.raiseExceptions = False; sys.stderr.close()"
+    for code in ("sys.stderr.close()", "sys.stderr = None", "os.close(2)", handler):
+        program(f"import logging, os, sys; {code}; {ASK}", port)
 
 
 def test_clean_text():
@@ -149,6 +138,8 @@ def test_titles_are_short_and_complete():
     holder = port_manager.Holder(7, 1, "alice", "node", "node " + "x" * 500, "/srv/api", None, ())
     assert seam.title(holder) == f"7 (node {'x' * 24}…{'x' * 29}, in /srv/api)"
     assert seam.title(holder, full=True).endswith("x, user alice, in /srv/api)")
+    spaces = holder._replace(command='"C:\\Program Files\\nodejs\\node.exe" C:\\shop\\server.js 8000', cwd="")
+    assert seam.title(spaces) == "7 (node.exe server.js 8000)"
     unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
     assert seam.title(unknown) == seam.title(unknown, full=True) == "? (unknown)"
     assert seam.title(unknown._replace(user="root")) == "? (unknown, user root)"
