@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
@@ -111,20 +110,13 @@ def docker(*words: str, check: bool = True, engine: str = "docker") -> str:
     return done.stdout.strip()
 
 
-@lru_cache(maxsize=None)
-def _why_no(engine: str, *images: str) -> str:
-    """Why there is nothing to test with; empty where there is."""
-    if not shutil.which(engine):
-        return f"no {engine}"
-    for words in (["image", "inspect", *images], ["run", "--rm", BUSYBOX, "/bin/busybox", "true"]):
-        asked = subprocess.run([engine, *words], capture_output=True, text=True, check=False)
-        if asked.returncode:
-            return f"{engine} {words[0]}: {asked.stderr.strip().splitlines()[0]} (.ci/containers makes what is needed)"
-    return ""
-
-
 def _needs(engine: str, *images: str) -> pytest.MarkDecorator:
-    why = _why_no(engine, *images)
+    """A skip with the reason why there is nothing to test with, where there is nothing."""
+    why = "" if shutil.which(engine) else f"no {engine}"
+    for words in (["image", "inspect", *images], ["run", "--rm", BUSYBOX, "/bin/busybox", "true"]):
+        asked = None if why else subprocess.run([engine, *words], capture_output=True, text=True, check=False)
+        if asked and asked.returncode:
+            why = f"{engine} {words[0]}: {asked.stderr.strip().splitlines()[0]} (.ci/containers makes what is needed)"
     return pytest.mark.skipif(bool(why), reason=why)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -138,6 +139,11 @@ def test_titles_are_short_and_complete():
     holder = port_manager.Holder(7, 1, "alice", "node", "node " + "x" * 500, "/srv/api", None, ())
     assert seam.title(holder) == f"7 (node {'x' * 24}…{'x' * 29}, in /srv/api)"
     assert seam.title(holder, full=True).endswith("x, user alice, in /srv/api)")
+    started = holder._replace(command="node -r x web.js", started=time.time() - 7300)
+    assert seam.title(started, full=True) == "7 (node -r x web.js, user alice, started 2 h ago, in /srv/api)"
+    below = [holder._replace(pid=pid) for pid in (8, 9)]
+    assert seam.title(started, below[:1]) == "7 (node -r x web.js, in /srv/api) and its child 8"
+    assert seam.title(started, below) == "7 (node -r x web.js, in /srv/api) and its 2 children 8, 9"
     spaces = holder._replace(command='"C:\\Program Files\\nodejs\\node.exe" C:\\shop\\server.js 8000', cwd="")
     assert seam.title(spaces) == "7 (node.exe server.js 8000)"
     unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
