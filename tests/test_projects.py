@@ -150,17 +150,17 @@ def test_every_line_that_describes_a_process_names_its_folder(port, hold, projec
 @pytest.mark.parametrize("how", ["by a start", "by name", "in a child"])
 def test_another_port_would_close_too(ports, hold, projects, how):
     """Where the server is ours, all of them go with it; of another folder's server each has to be named."""
-    port, other, shop = ports(), ports(), projects / "shop"
-    both = " ".join(map(str, sorted((port, other))))
+    port, *others = ports(), ports(), ports()
+    every, shop = [str(one) for one in sorted((port, *others))], projects / "shop"
 
     def free_one():
         return ensured(shop, port) if how == "by a start" else command_line("free", str(port), cwd=shop)
 
     def server(folder):
         if how != "in a child":
-            return hold(port, other, cwd=projects / folder)
-        held = hold(port, starts=holding(other), cwd=projects / folder)
-        wait_for(other)
+            return hold(port, *others, cwd=projects / folder)
+        held = hold(port, starts=holding(*others), cwd=projects / folder)
+        wait_for(*others)
         return held
 
     ours = server("shop/src")
@@ -169,10 +169,10 @@ def test_another_port_would_close_too(ports, hold, projects, how):
     theirs = server("scripts" if how == "by a start" else "blog")
     done = free_one()
     assert done.returncode == 1 and theirs.alive() == [theirs.pid, *theirs.children]
-    assert f"stopping it would also close port {other} (" in done.stderr, done.stderr
+    assert f"stopping it would also close port {min(others)} (" in done.stderr, done.stderr
     holder = (theirs.children or [theirs.pid])[0]
-    assert f" {holder}); to stop all: port_manager.py free {both}\n" in done.stderr, done.stderr
-    done = command_line("free", str(port), str(other), cwd=shop)
+    assert f" {holder}); to stop all: port_manager.py free {' '.join(every)}\n" in done.stderr, done.stderr
+    done = command_line("free", *every, cwd=shop)
     assert done.returncode == 0 and theirs.alive() == [], done.stderr
 
 
