@@ -225,13 +225,13 @@ def protected(name: str, command: str = "", system: str = "linux", pid: int = 77
     return _system(system).protects(holder) or (manager and f"{manager.name}: {manager.stop}")
 
 
-def managed(patch: Any, cgroup: str, tty: object = None) -> str | None:
+def managed(patch: Any, cgroup: str, pid: int = 77, name: str = "python", tty: object = 0) -> str | None:
     """What is said of the manager of a process in that control group (on that terminal), where ours is in none."""
     patch.setattr(pm, "_cgroups", lambda pid: [] if pid == "self" else [cgroup])
     patch.setattr(pm, "_numbers", lambda pid, field: [])
     system = pm._Linux()
-    system.known[77] = process(77, 1, tty=tty or 0)
-    manager = system.managed_by(Holder(77, 1, "alice", "python", "", "", None, ()), 80, [77])
+    system.known[pid] = process(pid, 1, name, tty)
+    manager = system.managed_by(Holder(pid, 1, "alice", name, "", "", None, ()), 80, [pid])
     return f"{manager.name}: {manager.stop}" if manager else None
 
 

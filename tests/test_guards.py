@@ -179,6 +179,7 @@ USER = "/user.slice/user-1000.slice/user@1000.service"
     ("path", "sentence"),
     [
         ("/system.slice/engine.service/job-1.scope", "systemctl stop engine"),
+        ("/system.slice/engine.service/web.service", "systemctl stop web"),
         ("/machine.slice/systemd-nspawn@web.service/payload/init.scope", "systemctl stop systemd-nspawn@web"),
         ("/machine.slice/machine-web.scope/payload", "the container machine-web"),
         (f"/machine.slice/libpod-conmon-{'ab' * 32}.scope", "the container abababababab"),
@@ -189,6 +190,7 @@ USER = "/user.slice/user-1000.slice/user@1000.service"
         (f"{USER}/app.slice/dbus-:1.2-org.gnome.Terminal.service", None),
         (f"{USER}/tmux-spawn-12.scope", None),
         (f"/sandbox/{'ab' * 16}", None),
+        (f"/build-{'xy' * 32}.scope", None),
         # to stop these would end other logins and jobs
         ("/system.slice/app-api.service", "systemctl stop app-api"),
         ("/system.slice/dbus-broker.service", "systemctl stop dbus-broker"),
@@ -204,8 +206,13 @@ USER = "/user.slice/user-1000.slice/user@1000.service"
 )
 def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
     path, _, terminal = path.partition(" on a ")
-    why = seam.managed(monkeypatch, path, 34816 if terminal else None)
+    why = seam.managed(monkeypatch, path, tty=34816 if terminal else 0)
     assert why is sentence or sentence in why
+
+
+def test_systemd_itself_holds_a_port_for_a_unit_of_the_system(monkeypatch):
+    seam.stand_in(monkeypatch, "run a tool", lambda *_: None)
+    assert "systemctl stop NAME.socket" in seam.managed(monkeypatch, "/init.scope", pid=1, name="systemd")
 
 
 @as_root
