@@ -82,6 +82,11 @@ def test_a_strict_ascii_console_of_a_real_process(port):
         assert out + err == b"Port %d is available\n" % port
 
 
+def test_what_was_printed_before_comes_first(port):
+    code = "import port_manager, sys; sys.stdout.write('first '); port_manager.write_line(sys.stdout, 'second')"
+    assert program(code, port) == (b"first second\n", b"")
+
+
 def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
     class Broken(io.StringIO):
         def write(self, text):
