@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -90,13 +91,14 @@ def test_what_was_printed_before_comes_first(port):
 def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
     class Broken(io.StringIO):
         def write(self, text):
-            raise BrokenPipeError
+            raise OSError(self.number, "no room")
 
     closed = io.StringIO()
     closed.close()
-    for stream in (closed, None, Broken()):
-        seam.write(stream, "✅ said")
-        assert not seam.on_terminal(stream)
+    for stream in (closed, None):
+        assert seam.write(stream, "✅ said") is None and not seam.on_terminal(stream)
+    for Broken.number, trouble in ((errno.EPIPE, None), (errno.EINVAL, None), (errno.ENOSPC, "no room")):
+        assert seam.write(Broken(), "✅ said") == trouble
     handler = "logging.basicConfig(level=20); logging.raiseExceptions = False; sys.stderr.close()"
     for code in ("sys.stderr.close()", "sys.stderr = None", "os.close(2)", handler):
         program(f"import logging, os, sys; {code}; {ASK}", port)
