@@ -31,13 +31,15 @@ SAFETY = {
     "is run by a manager": "guards.a_service_or_a_container_is_left_alone guards.what_a_manager_runs_stays "
     "managers.supervisord managers.pm2_in_cluster_mode containers.a_port_of_a_container_is_named_and_left_alone "
     "containers.a_unit_is_named_and_left_alone other_systems.macos_what_launchd_runs_stays",
-    "cannot be seen": "guards.who_cannot_be_told_stays guards.a_normal_user_stops_nobody_elses",
+    "cannot be seen": "guards.a_normal_user_stops_nobody_elses guards.one_whose_user_is_not_told_stays "
+    "safety_conditions.a_parent_that_is_hidden_is_not_one_that_ended",
     "is the system itself": "containers.the_main_process_of_the_container "
     "safety_conditions.no_signal_for_a_pid_below_2",
     "is a tunnel": "guards.who_must_stay guards.who_holds_the_port_of_a_container_stays "
     "other_systems.who_holds_ports_for_others",
     "could not be looked at": "safety_conditions.out_of_descriptors_the_port_counts_as_held guards.kernel_threads_live",
-    "is this very process": "guards.we_and_our_ancestors_live guards.a_parent_that_ends_leaves_its_child_to_another",
+    "is this very process": "guards.this_very_process_lives guards.an_ancestor_lives "
+    "guards.a_parent_that_ends_leaves_its_child_to_another",
     "runs on a terminal of its own": "guards.who_must_stay",
     "listens on IPv4 alone": "guards.who_must_stay guards.only_what_conflicts_goes "
     "guards.the_same_link_local_address_on_another_interface",

@@ -97,7 +97,8 @@ def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
     closed.close()
     for stream in (closed, None):
         assert seam.write(stream, "✅ said") is None and not seam.on_terminal(stream)
-    for Broken.number, trouble in ((errno.EPIPE, None), (errno.EINVAL, None), (errno.ENOSPC, "no room")):
+    for number, trouble in ((errno.EPIPE, None), (errno.EINVAL, None), (errno.ENOSPC, "no room")):
+        Broken.number = number
         assert seam.write(Broken(), "✅ said") == trouble
     handler = "logging.basicConfig(level=20); logging.raiseExceptions = False; sys.stderr.close()"
     for code in ("sys.stderr.close()", "sys.stderr = None", "os.close(2)", handler):
