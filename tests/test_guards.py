@@ -399,6 +399,18 @@ def test_an_ancestor_lives(port, hold):
     assert why in held.said and "status 1" in held.said and held.alive() == [held.pid]
 
 
+@pytest.mark.parametrize(
+    ("namespace", "sentence"),
+    [
+        ("pid:[4026531836]", "PID 1 is the system itself"),  # which is that of the host
+        ("pid:[4026532001]", "it is this container's main process: restart the container"),
+    ],
+)
+def test_the_first_process_lives(monkeypatch, namespace, sentence):
+    monkeypatch.setattr(os, "readlink", lambda path, **at: namespace)
+    assert seam.protected("init", pid=1) == sentence
+
+
 @pytest.mark.parametrize("pid", [1, 0, -1, -os.getpid()])
 def test_no_signal_for_pid_1_and_below(pid, sent, said):
     """PID 0 reached kill(), which signals the caller's whole process group."""

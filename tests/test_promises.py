@@ -33,7 +33,7 @@ SAFETY = {
     "containers.a_unit_is_named_and_left_alone other_systems.macos_what_launchd_runs_stays",
     "cannot be seen": "guards.a_normal_user_stops_nobody_elses guards.one_whose_user_is_not_told_stays "
     "safety_conditions.a_parent_that_is_hidden_is_not_one_that_ended",
-    "is the system itself": "containers.the_main_process_of_the_container "
+    "is the system itself": "guards.the_first_process_lives containers.the_main_process_of_the_container "
     "safety_conditions.no_signal_for_a_pid_below_2",
     "is a tunnel": "guards.who_must_stay guards.who_holds_the_port_of_a_container_stays "
     "other_systems.who_holds_ports_for_others",
