@@ -2,7 +2,6 @@
 
 from __future__ import annotations  # noqa: I001
 
-import contextlib
 import os
 import shlex
 import socket
@@ -23,30 +22,6 @@ from .scenes import wait_for
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
 ID = "0123456789abcdef" * 4
-
-
-@pytest.fixture
-def cgroup():
-    """Move a process into a control group with a path of our choice; a maker that may skip the test."""
-    moved, ours = [], f"pm-tests-{os.getpid()}"
-
-    def move(pid, path):
-        for home in map(Path, ("/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd", "/sys/fs/cgroup")):
-            with contextlib.suppress(OSError):
-                if (home / "cgroup.procs").exists():
-                    (home / ours / path).mkdir(parents=True, exist_ok=True)
-                    (home / ours / path / "cgroup.procs").write_text(str(pid))
-                    moved.append((home, pid))
-                    return
-        pytest.skip("no control group can be made here")
-
-    yield move
-    for home, pid in moved:
-        with contextlib.suppress(OSError):
-            (home / "cgroup.procs").write_text(str(pid))
-    for folder in [folder for home in {*dict(moved)} for folder, _, _ in os.walk(home / ours, topdown=False)]:
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
 
 
 @pytest.fixture
@@ -118,41 +93,71 @@ def test_who_must_stay(port, hold, stays, spec, options, sentence):
 # Control groups: services and containers
 
 
+USER = "user.slice/user-1000.slice/user@1000.service"
+
+
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("system.slice/pm-web.service", "the systemd service pm-web.service runs it; stop it with: systemctl stop"),
+        ("system.slice/a.service", "the systemd service a.service runs it; stop it with: systemctl stop a.service"),
         ("system.slice/pm-web.service/inner", "systemctl stop pm-web.service"),
-        ("user.slice/user-1.slice/user@1.service/app.slice/pm-sync.service", "systemctl --user stop pm-sync.service"),
+        ("system.slice/engine.service/job-1.scope", "systemctl stop engine.service"),
+        ("system.slice/engine.service/web.service", "systemctl stop web.service"),
+        ("machine.slice/systemd-nspawn@web.service/payload/init.scope", "systemctl stop systemd-nspawn@web.service"),
+        (f"{USER}/app.slice/pm-sync.service", "systemctl --user stop pm-sync.service"),
         (f"system.slice/docker-{ID}.scope", f"the container {ID[:12]} runs it; stop it with: docker stop {ID[:12]}"),
         (f"machine.slice/libpod-{ID}.scope/container", f"podman stop {ID[:12]}"),
+        (f"machine.slice/libpod-conmon-{ID}.scope", f"the container {ID[:12]} runs it; stop it there"),
         (f"docker/{ID}", f"docker stop {ID[:12]}"),
         (f"docker/{'0' * 64}/system.slice/libpod-{ID}.scope", f"podman stop {ID[:12]}"),
         (f"docker/{'0' * 64}/pods/cri-containerd-{ID}.scope", f"the container {ID[:12]} runs it; stop it there"),
         ("lxc.payload.web", "the container lxc.payload.web runs it; stop it there"),
         ("lxc/web", "the container web runs it; stop it there"),
-        # a login session is no service
-        ("user.slice/user-1.slice/session-3.scope", None),
-        ("user.slice/user-1.slice/user@1.service/init.scope", None),
+        ("machine.slice/machine-web.scope/payload", "the container machine-web runs it; stop it there"),
+        # a login session is no service; nor is what a desktop's menu has started, and what that has started
+        ("user.slice/user-1000.slice/session-3.scope", None),
+        (f"{USER}/init.scope", None),
+        (f"{USER}/app.slice/console-7.scope", None),
+        (f"{USER}/app.slice/app-code-{'ab' * 16}.scope", None),
+        (f"{USER}/app.slice/app-org.kde.konsole@ab12.service", None),
+        (f"{USER}/app.slice/dbus-:1.2-org.gnome.Terminal.service", None),
+        (f"{USER}/tmux-spawn-12.scope", None),
+        # nor are these containers
         ("just/a/folder", None),
+        (f"sandbox/{'ab' * 16}", None),
+        (f"build-{'xy' * 32}.scope", None),
+        # only of a user's manager
+        ("system.slice/app-api.service", "systemctl stop app-api.service"),
+        ("system.slice/dbus-broker.service", "systemctl stop dbus-broker.service"),
+        (f"{USER}/app.slice/app-api.service", "systemctl --user stop app-api.service"),
+        # to stop these would end other logins and jobs
+        ("system.slice/system-getty.slice/getty@tty1.service", None),
+        ("system.slice/ssh.service", None),
+        ("system.slice/cron.service", None),
+        # on a terminal, one of a user's is what has opened it
+        (f"{USER}/app.slice/console.service on a terminal", None),
+        (f"{USER}/app.slice/console.service", "systemctl --user stop console.service"),
+        ("system.slice/console.service on a terminal", "systemctl stop console.service"),
     ],
 )
-def test_a_service_or_a_container_is_left_alone(port, hold, cgroup, stays, path, sentence, tools):
+def test_a_service_or_a_container_is_left_alone(port, hold, stays, monkeypatch, path, sentence, tools):
     tools("exit 1", "docker", "podman")
-    held = hold(port, children=1)
-    for pid in (held.pid, *held.children):
-        cgroup(pid, path)
+    held, real = hold(port, children=1), seam.reader("linux")
+    path, _, terminal = path.partition(" on a ")
+    seam.in_cgroups(monkeypatch, dict.fromkeys((held.pid, *held.children), path))
+    if terminal:
+        seam.readings(monkeypatch, "linux", lambda pid: {at: one._replace(tty=34816) for at, one in real(pid).items()})
     if sentence:
-        stays(held, port, f"Process {held.pid} (", "is left alone", sentence)
+        stays(held, port, f"Process {held.pid} (", "is left alone", f"{sentence}\n")
     else:
         assert ensure_port_available(port) is True and held.alive() == []
 
 
 @pytest.mark.parametrize("policy", ["kill", "own", "ask", "refuse"])
-def test_a_container_has_a_name_and_is_stopped_by_nobody_here(port, hold, cgroup, tools, stays, policy):
+def test_a_container_has_a_name_and_is_stopped_by_nobody_here(port, hold, monkeypatch, tools, stays, policy):
     calls = tools("echo web", "docker")
     held = hold(port)
-    cgroup(held.pid, f"system.slice/docker-{ID}.scope")
+    seam.in_cgroups(monkeypatch, {held.pid: f"system.slice/docker-{ID}.scope"})
     stays(held, port, "the docker container web runs it; stop it with: docker stop web", policy=policy)
     assert {*calls.read_text().splitlines()} == {f"docker ps --filter id={ID} --format {{{{.Names}}}}\t{{{{.Ports}}}}"}
 
@@ -161,58 +166,11 @@ def test_a_container_has_a_name_and_is_stopped_by_nobody_here(port, hold, cgroup
     ("path", "ours"),
     [("system.slice/pm-runner.service", "system.slice/pm-runner.service"), (f"docker/{ID}/web", f"docker/{ID}/exec")],
 )
-def test_what_shares_our_own_service_or_container_is_not_foreign(port, hold, cgroup, path, ours):
+def test_what_shares_our_own_service_or_container_is_not_foreign(port, hold, monkeypatch, path, ours):
     """Inside a container, or inside one service, development goes on as usual."""
     held = hold(port)
-    cgroup(held.pid, path)
-    words = ["sh", "-c", 'read go; exec "$@"', "sh", sys.executable, PORT_MANAGER, "free", str(port)]
-    freed = subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    cgroup(freed.pid, ours)
-    _, told = freed.communicate("go\n", timeout=PATIENCE)
-    assert freed.returncode == 0 and held.alive() == [], told
-
-
-USER = "/user.slice/user-1000.slice/user@1000.service"
-
-
-@pytest.mark.parametrize(
-    ("path", "sentence"),
-    [
-        ("/system.slice/engine.service/job-1.scope", "systemctl stop engine"),
-        ("/system.slice/engine.service/web.service", "systemctl stop web"),
-        ("/machine.slice/systemd-nspawn@web.service/payload/init.scope", "systemctl stop systemd-nspawn@web"),
-        ("/machine.slice/machine-web.scope/payload", "the container machine-web"),
-        (f"/machine.slice/libpod-conmon-{'ab' * 32}.scope", "the container abababababab"),
-        (f"{USER}/app.slice/console-7.scope", None),
-        # what a desktop's menu has started, and what that has started: no service, and no container
-        (f"{USER}/app.slice/app-code-{'ab' * 16}.scope", None),
-        (f"{USER}/app.slice/app-org.kde.konsole@ab12.service", None),
-        (f"{USER}/app.slice/dbus-:1.2-org.gnome.Terminal.service", None),
-        (f"{USER}/tmux-spawn-12.scope", None),
-        (f"/sandbox/{'ab' * 16}", None),
-        (f"/build-{'xy' * 32}.scope", None),
-        # to stop these would end other logins and jobs
-        ("/system.slice/app-api.service", "systemctl stop app-api"),
-        ("/system.slice/dbus-broker.service", "systemctl stop dbus-broker"),
-        (f"{USER}/app.slice/app-api.service", "systemctl --user stop app-api"),
-        ("/system.slice/system-getty.slice/getty@tty1.service", None),
-        ("/system.slice/ssh.service", None),
-        ("/system.slice/cron.service", None),
-        # on a terminal, one of a user's is what has opened it
-        (f"{USER}/app.slice/console.service on a terminal", None),
-        (f"{USER}/app.slice/console.service", "systemctl --user stop console.service"),
-        ("/system.slice/console.service on a terminal", "systemctl stop console.service"),
-    ],
-)
-def test_what_runs_inside_a_service_or_machine(monkeypatch, path, sentence):
-    path, _, terminal = path.partition(" on a ")
-    why = seam.managed(monkeypatch, path, tty=34816 if terminal else 0)
-    assert why is sentence or sentence in why
-
-
-def test_systemd_itself_holds_a_port_for_a_unit_of_the_system(monkeypatch):
-    seam.stand_in(monkeypatch, "run a tool", lambda *_: None)
-    assert "systemctl stop NAME.socket" in seam.managed(monkeypatch, "/init.scope", pid=1, name="systemd")
+    seam.in_cgroups(monkeypatch, {held.pid: path, "self": ours})
+    assert ensure_port_available(port) is True and held.alive() == []
 
 
 @as_root
@@ -276,6 +234,14 @@ def test_systemd_holds_a_port_for_a_socket_unit(port, hold, tools, stays, listed
     calls = tools(f"echo '/run/dbus dbus.socket dbus.service\n{listed.format(port=port)}'", "systemctl")
     stays(hold(port, name="systemd"), port, told.format(ctl="systemctl --user"))
     assert "systemctl --user list-sockets --all --no-legend --no-pager\n" in calls.read_text()
+
+
+def test_systemd_itself_holds_a_port_for_a_unit_of_the_system(port, hold, monkeypatch, stays):
+    real = seam.reader("linux")
+    seam.owners_answer(monkeypatch, lambda rows: [row._replace(pid=1) for row in rows])
+    seam.readings(monkeypatch, "linux", lambda pid: {at: one._replace(name="systemd") for at, one in real(pid).items()})
+    seam.stand_in(monkeypatch, "run a tool", lambda *_: None)
+    stays(hold(port), port, SOCKETS.format(ctl="systemctl"))
 
 
 NAMELESS = "PM2 runs it; stop it with: pm2 stop NAME (pm2 status tells the name)"
