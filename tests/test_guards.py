@@ -207,7 +207,7 @@ SAME = TWO.replace("127.0.0.9", "0.0.0.0")
     ],
 )
 def test_who_holds_the_port_of_a_container_stays(port, hold, tools, stays, name, docker, podman, sentence, monkeypatch):
-    seam.limits(monkeypatch, tool_timeout=0.3 if "sleep" in docker else PATIENCE)
+    seam.limits(monkeypatch, tool_timeout=1 if "sleep" in docker else PATIENCE)
     more = ["-c", "ab" * 32, "-u", "ab" * 32] if name == "conmon" else []
     held = hold(("0.0.0.0", port), name=name, more=more)
     calls = tools(docker.format(port=port), "docker")
