@@ -90,6 +90,14 @@ def test_who_must_stay(port, hold, stays, spec, options, sentence):
     stays(held, port, f"Process {whom} (", f") is left alone: {sentence.format(inner=inner)}", **options)
 
 
+def test_a_listener_on_ipv4_goes_where_a_name_stands_for_both_families(port, hold, monkeypatch):
+    wildcards = ((socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0)))
+    told = [(family, socket.SOCK_STREAM, 6, "", address) for family, address in wildcards]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: told)
+    held = hold(port)
+    assert ensure_port_available(port, "everywhere") is True and held.alive() == []
+
+
 # Control groups: services and containers
 
 
