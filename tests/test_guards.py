@@ -56,7 +56,8 @@ def stays(said):
 # What a holder is, does, and whose it is
 
 
-TUNNELS = ("ssh", "sshd", "dropbear", "kubectl", "ngrok", "cloudflared", "adb")
+TUNNELS = ("ssh", "autossh", "sshd", "sshd-session", "dropbear", "kubectl", "ngrok", "cloudflared", "adb")
+MACHINES = ("qemu-system-x86_64", "qemu-kvm", "VirtualBoxVM", "VBoxHeadless", "VBoxNetNAT", "vmware-vmx", "vmnet-natd")
 TUNNEL, MACHINE = "it is a tunnel, which ends at another", "it forwards the port to a virtual machine"
 OTHER = "it belongs to user {}; only that user should stop it"
 IPV4 = "it listens on IPv4 alone, beside which many servers can listen on ::; to stop it, name the host 0.0.0.0"
@@ -69,7 +70,7 @@ TERMINAL = {"terminal": True, "leaks": True}
     ("spec", "options", "sentence"),
     [
         *(({"name": name}, {}, TUNNEL) for name in TUNNELS),
-        *(({"name": name}, {}, MACHINE) for name in ("qemu-system-x86_64", "VBoxHeadless", "vmware-vmx")),
+        *(({"name": name}, {}, MACHINE) for name in MACHINES),
         # an editor's server, whatever it is called: in one of its terminals there may be a shell, or unsaved text
         ({"starts": ["sh", "-i"], **TERMINAL}, {}, INHERITED),
         ({"starts": ["sleep", "60"], **TERMINAL}, {}, INHERITED),
@@ -139,9 +140,8 @@ USER = "user.slice/user-1000.slice/user@1000.service"
         ("system.slice/dbus-broker.service", "systemctl stop dbus-broker.service"),
         (f"{USER}/app.slice/app-api.service", "systemctl --user stop app-api.service"),
         # to stop these would end other logins and jobs
-        ("system.slice/system-getty.slice/getty@tty1.service", None),
-        ("system.slice/ssh.service", None),
-        ("system.slice/cron.service", None),
+        *((f"system.slice/{name}.service", None) for name in ("ssh", "sshd", "cron", "crond", "atd")),
+        *((f"system.slice/{name}@tty1.service", None) for name in ("getty", "serial-getty")),
         # on a terminal, one of a user's is what has opened it
         (f"{USER}/app.slice/console.service on a terminal", None),
         (f"{USER}/app.slice/console.service", "systemctl --user stop console.service"),
@@ -194,6 +194,7 @@ def test_what_runs_in_a_namespace_of_its_own_is_left_alone(port, start, said, fi
 # Who holds ports for others, and who runs others
 
 
+PROXIES = "com.docker.backend slirp4netns pasta pasta.avx2 passt rootlesskit vpnkit gvproxy limactl OrbStack"
 LISTED = "docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)"
 ENGINE = f"a container's engine runs it; stop it with: {LISTED}"
 NOT_TOLD = "the container abababababab runs it; stop it there"
@@ -208,20 +209,21 @@ SAME = TWO.replace("127.0.0.9", "0.0.0.0")
         ("docker-proxy", "echo web", "exit 1", "the docker container web runs it; stop it with: docker stop web"),
         ("docker-proxy", TWO, "exit 1", "docker stop two"),
         ("rootlessport", "exit 1", "echo web", "the podman container web runs it; stop it with: podman stop web"),
-        *((name, "exit 1", "exit 1", ENGINE) for name in ("slirp4netns", "pasta", "com.docker.backend")),
+        *((name, "exit 1", "exit 1", ENGINE) for name in PROXIES.split()),
         # podman's monitor keeps the published ports of its container, which is named on its command line
         ("conmon", "exit 1", "exit 1", NOT_TOLD),
         ("conmon", "exit 1", "echo web", "podman stop web"),
+        ("conmon of nobody", "exit 1", "exit 1", ENGINE),
     ],
 )
 def test_who_holds_the_port_of_a_container_stays(port, hold, tools, stays, name, docker, podman, sentence, monkeypatch):
     seam.limits(monkeypatch, tool_timeout=1 if "sleep" in docker else PATIENCE)
-    more = ["-c", "ab" * 32, "-u", "ab" * 32] if name == "conmon" else []
-    held = hold(("0.0.0.0", port), name=name, more=more)
+    words = {"conmon": ["-c", "ab" * 32, "-u", "ab" * 32, "-c", "x"], "pasta": ["-c", "x"]}
+    held = hold(("0.0.0.0", port), name=name.partition(" ")[0], more=words.get(name, []))
     calls = tools(docker.format(port=port), "docker")
     tools(podman, "podman")
     stays(held, port, sentence.format(port=port))
-    about = f"id={'ab' * 32}" if more else f"publish={port}/tcp"
+    about = f"id={'ab' * 32}" if name == "conmon" else f"publish={port}/tcp"
     asked = f"ps --filter {about} --format {{{{.Names}}}}\t{{{{.Ports}}}}"
     assert {f"docker {asked}"} <= {*calls.read_text().splitlines()} <= {f"docker {asked}", f"podman {asked}"}
 
@@ -606,6 +608,8 @@ def test_what_an_engine_publishes_is_no_port_of_a_namespace_of_its_own(hold, mon
     hold(8000)
     told = as_nobody(lambda: (ensure_port_available(8000), said())[1])
     assert "that you may not see" in told and "web" not in told
+    hold(8001, name="docker-proxy")  # it is seen, and so it is of this namespace
+    assert ensure_port_available(8001) is False and "the docker container web runs it" in said()
 
 
 # All or none
