@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import pytest
 
-from .conftest import PORT_MANAGER, birth, can_bind, eventually
+from .conftest import PORT_MANAGER, birth, eventually
 
 SERVE = (
     "import http.server as h, sys; at = ('127.0.0.1', int(sys.argv[1]));"
@@ -32,25 +32,22 @@ class Answer:
         self.status, self.words = done.returncode, done.stdout + done.stderr
         assert done.stdout.startswith("{"), self.words
         ports = json.loads(done.stdout)["ports"]
-        self.port: dict[str, Any] = ports[0]
-        self.holders: list[dict[str, Any]] = self.port["holders"]
-        self.reason = str(self.port["reason"])
+        self.holders: list[dict[str, Any]] = ports[0]["holders"]
+        self.reason = str(ports[0]["reason"])
         self.stopped = [pid for port in ports for pid in port["stopped"]]
 
     def names(self, command: str) -> None:
         """Nobody was stopped, and the command is told that stops it where it is managed, to people and in JSON."""
         self.refuses(command)
-        told = [holder["manager"] for holder in self.holders if holder.get("manager")]
-        assert any(command in manager["stop"] for manager in told), self.words
+        told = [holder["manager"]["stop"] for holder in self.holders if holder.get("manager")]
+        assert any(command in stop for stop in told), self.words
 
     def refuses(self, *texts: str) -> None:
         assert (self.status, self.stopped) == (1, []), self.words
-        for text in texts:
-            assert text in self.reason, self.words
+        assert [text for text in texts if text not in self.reason] == [], self.words
 
     def frees(self, *pids: int) -> None:
-        assert self.status == 0, self.words
-        assert self.stopped and set(pids) <= set(self.stopped), self.words
+        assert self.status == 0 and self.stopped and {*pids} <= {*self.stopped}, self.words
 
 
 def free(
@@ -75,26 +72,14 @@ def wait_for(*ports: int) -> None:
     assert all(eventually(lambda port=port: listening(port)) for port in ports), "the scene did not come up"
 
 
-def is_free(port: int) -> bool:
-    return can_bind(port, "0.0.0.0")
-
-
-class Witness:
-    """Processes, by name, that must be the same ones later: with it, at the end of what is done with them."""
-
-    def __init__(self, **pids: int) -> None:
-        self.pids = pids
-        self.births = {name: birth(pid) for name, pid in pids.items()}
-        assert all(self.births.values()), self.births
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        assert kind or self.missing() == []
-
-    def missing(self) -> list[str]:
-        return [name for name, born in self.births.items() if birth(self.pids[name]) != born]
+@contextlib.contextmanager
+def witness(*others: int, **pids: int) -> Iterator[None]:
+    """Processes that must be the same ones at the end of what is done with them."""
+    pids.update((str(pid), pid) for pid in others)
+    births = {name: birth(pid) for name, pid in pids.items()}
+    assert all(births.values()), births
+    yield
+    assert [name for name, born in births.items() if birth(pids[name]) != born] == []
 
 
 def children(pid: int) -> list[int]:
@@ -125,20 +110,13 @@ def docker(*words: str, check: bool = True, engine: str = "docker") -> str:
     return done.stdout.strip()
 
 
-@lru_cache(maxsize=None)
-def _why_no(engine: str, *images: str) -> str:
-    """Why there is nothing to test with; empty where there is."""
-    if not shutil.which(engine):
-        return f"no {engine}"
-    for words in (["image", "inspect", *images], ["run", "--rm", BUSYBOX, "/bin/busybox", "true"]):
-        asked = subprocess.run([engine, *words], capture_output=True, text=True, check=False)
-        if asked.returncode:
-            return f"{engine} {words[0]}: {asked.stderr.strip().splitlines()[0]} (.ci/containers makes what is needed)"
-    return ""
-
-
 def _needs(engine: str, *images: str) -> pytest.MarkDecorator:
-    why = _why_no(engine, *images)
+    """A skip with the reason why there is nothing to test with, where there is nothing."""
+    why = "" if shutil.which(engine) else f"no {engine}"
+    for words in (["image", "inspect", *images], ["run", "--rm", BUSYBOX, "/bin/busybox", "true"]):
+        asked = None if why else subprocess.run([engine, *words], capture_output=True, text=True, check=False)
+        if asked and asked.returncode:
+            why = f"{engine} {words[0]}: {asked.stderr.strip().splitlines()[0]} (.ci/containers makes what is needed)"
     return pytest.mark.skipif(bool(why), reason=why)
 
 
@@ -165,8 +143,14 @@ def inside(name: str, *options: str) -> tuple[str, ...]:
 
 
 def listening_inside(name: str, port: int) -> bool:
-    code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"
-    return (
-        subprocess.run(["docker", "exec", name, "python3", "-c", code], capture_output=True, check=False).returncode
-        == 0
-    )
+    code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1); print('yes')"
+    return docker("exec", name, "python3", "-c", code, check=False) == "yes"
+
+
+def wait_inside(name: str, port: int) -> None:
+    assert eventually(lambda: listening_inside(name, port), 20), docker("logs", name)
+
+
+def serve_inside(name: str, port: int, *options: str) -> None:
+    docker("exec", "-d", *options, name, "python3", "-m", "http.server", str(port))
+    wait_inside(name, port)

@@ -29,7 +29,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table,
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
-write, say, on_terminal = pm.write_line, pm._say, pm._on_terminal
+write, say, status, on_terminal = pm.write_line, pm._say, pm._status, pm._on_terminal
 clean, title, decoded, short_folder = pm._clean, pm._title, pm._decoded, pm._short_folder
 bind_error, run = pm._bind_error, pm._run
 proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear
@@ -55,9 +55,9 @@ def stand_in(patch: Any, part: str, answer: Callable[..., Any]) -> None:
         patch.setattr(pm._Linux, "sources", (answer, *pm._Linux.sources[1:]))
 
 
-def span(seconds: float) -> str:
-    """How the age of a process is told that was started so many seconds ago."""
-    return pm._age(Holder(9, 1, "", "", "", "", time.time() - seconds, ()))
+def span(seconds: float | None) -> str:
+    """How the age of a process is told that was started so many seconds ago; None: that is not known."""
+    return pm._age(Holder(9, 1, "", "", "", "", None if seconds is None else time.time() - seconds, ()))
 
 
 def taken_before_the_bind(patch: Any) -> None:
@@ -220,14 +220,11 @@ def protected(name: str, command: str = "", system: str = "linux", pid: int = 77
     return _system(system).protects(holder) or (manager and f"{manager.name}: {manager.stop}")
 
 
-def managed(patch: Any, cgroup: str, tty: object = None) -> str | None:
-    """What is said of the manager of a process in that control group (on that terminal), where ours is in none."""
-    patch.setattr(pm, "_cgroups", lambda pid: [] if pid == "self" else [cgroup])
-    patch.setattr(pm, "_numbers", lambda pid, field: [])
-    system = pm._Linux()
-    system.known[77] = process(77, 1, tty=tty or 0)
-    manager = system.managed_by(Holder(77, 1, "alice", "python", "", "", None, ()), 80, [77])
-    return f"{manager.name}: {manager.stop}" if manager else None
+def in_cgroups(patch: Any, paths: dict[Any, str]) -> None:
+    """Let these processes be in control groups of that path; "self": this one."""
+    real = pm._file_of
+    told = {pid: f"12:pids:/\n0::/{path}\n".encode() for pid, path in paths.items()}
+    patch.setattr(pm, "_file_of", lambda pid, name: told[pid] if name == "cgroup" and pid in told else real(pid, name))
 
 
 def precious(patch: Any, pid: int) -> None:

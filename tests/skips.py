@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 STATED = {
-    "machine": "before Linux 6.8|no seccomp|no FUSE|no namespaces|nothing can be (mounted|traced)|no control group|"
+    "machine": "before Linux 6.8|no seccomp|no FUSE|no namespaces|nothing can be (mounted|traced)|"
     "no thread of the kernel|everybody bind low ports|cannot be measured|ask for it with -m load|for 64 bits",
     "elsewhere": "docker|podman|systemd|Debian|PORT_MANAGER_WINE|.ci/managers",  # they have jobs of their own
     "programs": "(node|npm|nginx|redis-server|busybox|dash|litestar|quart|sanic) is not installed",

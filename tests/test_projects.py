@@ -20,6 +20,8 @@ from .scenes import wait_for
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
 BIND = "import port_manager, sys; port_manager.bind_port(int(sys.argv[1]))"
+MARKS = (".git pyproject.toml setup.py setup.cfg package.json manage.py go.mod Cargo.toml pom.xml build.gradle "
+         "Gemfile composer.json mix.exs")  # fmt: skip
 
 
 @pytest.fixture
@@ -27,56 +29,37 @@ def projects(tmp_path, monkeypatch):
     """Two projects in a home folder of their own, the first of which is ours, and a folder that is no project."""
     home = tmp_path.resolve()
     monkeypatch.setenv("HOME", str(home))
-    for folder in ("shop/src/deep", "shop/packages/web", "shop/.git", "blog/.git", "blog/api", "scripts"):
+    folders = "shop/src/deep shop/packages/web shop/.git shop/.worktrees/feature blog/.git blog/api scripts"
+    for folder in folders.split():
         (home / folder).mkdir(parents=True)
     (home / "shop/packages/web/package.json").write_text("{}")
-    worktree = home / "shop/.worktrees/feature"
-    worktree.mkdir(parents=True)
-    (worktree / ".git").write_text(f"gitdir: {home}/shop/.git/worktrees/feature\n")
+    (home / "shop/.worktrees/feature/.git").write_text(f"gitdir: {home}/shop/.git/worktrees/feature\n")
     return home
 
 
-@pytest.mark.parametrize(
-    ("mark", "code"),
-    [
-        (".git", ENSURE),
-        (".git", BIND),
-        ("pyproject.toml", ENSURE),
-        ("setup.cfg", BIND),
-        ("package.json", ENSURE),
-        ("manage.py", BIND),
-        ("go.mod", ENSURE),
-    ],
-)
+@pytest.mark.parametrize(("mark", "code"), [*((mark, ENSURE) for mark in MARKS.split()), (".git", BIND)])
 def test_another_projects_server_is_refused_without_a_terminal(port, hold, projects, mark, code):
+    """The variable brings it back that whoever holds the port is stopped."""
     (projects / "blog/.git").rename(projects / "blog" / mark)
     held = hold(port, cwd=projects / "blog/api")
     done = ensured(projects / "shop", port, code)
     assert done.returncode == 1 and held.alive() == [held.pid]
-    for part in (
-        f"Process {held.pid} (",
-        ", in ~/blog/api)",
-        "it belongs to another project, ~/blog; take the next free port (--next), or stop it: ",
-        f"port_manager.py free {port} (PORT_MANAGER_POLICY=kill",
-    ):
+    way = f"take the next free port (--next), or stop it: port_manager.py free {port} (PORT_MANAGER_POLICY=kill"
+    for part in (f"Process {held.pid} (", ", in ~/blog/api)", f"it belongs to another project, ~/blog; {way}"):
         assert part in done.stderr, done.stderr
+    assert ensured(projects / "shop", port, code, PORT_MANAGER_POLICY="kill").returncode == 0 and held.alive() == []
 
 
-@pytest.mark.parametrize(("answer", "status"), [(b"y\n", 0), (b"n\n", 1), (b"\n", 1)])
+@pytest.mark.parametrize(("answer", "status"), [(b"y\n", 0), (b"n\n", 1), (b"\n", 1), (b"y\ny\ny\n", 0)])
 def test_it_is_asked_about_on_a_terminal(port, hold, projects, answer, status):
-    held = hold(port, cwd=projects / "blog")
+    """The last server forks for each request, and has others at each look: the yes is not about its workers."""
+    forks = answer.count(b"\n") > 1
+    held = hold(port, forks=forks, cwd=projects / "blog")
     shown, after, ended = on_a_terminal("-c", ENSURE, str(port), answer=answer, cwd=projects / "shop")
-    assert ended == status and held.alive() == ([] if status == 0 else [held.pid])
-    question = f"Process {held.pid} belongs to another project, ~/blog. Stop process {held.pid} ("
-    assert question in shown.splitlines()[-1]
+    assert ended == status and held.alive() == ([] if status == 0 else [held.pid]), shown + after
+    asked = f"Process {held.pid} belongs to another project, ~/blog. Stop process {held.pid} ("
+    assert forks or asked in shown.splitlines()[-1]
     assert ("The answer was no: nobody was stopped" in after) == (status == 1)
-
-
-def test_a_yes_is_about_the_server_and_not_about_its_workers(port, hold, projects):
-    """One that forks for each request has others at each look."""
-    held = hold(port, forks=True, cwd=projects / "blog")
-    shown, after, status = on_a_terminal("-c", ENSURE, str(port), answer=b"y\ny\ny\n", cwd=projects / "shop")
-    assert status == 0 and held.alive() == [], shown + after
 
 
 def test_a_person_who_names_the_port_means_it(port, hold, projects):
@@ -85,12 +68,6 @@ def test_a_person_who_names_the_port_means_it(port, hold, projects):
     assert predicted.returncode == 0 and f"stop {held.pid}" in predicted.stdout
     done = command_line("free", str(port), cwd=projects / "shop", stdin=subprocess.DEVNULL)
     assert done.returncode == 0 and held.alive() == [], done.stderr
-
-
-def test_the_variable_brings_whoever_holds_it_back(port, hold, projects):
-    held = hold(port, cwd=projects / "blog")
-    assert ensured(projects / "shop", port, PORT_MANAGER_POLICY="kill").returncode == 0
-    assert held.alive() == []
 
 
 @pytest.mark.parametrize(
@@ -132,8 +109,8 @@ def test_whose_a_server_is(port, hold, projects, monkeypatch, said, ours, theirs
     assert ensure_port_available(port) == goes == (held.alive() == [])
 
 
-def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypatch):
-    """A blank that no terminal shows; a folder that has gone, and one that bears the name which /proc gives to that."""
+def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypatch, said):
+    """A blank that no terminal shows; a folder that has gone, and one with the name that /proc gives to that; none."""
     wide, gone, namesake = tmp_path / "我的\u3000项目", tmp_path / "api", tmp_path / "api (deleted)"
     for folder in (wide, gone):
         folder.mkdir()
@@ -146,17 +123,24 @@ def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypa
     monkeypatch.chdir(namesake)
     assert ensure_port_available(port, policy="own") is False and held.alive() == [held.pid]
 
+    def refused(path, real=os.readlink, **at):
+        if path == f"/proc/{held.pid}/cwd":
+            raise PermissionError
+        return real(path, **at)
+
+    monkeypatch.setattr(os, "readlink", refused)
+    assert ensure_port_available(port, policy="own") is False and held.alive() == [held.pid]
+    assert "it belongs to a folder that is not told, and the policy 'own'" in said()
+
 
 @pytest.mark.parametrize("environment", ["", "production"])
 def test_every_line_that_describes_a_process_names_its_folder(port, hold, projects, environment):
     held = hold(port, children=1, cwd=projects / "blog/api")
-    said = [
-        ensured(projects / "shop", port, ENVIRONMENT=environment).stderr,
-        command_line("free", str(port), "--policy", "refuse", ENVIRONMENT=environment).stderr,
-        command_line("free", str(port), ENVIRONMENT=environment).stderr,
-    ]
+    said = ensured(projects / "shop", port, ENVIRONMENT=environment).stderr
+    for words in (["--policy", "refuse"], []):
+        said += command_line("free", str(port), *words, ENVIRONMENT=environment).stderr
     assert (held.alive() == []) == (environment == "")
-    lines = [line for line in "\n".join(said).splitlines() if re.search(rf"\b{held.pid} \((?!\d)", line)]
+    lines = [line for line in said.splitlines() if re.search(rf"\b{held.pid} \((?!\d)", line)]
     assert len(lines) >= 3 and all(", in ~/blog/api)" in line for line in lines), said
 
 
@@ -166,17 +150,17 @@ def test_every_line_that_describes_a_process_names_its_folder(port, hold, projec
 @pytest.mark.parametrize("how", ["by a start", "by name", "in a child"])
 def test_another_port_would_close_too(ports, hold, projects, how):
     """Where the server is ours, all of them go with it; of another folder's server each has to be named."""
-    port, other, shop = ports(), ports(), projects / "shop"
-    both = " ".join(map(str, sorted((port, other))))
+    port, *others = ports(), ports(), ports()
+    every, shop = [str(one) for one in sorted((port, *others))], projects / "shop"
 
     def free_one():
         return ensured(shop, port) if how == "by a start" else command_line("free", str(port), cwd=shop)
 
     def server(folder):
         if how != "in a child":
-            return hold(port, other, cwd=projects / folder)
-        held = hold(port, starts=holding(other), cwd=projects / folder)
-        wait_for(other)
+            return hold(port, *others, cwd=projects / folder)
+        held = hold(port, starts=holding(*others), cwd=projects / folder)
+        wait_for(*others)
         return held
 
     ours = server("shop/src")
@@ -185,11 +169,10 @@ def test_another_port_would_close_too(ports, hold, projects, how):
     theirs = server("scripts" if how == "by a start" else "blog")
     done = free_one()
     assert done.returncode == 1 and theirs.alive() == [theirs.pid, *theirs.children]
-    holder = theirs.children[0] if how == "in a child" else theirs.pid
-    sentence = f"stopping it would also close port {other} ("
-    for part in (sentence, f" {holder}); to stop all: ", f"port_manager.py free {both}\n"):
-        assert part in done.stderr, done.stderr
-    done = command_line("free", str(port), str(other), cwd=shop)
+    assert f"stopping it would also close port {min(others)} (" in done.stderr, done.stderr
+    holder = (theirs.children or [theirs.pid])[0]
+    assert f" {holder}); to stop all: port_manager.py free {' '.join(every)}\n" in done.stderr, done.stderr
+    done = command_line("free", *every, cwd=shop)
     assert done.returncode == 0 and theirs.alive() == [], done.stderr
 
 

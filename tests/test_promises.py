@@ -1,6 +1,6 @@
 """Each promise of the README has a test that fails without it: the safety list, the decision table, troubleshooting.
 
-A line is named by words that stand in it alone. Whoever adds a line adds its test here.
+A line is named by words that stand in it alone. Whoever adds one to the lists adds its test here.
 """
 
 from __future__ import annotations
@@ -26,101 +26,68 @@ def rows(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("| ") and "|---" not in line][1:]
 
 
+# A promise of the README: the tests that guard it, by module, each name without its "test_".
 SAFETY = {
-    "is run by a manager": "test_guards.test_a_service_or_a_container_is_left_alone test_managers.test_supervisord "
-    "test_managers.test_pm2_in_cluster_mode test_containers.test_a_published_port_is_named_and_left_alone "
-    "test_containers.test_a_unit_is_named_and_left_alone test_other_systems.test_macos_who_stays",
-    "cannot be seen": "test_guards.test_who_cannot_be_told_stays test_guards.test_a_normal_user_stops_nobody_elses",
-    "is the system itself": "test_safety_conditions.test_no_signal_for_a_pid_below_2 "
-    "test_containers.test_the_main_process_of_the_container",
-    "is a tunnel": "test_guards.test_what_holds_ports_for_others_is_left_alone_with_its_remedy "
-    "test_other_systems.test_who_holds_ports_for_others",
-    "could not be looked at": "test_safety_conditions.test_out_of_descriptors_the_port_counts_as_held "
-    "test_guards.test_kernel_threads_live",
-    "is this very process": "test_guards.test_we_and_our_ancestors_live "
-    "test_guards.test_an_ancestor_that_is_hidden_may_be_the_holder",
-    "runs on a terminal of its own": "test_guards.test_a_server_that_opens_terminals",
-    "listens on IPv4 alone": "test_guards.test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for "
-    "test_guards.test_the_same_link_local_address_on_another_interface",
-    "is another user's": "test_guards.test_another_users_process_is_left_alone_by_root "
-    "test_guards.test_workers_that_gave_up_their_rights "
-    "test_safety_conditions.test_a_holder_whose_user_is_not_told_is_not_ours",
-    "is not what the [policy]": "test_guards.test_a_policy_that_stops_nobody "
-    "test_projects.test_whose_a_server_is",
-    "is a server of another project": "test_projects.test_another_projects_server_is_refused_without_a_terminal "
-    "test_projects.test_whose_a_server_is test_projects.test_a_person_who_names_the_port_means_it",
-    "would take something else": "test_managers.test_an_editor_s_server_with_a_terminal_stays "
-    "test_projects.test_another_port_would_close_too",
+    "is run by a manager": "guards.a_service_or_a_container_is_left_alone guards.what_a_manager_runs_stays "
+    "managers.supervisord managers.pm2_in_cluster_mode containers.a_port_of_a_container_is_named_and_left_alone "
+    "containers.a_unit_is_named_and_left_alone other_systems.macos_who_stays",
+    "cannot be seen": "guards.a_normal_user_stops_nobody_elses guards.one_whose_user_is_not_told_stays "
+    "safety_conditions.a_parent_that_is_hidden_is_not_one_that_ended",
+    "is the system itself": "guards.the_first_process_lives containers.the_main_process_of_the_container "
+    "safety_conditions.no_signal_for_a_pid_below_2",
+    "is a tunnel": "guards.who_must_stay guards.who_holds_the_port_of_a_container_stays "
+    "other_systems.who_holds_ports_for_others",
+    "could not be looked at": "safety_conditions.out_of_descriptors_the_port_counts_as_held guards.kernel_threads_live",
+    "is this very process": "guards.this_very_process_lives guards.an_ancestor_lives "
+    "guards.a_parent_that_ends_leaves_its_child_to_another",
+    "runs on a terminal of its own": "guards.who_must_stay",
+    "listens on IPv4 alone": "guards.who_must_stay guards.only_what_conflicts_goes "
+    "guards.the_same_link_local_address_on_another_interface",
+    "is another user's": "guards.who_must_stay safety_conditions.whose_it_is_when_several_users_hold_it "
+    "safety_conditions.a_holder_whose_user_is_not_told_is_not_ours",
+    "is not what the [policy]": "guards.a_policy_that_stops_nobody projects.whose_a_server_is",
+    "is a server of another project": "projects.another_projects_server_is_refused_without_a_terminal "
+    "projects.whose_a_server_is projects.a_person_who_names_the_port_means_it",
+    "would take something else": "managers.an_editor_s_server_with_a_terminal_stays "
+    "projects.another_port_would_close_too",
 }
 DECISIONS = {
-    "| is free": "test_free_or_not.test_free_port_is_available",
-    "| may be stopped": "test_guards.test_the_names_of_development_and_all_others test_stopping.test_the_words_of_a_take_over",
-    "[another project]": "test_projects.test_it_is_asked_about_on_a_terminal",
-    "[must stay]": "test_guards.test_one_who_must_stay_saves_the_others",
-    "| anything else": "test_guards.test_the_names_of_development_and_all_others",
-    "| cannot be had": "test_free_or_not.test_the_troubles_have_messages_of_their_own",
-}
-TROUBLES = {
-    "runs it; stop it with": "test_guards.test_a_service_or_a_container_is_left_alone",
-    "that you may not see": "test_guards.test_a_normal_user_stops_nobody_elses",
-    "this container's main process": "test_containers.test_the_main_process_of_the_container",
-    "it is a tunnel": "test_other_systems.test_who_holds_ports_for_others",
-    "AirPlay": "test_other_systems.test_macos_who_stays",
-    "it is an ancestor": "test_guards.test_we_and_our_ancestors_live",
-    "it runs on a terminal": "test_guards.test_a_server_that_opens_terminals",
-    "it listens on IPv4": "test_guards.test_a_listener_on_ipv4_alone_stays_where_ipv6_is_asked_for",
-    "whether its": "test_guards.test_the_same_link_local_address_on_another_interface",
-    "it belongs to user": "test_guards.test_root_leaves_other_users_alone",
-    "take the next free port": "test_projects.test_another_projects_server_is_refused_without_a_terminal",
-    "end a terminal": "test_managers.test_an_editor_s_server_with_a_terminal_stays",
-    "close port": "test_projects.test_another_port_would_close_too",
-    "was taken again": "test_stopping.test_a_loop_that_starts_its_server_again_is_named",
-    "local end of a connection": "test_guards.test_a_client_whose_own_end_is_our_port_is_named_and_lives",
-    "nobody who may be seen": "test_other_systems.test_nobody_is_found_who_holds_the_port",
-    "nothing on this system": "test_tools.test_a_planted_tool_costs_no_bystander_its_life",
-    "even when forced": "test_stopping.test_the_exit_of_one_who_cannot_be_forced_is_reported",
-    "no permission": "test_free_or_not.test_no_permission_for_real",
-    "not an address": "test_free_or_not.test_the_troubles_have_messages_of_their_own",
-    "10013": "test_other_systems.test_windows_a_reserved_range_has_no_holder",
-    "outside development": "test_python_calls.test_errors_carry_what_a_caller_needs",
-    "PORT_MANAGER_POLICY is": "test_guards.test_a_policy_that_stops_nobody",
-    "No app was found": "test_run_backend.test_nobody_is_stopped_where_there_is_nothing_to_start",
-    "not installed": "test_run_backend.test_nobody_is_stopped_where_there_is_nothing_to_start",
+    "| is free": "free_or_not.free_port_is_available",
+    "| may be stopped": "guards.the_names_of_development_and_all_others stopping.the_words_of_a_take_over",
+    "[another project]": "projects.it_is_asked_about_on_a_terminal",
+    "[must stay]": "guards.one_who_must_stay_saves_the_others",
+    "| anything else": "guards.the_names_of_development_and_all_others",
+    "| cannot be had": "free_or_not.the_troubles_have_messages_of_their_own",
 }
 LISTS = {
     "safety": (SAFETY, re.findall("(?m)^- .+", section("Who is never stopped").partition("\n\nNobody")[0])),
     "decisions": (DECISIONS, rows(section("What happens"))),
-    "troubleshooting": (TROUBLES, rows(section("Troubleshooting"))),
 }
 
 
+def source(test: str) -> str:
+    """The module of a test."""
+    return (ROOT / "tests" / f"test_{test.partition('.')[0]}.py").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", LISTS)
-def test_each_line_is_named_by_a_test(name):
+def test_each_line_is_named_by_tests_that_exist(name):
     promises, lines = LISTS[name]
     assert len(lines) == len(promises)
     for line in lines:
         assert len([words for words in promises if words in line]) == 1, line
+    named = {test for tests in promises.values() for test in tests.split()}
+    assert [test for test in named if f"\ndef test_{test.partition('.')[2]}(" not in source(test)] == []
 
 
-@pytest.mark.parametrize("name", LISTS)
-def test_the_tests_exist(name):
-    named = {test for tests in LISTS[name][0].values() for test in tests.split()}
-    missing = [test for test in named if f"\ndef {test.partition('.')[2]}(" not in source(test.partition(".")[0])]
-    assert missing == []
-
-
-def source(module: str) -> str:
-    file = ROOT / "tests" / f"{module}.py"
-    return file.read_text(encoding="utf-8") if file.exists() else ""
-
-
-def test_the_sentences_are_tested():
-    """The longest words of each that never change stand in the module of its test."""
-    for words, test in TROUBLES.items():
-        (row,) = [line for line in LISTS["troubleshooting"][1] if words in line]
-        for quote in re.findall("`([^`]+)`", row.split("|")[1]):
-            sentence = max(re.split(" also |…", quote), key=len).strip(" ;:")
-            assert sentence.lower() in source(test.partition(".")[0]).lower(), sentence
+def test_the_sentences_of_troubleshooting_are_tested():
+    """The longest words of each that never change stand in a test."""
+    modules = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py")}
+    tests = "\n".join(text for name, text in modules.items() if name != "test_promises").lower()
+    quotes = [quote for row in rows(section("Troubleshooting")) for quote in re.findall("`([^`]+)`", row.split("|")[1])]
+    assert len(quotes) > 25
+    for quote in quotes:
+        assert max(re.split(" also |…", quote), key=len).strip(" ;:").lower() in tests, quote
 
 
 @pytest.mark.parametrize("table", ["Troubleshooting", "中文说明"])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
-import logging
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -20,10 +21,9 @@ ASK = "import port_manager; port_manager.ensure_port_available({port})"
 
 def program(code, port, **environ):
     """Run a program of a user, and give (stdout, stderr)."""
+    words = [sys.executable, "-c", code.replace("{port}", str(port))]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **environ}
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace("{port}", str(port))], env=environ, capture_output=True, check=False
-    )
+    done = subprocess.run(words, env=environ, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
     return done.stdout, done.stderr
 
@@ -53,9 +53,16 @@ def test_who_configured_logging_gets_it_his_way(port, configure):
     assert [part.decode() for part in got] == [part.replace("{port}", str(port)) for part in CONFIGURED[configure]]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp936", "cp1252", "latin-1", "no-such-codec"])
+CONSOLES = {
+    **dict.fromkeys(("ascii", "latin-1", "no-such-codec"), "No... -> \\u9879\\u76ee"),
+    "cp1252": "No… -> \\u9879\\u76ee",
+    "cp936": "No… → 项目",
+}
+
+
+@pytest.mark.parametrize("encoding", CONSOLES)
 def test_a_console_that_cannot_show_symbols_gets_plain_text(encoding):
-    """What it can show is kept."""
+    """What it can show is kept; other letters are escaped."""
 
     class Console(io.TextIOWrapper):
         encoding = property(lambda self: name)
@@ -63,11 +70,10 @@ def test_a_console_that_cannot_show_symbols_gets_plain_text(encoding):
     name, raw = encoding, io.BytesIO()
     real = "ascii" if encoding == "no-such-codec" else encoding
     stream = Console(raw, encoding=real, errors="strict")
-    for line in ("✅ Port 80 is available", "⚠️  Port 80 is already in use", "💡 Development", "🚨 Conflict", "❌ No…"):
-        seam.write(stream, line)
-    last = "No…" if encoding in ("cp936", "cp1252") else "No..."
+    for line in ("✅ Port 80 is free", "⚠️  Port 80 is in use", "💡 Development", "🚨 Conflict", "❌ No… → 项目"):
+        assert seam.write(stream, line) is None
     told = raw.getvalue().decode(real).splitlines()
-    assert told == ["Port 80 is available", "Port 80 is already in use", "Development", "Conflict", last]
+    assert told == ["Port 80 is free", "Port 80 is in use", "Development", "Conflict", CONSOLES[encoding]]
 
 
 def test_a_strict_ascii_console_of_a_real_process(port):
@@ -77,35 +83,26 @@ def test_a_strict_ascii_console_of_a_real_process(port):
         assert out + err == b"Port %d is available\n" % port
 
 
-def test_other_letters_are_escaped_where_they_cannot_be_shown():
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
-    seam.write(stream, "❌ in /srv/项目")
-    assert stream.buffer.getvalue() == b"in /srv/\\u9879\\u76ee\n"
+def test_what_was_printed_before_comes_first(port):
+    code = "import port_manager, sys; sys.stdout.write('first '); port_manager.write_line(sys.stdout, 'second')"
+    assert program(code, port) == (b"first second\n", b"")
 
 
 def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
     class Broken(io.StringIO):
         def write(self, text):
-            raise BrokenPipeError
+            raise OSError(self.number, "no room")
 
     closed = io.StringIO()
     closed.close()
-    for stream in (closed, None, Broken()):
-        seam.write(stream, "✅ said")
-        assert not seam.on_terminal(stream)
-    for code in ("sys.stderr.close()", "sys.stderr = None", "os.close(2)"):
-        program(f"import os, sys; {code}; {ASK}", port)
-
-
-def test_a_handler_on_a_closed_stream_raises_nothing(monkeypatch):
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    logger = logging.getLogger("port_manager")
-    monkeypatch.setattr(logging, "raiseExceptions", False)
-    monkeypatch.setattr(logger, "handlers", [handler])
-    monkeypatch.setattr(logger, "propagate", False)
-    stream.close()
-    seam.say(logging.ERROR, "✅ said")
+    for stream in (closed, None):
+        assert seam.write(stream, "✅ said") is None and not seam.on_terminal(stream)
+    for number, trouble in ((errno.EPIPE, None), (errno.EINVAL, None), (errno.ENOSPC, "no room")):
+        Broken.number = number
+        assert seam.write(Broken(), "✅ said") == trouble
+    handler = "logging.basicConfig(level=20); logging.raiseExceptions = False; sys.stderr.close()"
+    for code in ("sys.stderr.close()", "sys.stderr = None", "os.close(2)", handler):
+        program(f"import logging, os, sys; {code}; {ASK}", port)
 
 
 def test_clean_text():
@@ -113,17 +110,50 @@ def test_clean_text():
     assert seam.clean("a\x1b[31m\x07\r\nb\u202e\x9b\udce9") == "a?[31m???b???"
 
 
+SPANS = {None: "", -3: "0 s", 0.4: "0 s", 59: "59 s", 60: "1 min", 3599: "59 min", 3600: "1 h", 86399: "23 h", 86400: "1 d"}
+
+
+@pytest.mark.parametrize("seconds", SPANS)
+def test_spans(seconds):
+    assert seam.span(seconds) == SPANS[seconds]
+
+
+def test_a_passing_line_is_removed_without_a_trace(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    for text in ("Waiting for port 80", "x" * 90, ""):
+        seam.status(text)
+    first, cut = "Waiting for port 80".ljust(60), f"{'x' * 29}…{'x' * 29} "
+    assert sys.stderr.getvalue() == f"\r{first}\r{cut}\r{' ' * 60}\r"
+
+
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(-3, "0 s"), (0.4, "0 s"), (59, "59 s"), (61, "1 min"), (7300, "2 h"), (90000, "1 d")]
+    ("home", "folder", "shown"),
+    [
+        ("/home/ann", "/home/ann/shop", "~/shop"),
+        ("/home/ann", "/home/ann", "~"),
+        ("/home/ann", "/home/anna", "/home/anna"),
+        ("/", "/", "/"),
+        ("/home/ann", "/srv/a-long-name/of/a/project/in/a/folder", "…/of/a/project/in/a/folder"),
+        ("/home/ann", "/srv/" + "x" * 40, f"…/{'x' * 12}…{'x' * 14}"),
+        ("/home/ann", "/srv/项目/客户项目/用户中心/backend", "…/客户项目/用户中心/backend"),
+    ],
 )
-def test_spans(seconds, text):
-    assert seam.span(seconds) == text
+def test_a_folder_for_people(monkeypatch, home, folder, shown):
+    monkeypatch.setenv("HOME", home)
+    assert seam.short_folder(folder) == shown
 
 
 def test_titles_are_short_and_complete():
     holder = port_manager.Holder(7, 1, "alice", "node", "node " + "x" * 500, "/srv/api", None, ())
-    short = seam.title(holder)
-    assert len(short) < 90 and "x…x" in short and short.endswith("x, in /srv/api)")
+    assert seam.title(holder) == f"7 (node {'x' * 24}…{'x' * 29}, in /srv/api)"
     assert seam.title(holder, full=True).endswith("x, user alice, in /srv/api)")
+    started = holder._replace(command="node -r x web.js", started=time.time() - 7300)
+    assert seam.title(started, full=True) == "7 (node -r x web.js, user alice, started 2 h ago, in /srv/api)"
+    below = [holder._replace(pid=pid) for pid in (8, 9)]
+    assert seam.title(started, below[:1]) == "7 (node -r x web.js, in /srv/api) and its child 8"
+    assert seam.title(started, below) == "7 (node -r x web.js, in /srv/api) and its 2 children 8, 9"
+    spaces = holder._replace(command='"C:\\Program Files\\nodejs\\node.exe" C:\\shop\\server.js 8000', cwd="")
+    assert seam.title(spaces) == "7 (node.exe server.js 8000)"
     unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
     assert seam.title(unknown) == seam.title(unknown, full=True) == "? (unknown)"
+    assert seam.title(unknown._replace(user="root")) == "? (unknown, user root)"
