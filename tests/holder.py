@@ -11,7 +11,7 @@ own; with leaks it inherits the listener), runs (a shell's command, before it te
 (the name of the first child), uid (to change to; or the real, effective and saved one), exit_after (seconds),
 double_fork, first_thread_ends (of a child; another thread lives on), generations (on SIGTERM it leaves the socket to
 a child, so often), forks (for requests that come one after another), spawns (a worker by multiprocessing, which alone
-listens), outlives_kill (seconds for which a child stops in the middle of its end).
+listens).
 """
 
 import contextlib
@@ -77,23 +77,6 @@ def live_without_the_first_thread(spec):
     threading.Thread(target=live, args=(spec,)).start()
     exit_thread = {"x86_64": 60, "aarch64": 93}[platform.machine()]  # the number of the call
     ctypes.CDLL(None).syscall(exit_thread, 0)
-
-
-def change_command():
-    """Write over this process's command line: a fork of the same command would pass for its parent's worker."""
-    import ctypes
-
-    with open("/proc/self/stat", errors="replace") as stat:
-        start, end = map(int, stat.read().rpartition(")")[2].split()[45:47])
-    ctypes.memset(start, ord("x"), end - start - 1)
-
-
-def stop_in_the_middle_of_its_end(child):
-    """Trace a process, which then stops at PTRACE_EVENT_EXIT, even for SIGKILL, until this one lets it go."""
-    import ctypes
-
-    change_command()
-    return ctypes.CDLL(None).ptrace(0x4206, child, 0, ctypes.c_void_p(0x40)) == 0  # PTRACE_SEIZE, PTRACE_O_TRACEEXIT
 
 
 def live(spec):
@@ -208,12 +191,7 @@ def main():
     if spec.get("children"):
         spec.pop("uid", None)  # the parent keeps its rights
     behave(spec, socks)
-    if spec.get("outlives_kill") and not stop_in_the_middle_of_its_end(told["children"][0]):
-        told["children"] = []
     print(json.dumps(told), flush=True)
-    while spec.get("outlives_kill"):
-        if os.wait()[1] >> 16 == 6:  # PTRACE_EVENT_EXIT
-            return time.sleep(spec["outlives_kill"])
     if spec.get("orphans"):
         os._exit(0)
     return (respawn if spec.get("respawns") else live)(spec)

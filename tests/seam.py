@@ -44,7 +44,6 @@ PARTS: dict[str, tuple[Any, str]] = {
     "terminal": (pm, "_can_ask"),  # whether there is one to ask on
     "question": (pm, "_agreed"),  # (question) -> whether the person says yes
     "preview": (pm, "_preview"),  # (port, host, options) -> PortResult
-    "stop": (pm, "_stop"),  # (system, pins, options) -> (who has gone: whether at our request; why not)
 }
 
 
