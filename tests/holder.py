@@ -79,6 +79,15 @@ def live_without_the_first_thread(spec):
     ctypes.CDLL(None).syscall(exit_thread, 0)
 
 
+def change_command():
+    """Write over this process's command line: a fork of the same command would pass for its parent's worker."""
+    import ctypes
+
+    with open("/proc/self/stat", errors="replace") as stat:
+        start, end = map(int, stat.read().rpartition(")")[2].split()[45:47])
+    ctypes.memset(start, ord("x"), end - start - 1)
+
+
 def live(spec):
     while spec.get("forks"):
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
