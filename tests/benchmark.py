@@ -1,7 +1,6 @@
 """What port_manager costs: one table, every figure set against something measured in the same run.
 
     python3 -m tests.benchmark
-    python3 -m tests.benchmark --processes 500     (in the crowd; 0: no crowd)
 
 Times differ from machine to machine and from minute to minute; the ratio of two medians whose samples were
 taken in turns (A B A B …) hardly does. Both sides of a comparison run in the interpreter that runs this. It is
@@ -10,13 +9,11 @@ a program to be read, and no test: a row that misses its bar fails nothing.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
 import platform
 import random
-import select
 import shutil
 import signal
 import socket
@@ -109,14 +106,10 @@ def child(code: str, *words: object, lines: int = 1) -> Iterator[tuple[Any, list
     command = [sys.executable, "-I", "-S", "-c", code, *map(str, words)]
     process: Any
     with subprocess.Popen(command, bufsize=0, stdin=-1, stdout=-1, start_new_session=True) as process:
-        said = b""
         try:
-            while said.count(b"\n") < lines:
-                part = process.stdout.read(65536) if select.select([process.stdout], [], [], 30)[0] else b""
-                if not part:
-                    raise OSError("it could not be made")
-                said += part
-            yield process, said.decode().split()
+            said = [process.stdout.readline().decode().strip() for _ in range(lines)]
+            assert all(said), "it could not be made"
+            yield process, said
         finally:
             process.stdin.close()
 
@@ -165,17 +158,17 @@ def holder_rows(who: str, port: int, pid: int, times: int, bars: dict[str, float
         in_turns(f"finding the holder, {who}: described", lambda: timed(lambda: described(port)), *theirs)
 
 
-def crowd_rows(processes: int) -> None:
+def crowd_rows() -> None:
     """The same among many processes and connections, where the holder is the youngest of them, or the oldest."""
-    old, young, size = some_port(), some_port(), f"{processes} processes"
+    old, young, processes = some_port(), some_port(), 3000
     with contextlib.ExitStack() as stack:
         oldest, _ = stack.enter_context(child(HOLDER, old))
         _, told = stack.enter_context(child(CROWD, processes, 4000, lines=processes))
         youngest, _ = stack.enter_context(child(HOLDER, young))
         if not oldest.pid < min(map(int, told)) <= max(map(int, told)) < youngest.pid:
             return print("no crowd: the PIDs began again from below; try once more")
-        holder_rows(f"{size}, youngest", young, youngest.pid, 9, {"ss": 1 / 50, "lsof": 1 / 100})
-        holder_rows(f"{size}, oldest", old, oldest.pid, 9, {"ss": 1})
+        holder_rows(f"{processes} processes, youngest", young, youngest.pid, 9, {"ss": 1 / 50, "lsof": 1 / 100})
+        holder_rows(f"{processes} processes, oldest", old, oldest.pid, 9, {"ss": 1})
 
 
 def exit_row() -> None:
@@ -213,9 +206,6 @@ def run_backend_rows() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What port_manager costs, as ratios.")
-    parser.add_argument("--processes", type=int, default=3000, help="in the crowd (0: no crowd)")
-    asked = parser.parse_args()
     if not sys.platform.startswith("linux"):
         return print("not measured: this needs Linux")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything that was started is ended
@@ -230,8 +220,7 @@ def main() -> None:
     port = some_port()
     with child(HOLDER, port) as (holder, _):
         holder_rows("idle machine", port, holder.pid, 40, {"ss": 1 / 10})
-    if asked.processes:
-        crowd_rows(asked.processes)
+    crowd_rows()
     exit_row()
     run_backend_rows()
     print(f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores")

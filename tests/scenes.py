@@ -16,12 +16,10 @@ import pytest
 
 from .conftest import PORT_MANAGER, birth, eventually
 
+TOOL = (sys.executable, PORT_MANAGER)
 SERVE = (
     "import http.server as h, sys; at = ('127.0.0.1', int(sys.argv[1]));"
     "h.HTTPServer(at, h.SimpleHTTPRequestHandler).serve_forever()"
-)
-SERVER_JS = (
-    "require('http').createServer((q, a) => a.end('x')).listen(+process.env.PORT || +process.argv[2], '127.0.0.1')\n"
 )
 
 
@@ -50,9 +48,7 @@ class Answer:
         assert self.status == 0 and self.stopped and {*pids} <= {*self.stopped}, self.words
 
 
-def free(
-    *ports: int, cwd: Any = None, before: Sequence[str] = (sys.executable, PORT_MANAGER), host: str = "", **environ: str
-) -> Answer:
+def free(*ports: int, cwd: Any = None, before: Sequence[str] = TOOL, host: str = "", **environ: str) -> Answer:
     """Type ``free PORT…`` in a folder; before: the words that start the tool."""
     words = [*before, "free", *map(str, ports), "--json", "--grace", "2", *(["--host", host] if host else [])]
     environment = {**os.environ, **environ}

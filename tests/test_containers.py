@@ -7,7 +7,6 @@ from __future__ import annotations  # noqa: I001
 
 import os
 import subprocess
-import time
 
 import pytest
 
@@ -41,31 +40,26 @@ def container():
         docker("rm", "-fv", name, engine=engine)
 
 
-def holders(port):
-    """The PIDs of those that publish a port, or serve on it."""
-    return [holder.pid for holder in find_listeners(port)]
-
-
 @engines
 @pytest.mark.parametrize(
     ("options", "policy"),
-    [("-p {}:80", ""), ("-p 127.0.0.1:{}:80", ""), ("--network host", ""), ("--network host", "kill")],
+    [
+        ("-p {1}:80", ""),
+        ("-p 127.0.0.1:{1}:80", ""),
+        ("-p {0}-{1}:79-80", ""),
+        ("--network host", ""),
+        ("--network host", "kill"),
+    ],
 )
-def test_a_port_of_a_container_is_named_and_left_alone(container, port, tmp_path, options, policy, engine):
-    inner = "80" if "-p" in options else str(port)
-    name = container(BUSYBOX, *options.format(port).split(), command=[*PAGE, inner], engine=engine)
+def test_a_port_of_a_container_is_named_and_left_alone(container, ports, tmp_path, options, policy, engine):
+    lower = next(port for port in iter(ports, None) if not listening(port + 1))
+    port = lower + 1
+    command = [*PAGE, "80" if "-p" in options else str(port)]
+    name = container(BUSYBOX, *options.format(lower, port).split(), command=command, engine=engine)
     wait_for(port)
-    with witness(main_process(name, engine), *holders(port)):
+    with witness(main_process(name, engine), *(holder.pid for holder in find_listeners(port))):
         free(port, cwd=tmp_path, PORT_MANAGER_POLICY=policy).names(f"{engine} stop {name}")
     assert listening(port)
-
-
-def test_a_port_within_a_published_range(container, ports, tmp_path):
-    port = next(port for port in iter(ports, None) if not (listening(port + 1) or listening(port + 2)))
-    name = container(BUSYBOX, "-p", f"{port}-{port + 2}:80-82", command=[*PAGE, "81"])
-    wait_for(port + 1)
-    with witness(main_process(name), *holders(port + 1), *holders(port)):
-        free(port + 1, cwd=tmp_path).names(f"docker stop {name}")
 
 
 @pytest.mark.parametrize("same", ["port", "address"])
@@ -79,18 +73,11 @@ def test_the_right_one_of_two_containers_is_named(container, ports, tmp_path, sa
     assert names[0] not in answer.words
 
 
-def test_what_docker_exec_started_on_the_host_s_network(container, port, tmp_path):
-    name = container(DEBIAN, "--network", "host")
-    serve_inside(name, port)
-    free(port, cwd=tmp_path).names(f"docker stop {name}")
-    assert listening(port)
-
-
 # Inside
 
 
-@pytest.mark.parametrize("command", [IDLE, CHILD], ids=["by docker exec", "by the main process"])
 @pytest.mark.parametrize("options", [(), BARE, ("--cgroupns=private",), ("--cgroupns=host",), ("--init",)])
+@pytest.mark.parametrize("command", [IDLE, CHILD], ids=["by docker exec", "by the main process"])
 def test_what_runs_in_the_same_container_is_freed(container, options, command):
     name = container(DEBIAN, *options, command=command)
     if command == IDLE:
@@ -109,7 +96,8 @@ def test_the_main_process_of_the_container(container, options):
         free(8000, before=inside(name)).refuses("it is this container's main process: restart the container")
 
 
-def test_a_toolbox_on_the_host_frees_its_own_and_not_another_container_s(container, ports):
+def test_a_toolbox_on_the_host_frees_its_own_and_not_another_container_s(container, ports, tmp_path):
+    """What docker exec has started there is the container's, as the host sees it."""
     mine, theirs = ports(), ports()
     toolbox = container(DEBIAN, "--network", "host", "--pid", "host")
     other = container(DEBIAN, "--network", "host", command=[*SERVER[:-1], str(theirs)])
@@ -117,8 +105,10 @@ def test_a_toolbox_on_the_host_frees_its_own_and_not_another_container_s(contain
     wait_for(theirs)
     with witness(main_process(other), main_process(toolbox)):
         free(theirs, before=inside(toolbox)).refuses()
-        assert listening(theirs)
-        free(mine, before=inside(toolbox)).frees()
+        free(mine, cwd=tmp_path).names(f"docker stop {toolbox}")
+        assert listening(mine) and listening(theirs)
+        told = docker("exec", toolbox, "python3", "/tool/run_backend.py", "--port", str(mine), "--", "echo", "started")
+        assert told.endswith("started") and not listening(mine)
 
 
 @pytest.mark.parametrize("options", [(), ("--cgroupns=private",)])
@@ -145,22 +135,6 @@ def test_a_container_that_may_ask_docker_has_ports_of_its_own(container, port):
     assert published not in answer.words
 
 
-def test_run_backend_takes_over_inside(container):
-    name = container(DEBIAN)
-    serve_inside(name, 8000)
-    told = docker("exec", name, "python3", "/tool/run_backend.py", "--port", "8000", "--", "echo", "started")
-    assert told.endswith("started") and not listening_inside(name, 8000)
-
-
-def test_the_small_page_ends_at_docker_stop(container):
-    name = container(DEBIAN, "-w", "/srv", command=["python3", "/tool/run_backend.py", "--port", "8000"])
-    wait_inside(name, 8000)
-    began = time.monotonic()
-    docker("stop", name)
-    assert time.monotonic() - began < 3  # after 10 s it would have been killed
-    assert docker("inspect", "-f", "{{.State.ExitCode}}", name) in ("0", "143")
-
-
 # systemd
 
 SYSTEM = "--cap-add SYS_ADMIN --cap-add SYS_PTRACE --security-opt seccomp=unconfined --cgroupns=private"
@@ -177,6 +151,7 @@ systemctl start web
 serve 8002 --unit=always --property=Restart=always --property=RestartSec=100ms
 serve 8005 --unit=worker@8005
 serve 8008 --scope >/dev/null 2>&1 &
+python3 -m http.server 8010 >/dev/null 2>&1 &
 systemd-run --quiet --unit=shell sh -c 'python3 -m http.server 8012; true'
 systemd-run --quiet --unit=lazy --socket-property=ListenStream=8003 true
 systemd-run --quiet --unit=busy --socket-property=ListenStream=8004 sleep 999
@@ -200,24 +175,23 @@ def machine():
         if not eventually(lambda: docker("exec", name, "systemctl", "is-system-running", check=False) in states, 30):
             pytest.skip("systemd does not run in a container of this machine")
         docker("exec", name, "bash", "-c", SET_UP)
-        for port in (8001, 8002, 8004, 8005, 8006, 8008, 8009, 8012):  # the others' services would be started
+        for port in (8001, 8002, 8004, 8005, 8006, 8008, 8009, 8010, 8012):  # the others' services would be started
             wait_inside(name, port)
         yield name
     finally:
         docker("rm", "-fv", name)
 
 
-def free_there(machine, port, user, *options):
-    """As root, or as a user with what a login sets."""
-    who = ("-u", user, "-e", "XDG_RUNTIME_DIR=/run/user/1000", "-w", "/home/dev") if user != "root" else ()
-    return free(port, before=inside(machine, *who, *options))
+def login(user):
+    """Options of docker exec: as a user with what a login sets."""
+    return ("-u", user, "-e", "XDG_RUNTIME_DIR=/run/user/1000", "-w", "/home/dev") if user != "root" else ()
 
 
-def state(machine, user, *units):
+def state(machine, user, units):
     """What tells whether units were touched."""
-    who = ["-u", user, "-e", "XDG_RUNTIME_DIR=/run/user/1000"] if user != "root" else []
-    systemctl = [machine, "systemctl", *["--user"] * bool(who), "show"]
-    return docker("exec", *who, *systemctl, "-p", "ActiveState,SubState,MainPID,NRestarts,InvocationID", *units)
+    systemctl = ["systemctl", *["--user"] * (user != "root"), "show", *units.split()]
+    facts = "ActiveState,SubState,MainPID,NRestarts,InvocationID"
+    return docker("exec", *login(user), machine, *systemctl, "-p", facts)
 
 
 @pytest.mark.parametrize(
@@ -235,34 +209,26 @@ def state(machine, user, *units):
     ],
 )
 def test_a_unit_is_named_and_left_alone(machine, port, units, user, policy):
-    before = state(machine, user, *units.split())
+    before = state(machine, user, units)
     assert "ActiveState=active" in before
-    answer = free_there(machine, port, user, "-e", f"PORT_MANAGER_POLICY={policy}")
+    answer = free(port, before=inside(machine, *login(user), "-e", f"PORT_MANAGER_POLICY={policy}"))
     answer.names(f"systemctl {'--user ' if user != 'root' else ''}stop {units}")
-    assert state(machine, user, *units.split()) == before
+    assert state(machine, user, units) == before
 
 
-def test_a_user_s_unit_is_not_stopped_by_root(machine):
-    before = state(machine, "dev", "mine.service")
-    free_there(machine, 8006, "root").refuses("mine.service")
-    assert state(machine, "dev", "mine.service") == before
+@pytest.mark.parametrize(("port", "unit", "user"), [(8006, "mine.service", "root"), (8007, "us.socket", "dev")])
+def test_a_user_s_unit_is_not_stopped_where_its_systemd_cannot_be_asked(machine, port, unit, user):
+    """By root; and after su or docker exec, as no XDG_RUNTIME_DIR tells where it is."""
+    before = state(machine, "dev", unit)
+    free(port, before=inside(machine, "-u", user)).refuses(*["mine.service"] * (port == 8006))
+    assert state(machine, "dev", unit) == before and "ActiveState=active" in before
 
 
-def test_a_user_s_socket_unit_stays_also_where_its_systemd_cannot_be_asked(machine):
-    """After su or docker exec no XDG_RUNTIME_DIR tells where the user's systemd is."""
-    free(8007, before=inside(machine, "-u", "dev")).refuses()
-    assert "active" in state(machine, "dev", "us.socket")
-
-
-@pytest.mark.parametrize(("port", "user"), [(8008, "root"), (8009, "dev")])
-def test_a_scope_is_freed(machine, port, user):
-    free_there(machine, port, user).frees()
+@pytest.mark.parametrize(("port", "user"), [(8008, "root"), (8009, "dev"), (8010, "root")])
+def test_what_is_of_no_unit_is_freed(machine, port, user):
+    """A scope is nobody's; nor is what was typed beside the units."""
+    free(port, before=inside(machine, *login(user))).frees()
     assert not listening_inside(machine, port)
-
-
-def test_a_server_that_was_typed_beside_the_units_is_freed(machine):
-    serve_inside(machine, 8020)
-    free_there(machine, 8020, "root").frees()
 
 
 def test_what_runs_in_the_same_unit_is_freed(machine):

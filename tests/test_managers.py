@@ -5,8 +5,9 @@ Real terminals and debuggers: what would end with a holder keeps it alive.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import time
 
 import pytest
 
+from .apps import NODE
 from .conftest import LINUX, birth, can_bind, eventually
-from .scenes import SERVE, SERVER_JS, below, children, free, listening, needs, wait_for, witness
+from .scenes import SERVE, below, children, free, listening, needs, wait_for, witness
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="who lives is asked of /proc")
 QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -25,7 +27,7 @@ QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": su
 @pytest.fixture(autouse=True)
 def programs(home):
     """The servers that the managers run."""
-    (home / "server.js").write_text(SERVER_JS)
+    (home / "server.js").write_text(NODE)
     (home / "server.py").write_text(SERVE)
 
 
@@ -38,45 +40,30 @@ def pm2(home, monkeypatch):
     monkeypatch.setenv("PM2_HOME", str(home / "pm2"))
 
     def call(*words, **environ):
-        environment = {**os.environ, **{name: str(value) for name, value in environ.items()}}
-        subprocess.run(["pm2", *words], cwd=home, env=environment, capture_output=True, check=True)
+        subprocess.run(["pm2", *words], cwd=home, env={**os.environ, **environ}, capture_output=True, check=True)
 
     yield call
     call("kill")
 
 
-def all_of_pm2(home):
-    files = [*(home / "pm2" / "pids").glob("*.pid"), home / "pm2" / "pm2.pid"]
-    return witness(**{file.stem: int(file.read_text()) for file in files})
-
-
 @needs("pm2")
-def test_pm2_in_cluster_mode(pm2, home, away, ports):
-    api, other, worker = ports(), ports(), ports()
-    pm2("start", "server.js", "--name", "api", "-i", "2", PORT=api)
-    pm2("start", "server.js", "--name", "other", "-i", "1", PORT=other)
-    pm2("start", "server.js", "--name", "worker", PORT=worker)
-    wait_for(api, other, worker)
-    with all_of_pm2(home):
-        answer = free(api, cwd=away)
-        answer.names("pm2 stop api")
-        assert "pm2 stop other" not in answer.words
-        free(other, cwd=home).names("pm2 stop other")
-        free(worker, cwd=home).names("pm2 stop worker")
-        free(api, other, worker, cwd=home, PORT_MANAGER_POLICY="kill").refuses("pm2 stop api")
-
-
-@needs("pm2")
-def test_pm2_in_fork_mode_and_what_its_app_starts(pm2, home, away, ports):
-    port, below_it = ports(), ports()
-    (home / "shell.sh").write_text(f'"{sys.executable}" server.py {below_it}; true\n')
-    pm2("start", "server.py", "--name", "my app", "--interpreter", sys.executable, "--", str(port))
+def test_pm2(pm2, home, away, ports):
+    """In cluster mode PM2 itself holds the port; in fork mode an app does, or what that has started."""
+    place = {name: ports() for name in ("api", "other", "worker", "my app", "script")}
+    (home / "shell.sh").write_text(f'"{sys.executable}" server.py {place["script"]}; true\n')
+    for name, *instances in (("api", "-i", "2"), ("other", "-i", "1"), ("worker",)):
+        pm2("start", "server.js", "--name", name, *instances, PORT=str(place[name]))
+    pm2("start", "server.py", "--name", "my app", "--interpreter", sys.executable, "--", str(place["my app"]))
     pm2("start", "shell.sh", "--name", "script")
-    wait_for(port, below_it)
-    with all_of_pm2(home):
-        free(port, cwd=away).names("pm2 stop 'my app'")
-        free(below_it, cwd=home).names("pm2 stop script")
-    assert listening(port) and listening(below_it)
+    wait_for(*place.values())
+    files = [*(home / "pm2" / "pids").glob("*.pid"), home / "pm2" / "pm2.pid"]
+    with witness(**{file.stem: int(file.read_text()) for file in files}):
+        for name, folder in itertools.product(place, (away, home)):
+            answer = free(place[name], cwd=folder)
+            answer.names(f"pm2 stop {shlex.quote(name)}")
+            assert [each for each in place if f"pm2 stop {shlex.quote(each)}" in answer.words] == [name]
+        free(*place.values(), cwd=home, PORT_MANAGER_POLICY="kill").refuses("pm2 stop api")
+    assert all(map(listening, place.values()))
 
 
 @needs("pm2-runtime")
@@ -110,12 +97,6 @@ SUPERVISORD = """
 nodaemon=true
 logfile=none
 pidfile={home}/supervisord.pid
-[unix_http_server]
-file={home}/supervisord.sock
-[supervisorctl]
-serverurl=unix://{home}/supervisord.sock
-[rpcinterface:supervisor]
-supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 [inet_http_server]
 port=127.0.0.1:{page}
 [program:web]
@@ -165,8 +146,6 @@ pubsub_endpoint = ipc://{home}/events
 cmd = sleep 999
 use_sockets = True
 numprocesses = 2
-[watcher:plain]
-cmd = {python} server.py {plain}
 [socket:web]
 host = 127.0.0.1
 port = {web}
@@ -178,11 +157,11 @@ port = {api}
 
 @needs("circusd")
 def test_circus_with_sockets(start, home, away, ports):
-    place = {name: ports() for name in ("web", "api", "plain")}
-    (home / "circus.ini").write_text(CIRCUS.format(home=home, python=sys.executable, **place))
+    place = {name: ports() for name in ("web", "api")}
+    (home / "circus.ini").write_text(CIRCUS.format(home=home, **place))
     daemon = start("circusd", "circus.ini", cwd=home, **QUIET)
     wait_for(*place.values())
-    assert eventually(lambda: len(children(daemon.pid)) == 3)
+    assert eventually(lambda: len(children(daemon.pid)) == 2)
     with witness(daemon.pid, *below(daemon.pid)):
         free(place["web"], cwd=away).refuses("stopping it would also close port")
     free(*place.values(), cwd=away).frees(daemon.pid)
@@ -225,8 +204,7 @@ def tmux(home, monkeypatch):
         return subprocess.run(command, cwd=home, capture_output=True, text=True, check=check).stdout.strip()
 
     yield call
-    with contextlib.suppress(subprocess.CalledProcessError):
-        call("kill-server")
+    call("kill-server", check=False)
 
 
 @needs("tmux")
@@ -246,11 +224,10 @@ def test_a_server_in_a_pane_of_tmux(tmux, home, port, typed):
 
 
 @needs("tmux")
-@pytest.mark.parametrize("named", ["tmux", "another multiplexer"])
-def test_a_port_that_tmux_itself_holds(tmux, hold, home, port, named):
-    """It inherited the socket of whoever started it."""
-    program = shutil.which("tmux") if named == "tmux" else shutil.copy(shutil.which("tmux"), home / "muxer")
-    words = [str(program), "-f", "/dev/null", "new-session", "-d", "sleep 999"]
+def test_a_port_that_a_multiplexer_itself_holds(tmux, hold, home, port):
+    """It inherited the socket of whoever started it; what it is called does not matter."""
+    muxer = shutil.copy(shutil.which("tmux"), home / "muxer")
+    words = [str(muxer), "-f", "/dev/null", "new-session", "-d", "sleep 999"]
     hold(port, starts=words, leaks=True, orphans=True, cwd=home)
     assert eventually(lambda: tmux("list-panes", "-a", check=False))  # its server answers, and has a session
     with witness(*(int(tmux("display-message", "-p", what)) for what in ("#{pid}", "#{pane_pid}"))):
@@ -259,25 +236,15 @@ def test_a_port_that_tmux_itself_holds(tmux, hold, home, port, named):
             free(port, cwd=folder).refuses()
 
 
-EDITOR = """
-import subprocess, sys
-terminal = "import pty; pty.spawn(['sh', '-c', 'sleep 999; true'])"
-shell = subprocess.Popen([sys.executable, "-c", terminal], stdin=-1, stdout=-3)
-"""
-
-
-def test_an_editor_s_server_with_a_terminal_stays(start, tmp_path, away, port):
-    folder = tmp_path / ".nova-remote" / "bin"
-    folder.mkdir(parents=True)
-    (folder / "server-main.py").write_text(EDITOR + SERVE)
-    editor = start(sys.executable, "server-main.py", str(port), cwd=folder)
-    wait_for(port)
-    assert eventually(lambda: len(below(editor.pid)) >= 3, 10)  # the pty's owner, the shell, what runs in it
-    with witness(editor.pid, *below(editor.pid)):
-        for where in (away, folder):
-            free(port, cwd=where).refuses("stopping it would also end a terminal")
-    for pid in below(editor.pid):  # sessions of their own, which the end of the test would not reach
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: not any(map(birth, below(editor.pid))))  # zombies may be left
+def test_an_editor_s_server_with_a_terminal_stays(hold, home, away, port):
+    """Its terminal belongs to a process that it has started."""
+    terminal = "import pty; pty.spawn(['sh', '-c', 'sleep 999; true'])"
+    editor = hold(port, starts=[sys.executable, "-c", terminal], cwd=home)
+    assert eventually(lambda: len(below(editor.pid)) == 3)  # the terminal's owner, the shell, what runs in it
+    inside = below(editor.pid)
+    with witness(editor.pid, *inside):
+        for folder in (away, home):
+            free(port, cwd=folder).refuses("stopping it would also end a terminal")
+    os.kill(inside[0], signal.SIGKILL)  # the terminal hangs up
+    assert eventually(lambda: not any(map(birth, inside)))
     free(port, cwd=away).frees(editor.pid)

@@ -29,7 +29,7 @@ def rows(text: str) -> list[str]:
 # A promise of the README: the tests that guard it, by module, each name without its "test_".
 SAFETY = {
     "is run by a manager": "guards.a_service_or_a_container_is_left_alone guards.what_a_manager_runs_stays "
-    "managers.supervisord managers.pm2_in_cluster_mode containers.a_port_of_a_container_is_named_and_left_alone "
+    "managers.supervisord managers.pm2 containers.a_port_of_a_container_is_named_and_left_alone "
     "containers.a_unit_is_named_and_left_alone other_systems.macos_who_stays",
     "cannot be seen": "guards.a_normal_user_stops_nobody_elses guards.one_whose_user_is_not_told_stays "
     "safety_conditions.a_parent_that_is_hidden_is_not_one_that_ended",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import os
@@ -24,7 +23,7 @@ import pytest
 from port_manager import ensure_port_available, find_listeners
 
 from .apps import ASGI, CLUSTER, DASH, DJANGO, FASTAPI, FLASK, LITESTAR, NGINX, NODE, QUART, SANIC, WSGI, asked
-from .conftest import LINUX, PATIENCE, ROOT, RUN_BACKEND, can_bind, eventually
+from .conftest import LINUX, PATIENCE, ROOT, RUN_BACKEND, birth, can_bind, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -54,7 +53,7 @@ UVICORN = Server("uvicorn", "python -m uvicorn app:app --port {port}", APP)
 GUNICORN = Server("gunicorn", "python -m gunicorn app:app -b 127.0.0.1:{port} -w 4", {"app.py": WSGI}, 5)
 HYPERCORN = Server("hypercorn", "python -m hypercorn app:app -b 127.0.0.1:{port}", APP, 3)
 GRANIAN = Server("granian", "python -m granian --interface asgi app:app --port {port} --workers 2", APP, 3)
-NGINX_COMMAND = "{nginx} -p {folder} -e stderr -c {folder}/nginx.conf"
+NGINX_COMMAND = "nginx -p {folder} -e stderr -c {folder}/nginx.conf"
 REDIS = "redis-server --port {port} --bind 127.0.0.1 --save '' --dir {folder}"
 SERVERS = {
     "uvicorn": UVICORN,
@@ -87,18 +86,13 @@ class Run(NamedTuple):
     process: subprocess.Popen[str]
     log: Path
 
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
     def alive(self) -> list[int]:
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()
-                if int(fields[3]) == self.pid and fields[0] not in "ZX":
-                    found.append(int(entry))
-        return found
+        def belongs(pid: int) -> bool:
+            with contextlib.suppress(ProcessLookupError):
+                return os.getsid(pid) == self.process.pid and birth(pid) is not None
+            return False
+
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if belongs(pid)]
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -113,21 +107,13 @@ class Run(NamedTuple):
         pid = answer.partition("Process ")[2].partition(" ")[0]
         return bool(answer) and len(family) >= server.processes and (not pid.isdigit() or int(pid) in family)
 
-    def status(self) -> int | None:
-        eventually(lambda: self.process.poll() is not None)
-        return self.process.returncode
+    def is_gone(self) -> bool:
+        return eventually(lambda: not self.alive())
 
-
-def listener_pids(port: int) -> set[int | None]:
-    return {holder.pid for holder in find_listeners(port, thorough=True)}
-
-
-def is_gone(run: Run) -> bool:
-    return eventually(lambda: not run.alive())
-
-
-def stays_free(port: int, run: Run) -> bool:
-    return not eventually(lambda: not can_bind(port, "0.0.0.0") or run.alive(), QUIET)
+    def listens(self, port: int) -> bool:
+        """Whether nobody else does."""
+        family = set(self.alive())
+        return bool(family) and {holder.pid for holder in find_listeners(port, thorough=True)} <= family
 
 
 @pytest.fixture
@@ -139,21 +125,21 @@ def serve(start, tmp_path):
         for name in server.needs.split():
             if not (program(name) if name in ("node", "nginx", "redis-server") else find_spec(name)):
                 pytest.skip(f"{name} is not installed")
-        places = {"{port}": str(port), "{folder}": str(tmp_path), "{nginx}": program("nginx") or ""}
-        filled = lambda text: functools.reduce(lambda done, place: done.replace(*place), places.items(), text)
+        filled = lambda text: text.replace("{port}", str(port)).replace("{folder}", str(tmp_path))
 
         for name, text in server.files.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():  # a reloader would take a second writing for a change
                 path.write_text(filled(text))
-        words = [sys.executable if word == "python" else filled(word) for word in shlex.split(server.command)]
+        first, *words = map(filled, shlex.split(server.command))
+        first = sys.executable if first == "python" else program(first)
         home = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}  # gunicorn keeps a socket there
         python = {"USERBASE": site.getuserbase(), "PATH": str(ROOT), "IOENCODING": "utf-8", "UNBUFFERED": "1"}
         environ = {**os.environ, **home, **{f"PYTHON{name}": value for name, value in python.items()}}
         log = tmp_path / f"log-{next(count)}"
         with open(log, "w") as output:
-            begun = Run(start(*words, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=output, env=environ), log)
+            begun = Run(start(first, *words, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=output, env=environ), log)
         if wait:
             assert eventually(lambda: begun.process.poll() is not None or begun.serves(port, server)), begun
             assert begun.process.poll() is None, begun
@@ -171,37 +157,17 @@ def test_the_whole_family_goes_and_nobody_else(name, serve, port, ports, hold, s
     old = serve(server, port)
     neighbour = hold(("127.0.0.1", ports()))
     client = hold(("127.0.0.1", ports()), connect=("127.0.0.1", port))
-    assert listener_pids(port) <= set(old.alive())
+    assert old.listens(port)
     assert ensure_port_available(port, grace=GRACE, policy="kill") is True, (said(), old)
     assert can_bind(port) and can_bind(port, "0.0.0.0"), (said(), old)
-    assert is_gone(old) and stays_free(port, old), (said(), old)
-    assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
+    assert old.is_gone(), (said(), old)
+    assert not eventually(lambda: not can_bind(port, "0.0.0.0") or old.alive(), QUIET), (said(), old)
     new = serve(server, port)
-    assert listener_pids(port) <= set(new.alive()) and new.alive(), new
+    assert new.listens(port), new
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
 
 
 # An app that begins with guard()
-
-PLAIN_UVICORN = "python -m uvicorn src.main:app --host 0.0.0.0 --port {port}"
-MAIN = {"src/main.py": ASGI}
-
-
-TAKES_OVER = {
-    "uvicorn": Server("uvicorn", PLAIN_UVICORN, MAIN).guarded(),
-    "gunicorn-preload": GUNICORN.with_words("--preload", 5).guarded(),
-    "flask": Server("flask", "python -m flask --app app run -p {port}", {"app.py": FLASK}).guarded(),
-    **{name: SERVERS[name].guarded() for name in ("flask-debug", "django", "waitress")},
-}
-
-
-@pytest.mark.parametrize("name", TAKES_OVER)
-def test_an_app_takes_over_where_it_is_loaded_before_the_bind(name, serve, port):
-    first, second = (serve(TAKES_OVER[name], port) for _ in range(2))
-    assert is_gone(first), (first, second)
-    assert f"✅ Port {port} is now available" in second.text()
-    assert listener_pids(port) <= set(second.alive()) and second.process.poll() is None
-
 
 BINDS_FIRST = {
     **{name: SERVERS[name] for name in ("uvicorn-reload", "uvicorn-workers", "gunicorn", "hypercorn")},
@@ -216,7 +182,7 @@ def test_guard_does_nothing_where_the_server_binds_first(name, serve, port):
     first = serve(server, port)
     family = first.alive()
     second = serve(server, port, wait=False)
-    assert second.status() != 0 and "ddress already in use" in second.text(), second
+    assert second.process.wait(PATIENCE) != 0 and "ddress already in use" in second.text(), second
     assert set(family) <= set(first.alive()) and eventually(lambda: first.serves(port, server)), first
     assert f"ort {port} is" not in first.text() + second.text(), (first, second)
 
@@ -251,10 +217,10 @@ def test_guard_stops_nobody_where_servers_share_the_port(name, serve, port, said
     assert len(second.alive()) >= server.processes, (first, second)
     assert f"ort {port} is" not in first.text() + second.text(), (first, second)
     assert ensure_port_available(port, grace=GRACE) is True, (said(), first, second)
-    assert is_gone(first) and is_gone(second) and can_bind(port), (said(), first, second)
+    assert first.is_gone() and second.is_gone() and can_bind(port), (said(), first, second)
 
 
-# run_backend.py
+# Take-overs: by guard(), where the app is loaded before the bind, and by run_backend.py, which becomes the server
 
 BACKEND = f"python {shlex.quote(RUN_BACKEND)} --port {{port}}"
 IN_A_PACKAGE = {"src/shop/web.py": "from shop import x\n" + FASTAPI, "src/shop/__init__.py": "x = 1"}
@@ -265,9 +231,10 @@ def backend(needs: str, files: dict[str, str], processes: int = 1, words: str = 
     return Server(needs, f"{BACKEND} {words}", {**files, **({"Procfile": f"web: {web}"} if web else {})}, processes)
 
 
-BACKENDS = {
-    "uvicorn": backend("uvicorn", MAIN),
-    "uvicorn-reload": backend("uvicorn", MAIN, 3, "src.main:app --reload"),
+TAKES_OVER = {
+    "guard, gunicorn-preload": GUNICORN.with_words("--preload", 5).guarded(),
+    "guard, flask": Server("flask", "python -m flask --app app run -p {port}", {"app.py": FLASK}).guarded(),
+    **{f"guard, {name}": SERVERS[name].guarded() for name in ("flask-debug", "django", "waitress")},
     "fastapi": backend("fastapi uvicorn", {"main.py": FASTAPI}),
     "fastapi-in-a-package": backend("fastapi uvicorn", IN_A_PACKAGE, 3, "--reload"),
     "hypercorn": backend("fastapi hypercorn", {"main.py": FASTAPI}, web="hypercorn main:app -b :$PORT"),
@@ -286,12 +253,12 @@ BACKENDS = {
 }
 
 
-@pytest.mark.parametrize("name", BACKENDS)
-def test_run_backend_takes_over_from_its_previous_run(name, serve, port):
-    """It becomes the server: no process of its own stays."""
-    first, second = (serve(BACKENDS[name], port) for _ in range(2))
-    assert is_gone(first), (first, second)
-    assert "✅ Starting server on 0.0.0.0:" in second.text() and listener_pids(port) <= set(second.alive())
+@pytest.mark.parametrize("name", TAKES_OVER)
+def test_a_server_takes_over_from_its_previous_run(name, serve, port):
+    first, second = (serve(TAKES_OVER[name], port) for _ in range(2))
+    assert first.is_gone() and second.listens(port) and second.process.poll() is None, (first, second)
+    assert f"✅ Port {port} is now available" in second.text()
+    assert name.startswith("guard") != ("✅ Starting server on 0.0.0.0:" in second.text())
     assert not [pid for pid in second.alive() if RUN_BACKEND in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
@@ -322,11 +289,9 @@ class Session(NamedTuple):
 
     def begin(self, how, configuration, file):
         self.ask("initialize", adapterID="python", pathFormat="path")
-        self.told("initialize")
         self.ask(how, **configuration)
         self.told("initialized")
         self.ask("setBreakpoints", source={"path": str(file)}, breakpoints=[{"line": ANSWERS}])
-        self.told("setBreakpoints")
         self.ask("configurationDone")
 
 
