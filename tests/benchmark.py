@@ -26,19 +26,10 @@ from typing import Any, Callable, Iterator
 
 import port_manager
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from .held import ROOT, Held
+
 SCRIPT = os.path.join(ROOT, "port_manager.py")
 IMPORT = "import logging, socket, time; t = time.perf_counter(); import port_manager; print(time.perf_counter() - t)"
-
-# A holder that goes at once when it is asked to; with a second word, it tells the time as its last deed.
-HOLDER = """
-import os, signal, socket, sys, time
-listener = socket.create_server(("0.0.0.0", int(sys.argv[1])))
-if sys.argv[2:]:
-    signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"%d" % time.monotonic_ns()), os._exit(0)))
-os.write(1, b"ready\\n")
-os.read(0, 1)
-"""
 
 # Each process has 21 descriptors, and the first four share the connections (reset at the end, so that no
 # TIME_WAIT stays). They read our pipe to its end, which comes when we close it or die; their parent reaps them.
@@ -136,9 +127,9 @@ def start_rows(env: dict[str, str]) -> None:
         return timed(lambda: run(sys.executable, *words, env=env))
 
     def freeing(*words: str) -> float:
-        with child(HOLDER, port) as (holder, _):
+        with Held(("0.0.0.0", port)) as holder:
             took = starting(*words)
-            assert holder.wait(5) == -signal.SIGTERM
+            assert holder.process.wait(5) == -signal.SIGTERM
         return took
 
     for how, words, bars in ("script", [SCRIPT], (2.4, 3)), ("-m", ["-m", "port_manager"], (1.3, 3)):
@@ -162,9 +153,9 @@ def crowd_rows() -> None:
     """The same among many processes and connections, where the holder is the youngest of them, or the oldest."""
     old, young, processes = some_port(), some_port(), 3000
     with contextlib.ExitStack() as stack:
-        oldest, _ = stack.enter_context(child(HOLDER, old))
+        oldest = stack.enter_context(Held(("0.0.0.0", old)))
         _, told = stack.enter_context(child(CROWD, processes, 4000, lines=processes))
-        youngest, _ = stack.enter_context(child(HOLDER, young))
+        youngest = stack.enter_context(Held(("0.0.0.0", young)))
         if not oldest.pid < min(map(int, told)) <= max(map(int, told)) < youngest.pid:
             return print("no crowd: the PIDs began again from below; try once more")
         holder_rows(f"{processes} processes, youngest", young, youngest.pid, 9, {"ss": 1 / 50, "lsof": 1 / 100})
@@ -175,9 +166,9 @@ def exit_row() -> None:
     """The holder tells the time as its last deed; what follows is its end, our waking up, and our last look."""
     port, lags = some_port(), []
     for _ in range(100):
-        with child(HOLDER, port, "tell") as (holder, _):
+        with Held(("0.0.0.0", port), tells_time=True) as holder:
             assert port_manager.ensure_port_available(port)
-            lags.append((time.monotonic_ns() - int(holder.stdout.read())) / 1e9)
+            lags.append((time.monotonic_ns() - int(holder.process.stdout.read())) / 1e9)
     row("from the holder's exit to our return", statistics.median(lags), "", 5e-3, 1)
 
 
@@ -218,7 +209,7 @@ def main() -> None:
         run(sys.executable, "-m", "py_compile", SCRIPT, env=env)
         start_rows(env)
     port = some_port()
-    with child(HOLDER, port) as (holder, _):
+    with Held(("0.0.0.0", port)) as holder:
         holder_rows("idle machine", port, holder.pid, 40, {"ss": 1 / 10})
     crowd_rows()
     exit_row()

@@ -89,15 +89,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 @pytest.fixture
 def hold() -> Iterator[Callable[..., Held]]:
     """Start a holder."""
-    started: list[Held] = []
-
-    def run(*words: Any, **spec: Any) -> Held:
-        started.append(Held(*words, **spec))
-        return started[-1]
-
-    yield run
-    for held in started:
-        held.end()
+    with contextlib.ExitStack() as stack:
+        yield lambda *words, **spec: stack.enter_context(Held(*words, **spec))
 
 
 def project(folder: Path) -> Path:

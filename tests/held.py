@@ -67,6 +67,12 @@ class Held:
     def living(self) -> list[int]:
         return [pid for pid, born in self.births.items() if born and birth(pid) == born]
 
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def end(self) -> None:
         for pid in self.living():
             with contextlib.suppress(ProcessLookupError):

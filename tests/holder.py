@@ -3,15 +3,15 @@
 It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport, v6only,
 listen, udp, connect ([host, port], from the first bound address), stand_by (bind as soon as that can be done),
 ignore_term, drain (close the listener on SIGTERM, and live on), says (a text, on SIGTERM, after as many seconds as
-tidies), children (how many share the listener), own_sockets (each child binds for itself with SO_REUSEPORT),
-master_binds (and their parent, too, without listening), orphans (the parent dies once its children run), strangers
-(how many processes without the socket are started after each child), respawns (a new child for each that ends, until
-SIGTERM), silent_parent (the parent closes the listener and waits), starts (a program, and with terminal on one of its
-own; with leaks it inherits the listener), runs (a shell's command, before it tells), name (of the process), first
-(the name of the first child), uid (to change to; or the real, effective and saved one), exit_after (seconds),
-double_fork, first_thread_ends (of a child; another thread lives on), generations (on SIGTERM it leaves the socket to
-a child, so often), forks (for requests that come one after another), spawns (a worker by multiprocessing, which alone
-listens).
+tidies), tells_time (as its last deed, on SIGTERM), children (how many share the listener), own_sockets (each child
+binds for itself with SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies
+once its children run), strangers (how many processes without the socket are started after each child), respawns (a
+new child for each that ends, until SIGTERM), silent_parent (the parent closes the listener and waits), starts (a
+program, and with terminal on one of its own; with leaks it inherits the listener), runs (a shell's command, before it
+tells), name (of the process), first (the name of the first child), uid (to change to; or the real, effective and
+saved one), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on), generations
+(on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), spawns (a
+worker by multiprocessing, which alone listens).
 """
 
 import contextlib
@@ -50,6 +50,7 @@ def behave(spec, socks):
         "generations": lambda *_: leave_the_socket_to_a_child(spec),
         "drain": lambda *_: [sock.close() for sock in socks],
         "says": lambda *_: (time.sleep(spec.get("tidies", 0)), os.write(1, spec["says"].encode()), os._exit(0)),
+        "tells_time": lambda *_: (os.write(1, b"%d" % time.monotonic_ns()), os._exit(0)),
         "respawns": lambda *_: STOP.append(1),
     }
     for key in filter(spec.get, on_term):

@@ -23,8 +23,8 @@ from typing import Any, Iterator
 
 import port_manager
 
-from .benchmark import CROWD, HOLDER, ROOT, child, some_port, timed
-from .held import Held
+from .benchmark import CROWD, child, some_port, timed
+from .held import ROOT, Held
 
 # A client of the port, which connects again to each new server; and a caller, who frees the port each time it is told.
 CLIENT = """
@@ -58,11 +58,10 @@ def left() -> tuple[list[str], set[str]]:
 @contextlib.contextmanager
 def server(port: int, children: int) -> Iterator[None]:
     """A server that is ended meanwhile with its children; then the port can be bound."""
-    held = Held(("0.0.0.0", port), children=children)
-    yield
-    assert held.process.wait(10) == -signal.SIGTERM and held.alive() == []
-    socket.create_server(("0.0.0.0", port)).close()
-    held.end()
+    with Held(("0.0.0.0", port), children=children) as held:
+        yield
+        assert held.process.wait(10) == -signal.SIGTERM and held.alive() == []
+        socket.create_server(("0.0.0.0", port)).close()
 
 
 def in_a_row(port: int, times: int) -> list[float]:
@@ -95,7 +94,8 @@ def main() -> int:
     port, other = some_port(), some_port()
     with contextlib.ExitStack() as stack:
         _, crowd = stack.enter_context(child(CROWD, wish.processes, 0, lines=wish.processes))
-        bystanders = [stack.enter_context(child(*words))[0] for words in ((HOLDER, other), (CLIENT, port))]
+        bystander = stack.enter_context(Held(("0.0.0.0", other)))
+        client, _ = stack.enter_context(child(CLIENT, port))
         before = left()
         took = in_a_row(port, wish.take_overs)
         tenth = max(1, len(took) // 10)
@@ -107,7 +107,7 @@ def main() -> int:
         files = {len(os.listdir(f"/proc/{caller.pid}/fd")) for caller in callers}
         faults["a caller has more descriptors than another"] = sorted(files)[1:]
         dead = [pid for pid in crowd if not os.path.exists(f"/proc/{pid}")]
-        dead += [str(process.pid) for process in (*bystanders, *callers) if process.poll() is not None]
+        dead += [str(process.pid) for process in (bystander.process, client, *callers) if process.poll() is not None]
         faults["ended, although nobody asked for it"] = dead
     faults["calls that failed"] = [answer for answer in answers if not answer]
     found = "\n".join(f"{what}: {which}" for what, which in faults.items() if which)

@@ -112,20 +112,17 @@ killasgroup=true
 [fcgi-program:fast]
 socket=tcp://127.0.0.1:{fast}
 command=sleep 999
-[fcgi-program:other]
-socket=tcp://127.0.0.1:{other}
-command=sleep 999
 """
 
 
 @needs("supervisord")
 def test_supervisord(start, home, away, ports):
-    place = {name: ports() for name in ("web", "worker", "shell", "fast", "other", "page")}
+    place = {name: ports() for name in ("web", "worker", "shell", "fast", "page")}
     (home / "supervisord.conf").write_text(SUPERVISORD.format(home=home, python=sys.executable, **place))
     daemon = start("supervisord", "-c", "supervisord.conf", cwd=home, **QUIET)
     try:
         wait_for(*place.values())
-        assert eventually(lambda: len(children(daemon.pid)) == 5)
+        assert eventually(lambda: len(children(daemon.pid)) == 4)
         with witness(daemon.pid, *below(daemon.pid)):
             for folder in (away, home):
                 for program, name in (("web", "web"), ("worker", "site:worker"), ("shell", "shell"), ("fast", "fast")):
