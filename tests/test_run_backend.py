@@ -353,6 +353,25 @@ def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, 
     assert "Starting" not in done.stdout and held.alive() == [held.pid]
 
 
+CODE = (".py .ipynb .js .mjs .ts .jsx .tsx .vue .go .rs .rb .java .kt .scala .php .cs .ex .c .cpp .dart .swift .lua .pl .sh "
+        "pyproject.toml package.json")  # fmt: skip
+
+
+def test_a_page_is_for_folders_without_code(project, capsys):
+    for ending in CODE.split():
+        path = project({}) / f"{'' if ending[0] == 'p' else 'any'}{ending}"
+        path.touch()
+        assert run_backend.main(["--dry-run"]) == 1 and "No app was found" in capsys.readouterr().err, ending
+        path.unlink()
+    project({"README.md": "", "data.json": "", "Dockerfile": ""})
+    assert run_backend.main(["--dry-run", "--host", "127.0.0.3"]) == 0 and "a small page" in capsys.readouterr().out
+
+
+def test_what_may_stand_before_the_app(project, capsys):
+    for option in ("--reload", "--debug", "--factory", "--preload", "--app", "-A"):
+        assert run_backend.main([option, "nosuch.py"]) == 1 and "There is no nosuch.py" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "files",
     [
