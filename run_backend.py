@@ -110,7 +110,7 @@ RUNS = (
     r"wsgi\.server|(?:app|application|server)\.(?:listen|start)|IOLoop\.(?:current|instance)\(\)\.start)(?=\()"
 )
 RUN_BY = r"(?m)^(?:import|from) (streamlit|chainlit|flet|shiny|solara|marimo)\b"  # as in: streamlit run FILE
-RUNS_AT_ONCE = rf"(?m)^(?!def |async |class |[\s#]).*?{RUNS}"
+RUNS_AT_ONCE = rf"(?m)^(?!def |async |class |if __name__|[\s#]).*?{RUNS}"
 IN_A_THREAD = r"def (\w+)\(.*\n\s+\w+\.run\([^\0]*\bThread\(\s*target\s*=\s*\1\b"  # a part of another program
 
 # fastapi's and flask's own search, and ours: the first of these that has an app is taken.
@@ -343,7 +343,7 @@ def _file_of(dotted: str, importer: str = "") -> str:
     """The file of a module as another one imports it: ``.factory``, ``shop.factory``; "" outside of this repository."""
     folders = _folders(importer)
     folders = folders[::-1] if dotted[:1] == "." else [*folders, "src"]
-    places = [join(folder, *dotted.strip(".").split(".")) for folder in folders]
+    places = [join(folder, dotted.strip(".").replace(".", "/")).rstrip("/") for folder in folders]
     files = [place + end for place in places for end in ("/__init__.py", ".py")]  # a package hides a module of its name
     return next(filter(isfile, files), "")
 
@@ -369,20 +369,19 @@ def find_app() -> list[Found]:
     their own.
     """
     near = [path for pattern in ("*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py") for path in sorted(glob(pattern))]
-    sources = _sources(near, SKIPPED.union(_beside()))
+    sources = _sources(near, SKIPPED)
     for path in filter(sources.__contains__, CONVENTIONS):
         usual = _app_of(_readable(path))
         if usual and not usual.asked:
             return [usual]
     found = _best([*filter(None, map(_app_of, map(_read, sources)))])
-    if found and found[0].kinds and not any(each.asked for each in found):
+    if found and found[0].kinds and not any(each.asked or _beside(each) for each in found):
         return found
-    below = [*map(_read, _sources(_walk(), OURS)[:MODULES])]
-    found = [*filter(None, [*map(_app_of, below), *map(_program_of, below)])]
+    below = map(_read, _sources(_walk(), OURS)[:MODULES])
+    found = [*filter(None, (_app_of(module) or _program_of(module) for module in below))]
     for each in found:
         begins = _read(each.path).root() or glob(join(dirname(each.path), "__init__.py"))  # its imports, for certain
-        certain = begins and each.path.split("/")[0] not in _beside()
-        each.asked = bool(each.command or (each.kinds and not certain))
+        each.asked = bool(each.command or (each.kinds and (_beside(each) or not begins)))
     return _best(found)
 
 
@@ -418,9 +417,10 @@ def _walk() -> list[str]:
     return found
 
 
-def _beside() -> list[str]:
-    """The folders with another program than the one at the top: they are no packages of it."""
-    return [folder for folder in BESIDE if not glob(join(folder, "__*__.py"))]
+def _beside(found: Found) -> str:
+    """The folder with another program than the one at the top, which is no package of it."""
+    folder = (found.path or found.app).split("/")[0]
+    return folder if folder in BESIDE and not glob(join(folder, "__*__.py")) else ""
 
 
 def _app_of(module: _Module) -> Found | None:
@@ -429,8 +429,7 @@ def _app_of(module: _Module) -> Found | None:
     if path.endswith("manage.py") and "django.core.management" in source:
         return Found(app=path, kinds="django", why=f"Django's {path}")
     usual = path in CONVENTIONS
-    served = [] if re.search(RUNS_AT_ONCE, source) else module.bound  # another server could not import it
-    names = [name for name in served if usual or name not in module.imports or f"{name}.run(" in source]
+    names = [name for name in module.bound if usual or name not in module.imports or f"{name}.run(" in source]
     names = [*filter(names.__contains__, NAMES), *(name for name in names if name[0] != "_")]
     apps = [found for found in (_found(module, name) for name in names) if found]
     if apps:
@@ -451,7 +450,7 @@ def _program_of(module: _Module) -> Found | None:
     command = ["python", path]
     if runs and runs[1]:
         command = [runs[1], "run", path]
-    elif glob(join(dirname(path), "__*__.py")):  # of a package
+    elif glob(join(dirname(path), "__*__.py")) and not module.root():  # of a package
         command = ["python", "-m", path[:-3].replace("/", ".").replace(".__main__", "")]
     why = runs[0] if runs else "program"
     return Found(command=command, path=path, kinds=why if runs else "", why=f"{why} in {path}")
@@ -463,6 +462,8 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     made = module.made(called) or unknown
     there = {called, "*", "__getattr__"} & {*module.bound}
     if not (made and made.kinds and there) or made.call == "class" or (made.call and made.kinds == "dash"):
+        return None
+    if re.search(RUNS_AT_ONCE, module.source):  # another server could not import it
         return None
     kinds = made.kinds
     if name == called and kinds == "dash":
@@ -831,7 +832,8 @@ def _guessed() -> Found:
     for each in found:
         words = shlex.join(["--", *each.command] if each.command else [each.app.replace("()", "")])
         here = f"python {SCRIPT} {words}  # {each.why}"
-        way = re.sub(f"^python {SCRIPT} ({'|'.join(_beside())})[./]", rf"cd \1 && python ../{SCRIPT} ", here)
+        folder = _beside(each)
+        way = re.sub(f"^python {SCRIPT} {folder}[./]", f"cd {folder} && python ../{SCRIPT} ", here)
         ways += [way] * (each.call in ("", "()"))  # the arguments that others need nobody knows here
     if dirname(PROGRAM) != getcwd() and any(isfile(join(dirname(PROGRAM), name)) for name in CONVENTIONS):
         ways.append(f"cd {dirname(PROGRAM)} && python {SCRIPT}")
