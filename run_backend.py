@@ -301,13 +301,12 @@ class _Module:
             kinds = MAKERS.get(",".join(needs))
             if kinds:
                 return Found(kinds=kinds, why=f"callable object in {self.path}")
-            if statement.decorator_list or ast.Return not in map(type, inside):
+            if ast.Return not in map(type, inside):
                 return None
             needs = needs[: -len(statement.args.defaults) or None]
             call = "class" if needs and statement.args.kwarg else f"({', '.join(needs)})"  # main(settings, **more)
         made = [each for each in map(self.find, map(self.name, makers)) if each and each.call]
-        best = min(made, key=lambda each: not each.kinds, default=None)
-        return best and Found(**{**vars(best), "call": call})
+        return Found(**{**vars(made[0]), "call": call}) if made else None
 
     def root(self) -> str:
         """The folder that the imports begin in: the top one, unless only another has what is imported."""
@@ -372,10 +371,12 @@ def find_app() -> list[Found]:
     sources = _sources(near, SKIPPED)
     for path in filter(sources.__contains__, CONVENTIONS):
         usual = _app_of(_readable(path))
-        if usual and not usual.asked:
+        if usual:
             return [usual]
-    found = _best([*filter(None, map(_app_of, map(_read, sources)))])
-    if found and found[0].kinds and not any(each.asked or _beside(each) for each in found):
+    modules = [*map(_read, sources)]
+    found = _best([*filter(None, map(_app_of, modules))])
+    part = any(re.search(IN_A_THREAD, module.source) for module in modules)
+    if found and found[0].kinds and not part and not any(map(_beside, found)):
         return found
     below = map(_read, _sources(_walk(), OURS)[:MODULES])
     found = [*filter(None, (_app_of(module) or _program_of(module) for module in below))]
@@ -428,10 +429,12 @@ def _app_of(module: _Module) -> Found | None:
     path, source = module.path, module.source
     if path.endswith("manage.py") and "django.core.management" in source:
         return Found(app=path, kinds="django", why=f"Django's {path}")
+    if re.search(IN_A_THREAD, source):
+        return None
     usual = path in CONVENTIONS
     names = [name for name in module.bound if usual or name not in module.imports or f"{name}.run(" in source]
-    names = [*filter(names.__contains__, NAMES), *(name for name in names if name[0] != "_")]
-    apps = [found for found in (_found(module, name) for name in names) if found]
+    names = [*filter(names.__contains__, NAMES), *names]
+    apps = [found for found in (_found(module, name) for name in names if name[0] != "_") if found]
     if apps:
         return min(apps, key=lambda found: found.call)  # an app before what makes one
     run = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']([^)]*\bport\s*=\s*(\d+))?""", source)
@@ -461,9 +464,8 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     called = re.split("[(.]", name)[0]
     made = module.made(called) or unknown
     there = {called, "*", "__getattr__"} & {*module.bound}
-    if not (made and made.kinds and there) or made.call == "class" or (made.call and made.kinds == "dash"):
-        return None
-    if re.search(RUNS_AT_ONCE, module.source):  # another server could not import it
+    runs = re.search(RUNS_AT_ONCE, module.source)  # another server could not import it
+    if runs or not (made and made.kinds and there) or made.call == "class" or (made.call and made.kinds == "dash"):
         return None
     kinds = made.kinds
     if name == called and kinds == "dash":
@@ -471,8 +473,7 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     elif name == called and made.call:
         name, kinds = name + made.call, kinds if made.call == "()" else ""
     place = module.path[:-3].replace("/", ".").replace(".__init__", "")
-    asked = bool(re.search(IN_A_THREAD, module.source))
-    return Found(**{**vars(made), "app": f"{place}:{name}", "kinds": kinds, "path": module.path, "asked": asked})
+    return Found(**{**vars(made), "app": f"{place}:{name}", "kinds": kinds, "path": module.path})
 
 
 # ----------------------------------------------------------------------------------------------------
