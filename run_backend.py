@@ -105,7 +105,8 @@ KINDS = {
 MAKERS = {maker: kinds for kinds, makers in KINDS.items() for maker in makers.split()}
 # What runs a server until it ends, and the same in a line at a module's top, which runs when it is imported.
 RUNS = (
-    r"\b(?:run_app|run_server|serve_forever|start_server|launch|quickstart|(?:run|serve)(?=\((?:app|host|port))|"
+    r"\b(?:run_app|run_server|serve_forever|start_server|launch|quickstart|"
+    r"(?:run|serve)(?=\((?:app|host|port|server|reloader))|"
     r"(?:uvicorn|bottle|ui|socketio|reactor|app|application|server|api)\.run|waitress\.serve|panel\.serve|"
     r"wsgi\.server|(?:app|application|server)\.(?:listen|start)|IOLoop\.(?:current|instance)\(\)\.start)(?=\()"
 )
@@ -305,7 +306,7 @@ class _Module:
                 return None
             needs = needs[: -len(statement.args.defaults) or None]
             call = "class" if needs and statement.args.kwarg else f"({', '.join(needs)})"  # main(settings, **more)
-        made = [each for each in map(self.find, map(self.name, makers)) if each and each.call]
+        made = [*filter(None, map(self.find, map(self.name, makers)))]
         return Found(**{**vars(made[0]), "call": call}) if made else None
 
     def root(self) -> str:
@@ -396,9 +397,9 @@ def _best(every: list[Found]) -> list[Found]:
         """Django at the top, no script (such as one that fills a database), a whole app, at the top: the best first."""
         script = "\nwith " in _read(found.path).source
         part = found.path in parts or found.why.startswith("get_")  # Django's, of a manage.py
-        return found.app != "manage.py", script, part, "/" in (found.path or found.app)
+        return script, part, "/" in (found.path or found.app)
 
-    every.sort(key=lambda found: (not found.kinds, rank(found), found.call, found.port == 8000, found.app))
+    every.sort(key=lambda found: (not found.kinds, rank(found), found.app))
     best = {found.why for found in every if every[0].asked or rank(found) == rank(every[0])}
     return every if len(best) > 1 else every[:1]
 

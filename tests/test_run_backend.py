@@ -165,6 +165,9 @@ FOLDERS = [
     ("uvicorn shop.web:app", {
       "main.py": "import uvicorn\nif __name__ == '__main__':\n    uvicorn.run('shop.web:app', port=int(PORT))\n",
       "shop/__init__.py": "", "shop/web.py": FASTAPI}),
+    ("gunicorn shop.app:app", {"shop/__init__.py": FACTORY, "shop/app.py": MADE.replace("shop", ".")}),
+    ("uvicorn --factory main:make_app", {
+      "main.py": "from fastapi import FastAPI\n@lru_cache\ndef make_app():\n    return FastAPI()\n"}),
     ("gunicorn web:app", {"tests/test_web.py": FASTAPI, "examples/one.py": FASTAPI, "node_modules/x/a.py": FASTAPI,
       "web.py": FLASK}),
     # the package hides the module of its name
@@ -177,6 +180,8 @@ FOLDERS = [
     ("PYTHONPATH=api python uvicorn main:app", {"api/main.py": "from database import x\n" + FASTAPI,
       "api/database.py": "x = 1", "api/requirements.txt": "fastapi", "package.json": "{}"}),
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
+    ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
+    ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
     ("PYTHONPATH=shop-api python uvicorn app.main:app", {"shop-api/app/main.py": "from app.db import x\n" + FASTAPI,
       "shop-api/app/db.py": "x = 1", "package.json": "{}"}),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
@@ -185,6 +190,9 @@ FOLDERS = [
     # it runs itself, but not when it is imported
     ("uvicorn main:app", {"main.py": f"import uvicorn\n{FASTAPI}if __name__ == '__main__':\n    uvicorn.run(app)\n"}),
     ("gunicorn web:app", {"web.py": FLASK + "def main():\n    app.run()\n"}),
+    ("gunicorn web:app", {"web.py": FLASK + "if __name__ == '__main__': app.run()\n"}),
+    ("gunicorn web:application", {"web.py": "from bottle import default_app\napplication = default_app()\n",
+      "local.py": "import bottle\nfrom bottle import run\napp = bottle.default_app()\nrun(reloader=True)\n"}),
     ("gunicorn server:app", {"server.py": "import connexion\napp = connexion.App('x')\n"}),
     # frameworks with servers of their own
     ("manage.py runserver 0.0.0.0:§", {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
@@ -286,6 +294,12 @@ STOPS_NOBODY = [
     (1, "shop:create_app(config) needs arguments: name it with them", {"shop.py": FACTORY.replace("=None", "")}),
     (1, "cd backend && python ", {"backend/main.py": FASTAPI, "frontend/package.json": "{}"}),
     (1, "cd server && python ", {"server/app.py": FLASK, "server/requirements.txt": "flask"}),
+    (1, "try:\n  cd backend && python ../run_backend.py main:app  # FastAPI object in backend/main.py\n", {
+      "backend/main.py": f"import uvicorn\n{FASTAPI}if __name__ == '__main__':\n    uvicorn.run(app)\n"}),
+    (1, "name one:\n  cd backend && python ../run_backend.py main:app  #", {
+      "backend/main.py": FASTAPI, "backend_old/main.py": "from db import x\n" + FASTAPI, "backend_old/db.py": "x = 1"}),
+    (1, "app.py has no app at its top that a server can serve", {"Procfile": "web: gunicorn app.py",
+      "app.py": FLASK + "app.run(debug=True)\n"}),
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
     (1, "cd backend && python ../run_backend.py shop.web:app  #", {"backend/shop/web.py": FASTAPI, "run.py": "call()"}),
     (1, "try:\n  python run_backend.py services.web.api.main:app  #", {"services/web/api/main.py": FASTAPI}),
@@ -305,6 +319,9 @@ STOPS_NOBODY = [
       ("python main.py", {"main.py": f"import uvicorn\n{FASTAPI}uvicorn.run('main:app', port=80)\n"}),
       ("python a/b/c/serve.py", {"a/b/c/serve.py": "with HTTPServer() as server:\n    server.serve_forever()\n"}),
       ("python -m shop.serve", {"shop/__init__.py": "", "shop/serve.py": "from . import app\nuvicorn.run(app)\n"}),
+      ("python shop/serve.py", {"shop/__init__.py": "", "shop/routes.py": "",
+        "shop/serve.py": "import routes\nuvicorn.run(app)\n"}),
+      ("python main.py", {"main.py": KEEP_ALIVE + "keep_alive()\nbot()\n"}),
       ("python -m shop", {"shop/__main__.py": "from .cli import main\nmain()\n", "shop/cli.py": ""}),
       ("chainlit run shop/chat.py", {"shop/chat.py": "import chainlit as cl\n", "shop/__init__.py": ""}),
       ("streamlit run ui.py", {"ui.py": "import streamlit as st\nst.title('x')\n"}),
