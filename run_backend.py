@@ -501,7 +501,7 @@ def _named(word: str, options: Words = ()) -> Found:
     found = (None if name else _app_of(module)) or _found(module, name or usual, unknown)
     if not found:
         what = f"{name or usual} at its top that a server can serve"
-        raise _CannotStart(f"{path} has no {what}; put other commands after --")
+        raise _CannotStart(f"{path} has no {what}; as a program: python {SCRIPT} -- python {path}")
     return found
 
 

@@ -165,6 +165,8 @@ FOLDERS = [
     ("uvicorn shop.web:app", {
       "main.py": "import uvicorn\nif __name__ == '__main__':\n    uvicorn.run('shop.web:app', port=int(PORT))\n",
       "shop/__init__.py": "", "shop/web.py": FASTAPI}),
+    ("gunicorn app:create_app()", {"app.py": IMPORTED, "shop/__init__.py": "from .app import create_app\n",
+      "shop/app.py": FACTORY}),
     ("gunicorn shop.app:app", {"shop/__init__.py": FACTORY, "shop/app.py": MADE.replace("shop", ".")}),
     ("uvicorn --factory main:make_app", {
       "main.py": "from fastapi import FastAPI\n@lru_cache\ndef make_app():\n    return FastAPI()\n"}),
@@ -298,7 +300,7 @@ STOPS_NOBODY = [
       "backend/main.py": f"import uvicorn\n{FASTAPI}if __name__ == '__main__':\n    uvicorn.run(app)\n"}),
     (1, "name one:\n  cd backend && python ../run_backend.py main:app  #", {
       "backend/main.py": FASTAPI, "backend_old/main.py": "from db import x\n" + FASTAPI, "backend_old/db.py": "x = 1"}),
-    (1, "app.py has no app at its top that a server can serve", {"Procfile": "web: gunicorn app.py",
+    (1, "can serve; as a program: python run_backend.py -- python app.py\n", {"Procfile": "web: gunicorn app.py",
       "app.py": FLASK + "app.run(debug=True)\n"}),
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
     (1, "cd backend && python ../run_backend.py shop.web:app  #", {"backend/shop/web.py": FASTAPI, "run.py": "call()"}),
