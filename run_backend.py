@@ -343,9 +343,9 @@ def _file_of(dotted: str, importer: str = "") -> str:
     """The file of a module as another one imports it: ``.factory``, ``shop.factory``; "" outside of this repository."""
     folders = _folders(importer)
     folders = folders[::-1] if dotted[:1] == "." else [*folders, "src"]
-    places = [join(folder, dotted.strip(".").replace(".", "/")).rstrip("/") for folder in folders]
-    files = [place + end for place in places for end in ("/__init__.py", ".py")]  # a package hides a module of its name
-    return next(filter(isfile, files), "")
+    path = dotted.strip(".").replace(".", "/")
+    ends = "/__init__.py", ".py"  # a package hides a module of its name
+    return next(filter(isfile, (join(folder, path).rstrip("/") + end for folder in folders for end in ends)), "")
 
 
 def _folders(path: str) -> list[str]:
