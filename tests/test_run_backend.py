@@ -370,8 +370,8 @@ def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, 
     assert "Starting" not in done.stdout and held.alive() == [held.pid]
 
 
-CODE = (".py .ipynb .js .mjs .ts .jsx .tsx .vue .go .rs .rb .java .kt .scala .php .cs .ex .c .cpp .dart .swift .lua .pl .sh "
-        "pyproject.toml package.json")  # fmt: skip
+CODE = """.py .ipynb .js .mjs .ts .jsx .tsx .vue .go .rs .rb .java .kt .scala .php .cs .ex .c .cpp .dart .swift .lua .pl
+.sh pyproject.toml package.json"""
 
 
 def test_a_page_is_for_folders_without_code(project, call, capsys):
