@@ -394,7 +394,7 @@ def _best(every: list[Found]) -> list[Found]:
     } - {""}  # of another app here
 
     def rank(found: Found) -> Any:
-        """Django at the top, no script (such as one that fills a database), a whole app, at the top: the best first."""
+        """No script (such as one that fills a database), a whole app, at the top: the best first."""
         script = "\nwith " in _read(found.path).source
         part = found.path in parts or found.why.startswith("get_")  # Django's, of a manage.py
         return script, part, "/" in (found.path or found.app)
