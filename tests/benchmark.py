@@ -127,7 +127,7 @@ def start_rows(env: dict[str, str]) -> None:
         return timed(lambda: run(sys.executable, *words, env=env))
 
     def freeing(*words: str) -> float:
-        with Held(("0.0.0.0", port)) as holder:
+        with Held(("0.0.0.0", int(port))) as holder:
             took = starting(*words)
             assert holder.process.wait(5) == -signal.SIGTERM
         return took
