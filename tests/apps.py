@@ -43,7 +43,8 @@ PAGE = 'def page():\n    import os\n    return f"Process {os.getpid()} "\n'
 FASTAPI = "from fastapi import FastAPI\napp = FastAPI()\n\n@app.get('/')\n" + PAGE
 FLASK = "from flask import Flask\napp = Flask(__name__)\n\n@app.route('/')\n" + PAGE
 QUART = "from quart import Quart\napp = Quart(__name__)\n\n@app.route('/')\nasync " + PAGE
-LITESTAR = f"from litestar import Litestar, get\n\n@get('/')\nasync {PAGE}app = Litestar([page])\n".replace("):", ") -> str:")
+LITESTAR = f"from litestar import Litestar, get\n\n@get('/')\nasync {PAGE}app = Litestar([page])\n"
+LITESTAR = LITESTAR.replace("):", ") -> str:")
 FACTORY = "from flask import Flask\ndef create_app(config=None):\n    app = Flask(__name__)\n    return app\n"
 DJANGO = """\
 import os, sys
