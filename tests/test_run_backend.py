@@ -257,7 +257,6 @@ STOPS_NOBODY = [
     (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
     *((1, NONE, files) for files in [
       {"main.py": "print('a tool')"},
-      {"main.go": "package main"},
       {"main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"},
       {"main.py": FASTAPI.replace("app", "_app")},
       {"jobs.py": "from celery import Celery\napp = Celery()\n"},
