@@ -124,27 +124,19 @@ def test_where_a_server_will_listen(where, command):
     assert " ".join(map(str, server_endpoints(words[len(variables) :], environ))) == where
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "command", "where"),
-    [
-        (".env", "SECRET_KEY=x\n", "flask run", "127.0.0.1:5000"),
-        (".env", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
-        (".flaskenv", "SECRET_KEY=x\n", "flask run", "127.0.0.1:5000"),
-        (".flaskenv", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
-        (".flaskenv", "FLASK_RUN_PORT=5001\n", "flask run -p 9000", "127.0.0.1:9000"),
-        ("gunicorn.conf.py", "from settings import *", "gunicorn main:app", ""),
-        ("gunicorn.conf.py", "from settings import *", "gunicorn main:app -b :9000", "0.0.0.0:9000"),
-    ],
-)
+@pytest.mark.parametrize(("name", "text", "command", "where"), [
+    (".env", "SECRET_KEY=x\n", "flask run", "127.0.0.1:5000"),
+    (".env", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
+    (".flaskenv", "SECRET_KEY=x\n", "flask run", "127.0.0.1:5000"),
+    (".flaskenv", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
+    (".flaskenv", "FLASK_RUN_PORT=5001\n", "flask run -p 9000", "127.0.0.1:9000"),
+    ("gunicorn.conf.py", "from settings import *", "gunicorn main:app", ""),
+    ("gunicorn.conf.py", "from settings import *", "gunicorn main:app -b :9000", "0.0.0.0:9000"),
+])  # fmt: skip
 def test_a_file_may_name_another_port(tmp_path, monkeypatch, name, text, command, where):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text(text)
     assert " ".join(map(str, server_endpoints(command.split(), {}))) == where
-
-
-def test_the_environment_is_read_by_default(monkeypatch):
-    monkeypatch.setenv("UVICORN_PORT", "9123")
-    assert server_endpoints(["uvicorn", "a:b"])[0].port == 9123
 
 
 GUARD = "import os, port_manager; port_manager.guard({})\nprint('loaded', __name__, flush=True)\n"
@@ -157,7 +149,7 @@ def app(tmp_path):
     (tmp_path / "main.py").write_text(GUARD.format(""))
     (tmp_path / "named.py").write_text(GUARD.format("int(os.environ['PORT']), '127.0.0.1'"))
     (tmp_path / "manage.py").write_text("import main\n" + GUARD.format(""))
-    for name in ("uvicorn", "gunicorn", "hypercorn", "pytest_like"):
+    for name in ("uvicorn", "gunicorn", "hypercorn"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
         load = "import multiprocessing.process, sys; __import__(sys.argv[1].split(':')[0])\n"
@@ -190,27 +182,22 @@ SPAWNS = (  # what a reloader does
 )
 
 
-@pytest.mark.parametrize(
-    ("words", "freed"),
-    [
-        ("main.py --port {port}", True),
-        ("-m gunicorn main:app", True),  # it reads PORT
-        ("named.py", True),
-        ("-m hypercorn named:app -c conf.py", True),
-        ("-m hypercorn main:app -c conf.py", False),  # its port may stand there
-        ("-m hypercorn named:app --check-config", False),
-        ("main.py migrate", False),  # a script that names none, whatever PORT is
-        ("manage.py migrate --port {port}", False),
-        ("-m uvicorn main:app --uds /tmp/socket --port {port}", False),
-        ("-m pytest_like main:app --port {port}", False),
-        ("-c 'import main' --port {port}", False),
-        ("-c \"import port_manager; port_manager.guard(); print('loaded')\" main.py --port {port}", False),
-        ("-i -c \"import sys; sys.argv = ['']; import main\" --port {port}", False),
-        ("-", False),  # by its standard input
-        (f'-c "{SPAWNS}" main:app --port {{port}}', False),
-        (f'-c "{FORKS}" main:app --port {{port}}', False),
-    ],
-)
+@pytest.mark.parametrize(("words", "freed"), [
+    ("main.py --port {port}", True),
+    ("-m gunicorn main:app", True),  # it reads PORT
+    ("named.py", True),
+    ("-m hypercorn named:app -c conf.py", True),
+    ("-m hypercorn main:app -c conf.py", False),  # its port may stand there
+    ("-m hypercorn named:app --check-config", False),
+    ("main.py migrate", False),  # a script that names none, whatever PORT is
+    ("manage.py migrate --port {port}", False),
+    ("-c 'import main' --port {port}", False),
+    ("-c \"import port_manager; port_manager.guard(); print('loaded')\" main.py --port {port}", False),
+    ("-i -c \"import sys; sys.argv = ['']; import main\" --port {port}", False),
+    ("-", False),  # by its standard input
+    (f'-c "{SPAWNS}" main:app --port {{port}}', False),
+    (f'-c "{FORKS}" main:app --port {{port}}', False),
+])  # fmt: skip
 def test_whether_it_acts(app, port, hold, words, freed):
     held = hold(port, cwd=app.folder)
     done = app(*shlex.split(words.replace("{port}", str(port))), PORT=str(port))
@@ -218,18 +205,34 @@ def test_whether_it_acts(app, port, hold, words, freed):
     assert held.alive() == ([] if freed else [held.pid])
 
 
-@pytest.mark.parametrize(("name", "freed"), [("tini", True), ("uvicorn", False), ("python", False)])
-def test_the_parent_is_the_same_server_or_waits_for_it(app, port, hold, name, freed):
-    """A master starts its workers again, and each may bind for itself; in a container an init waits for the server."""
-    worker = "import subprocess as s, sys; s.run([sys.executable, '-m', 'uvicorn', *sys.argv[1:], '--worker'])"
-    load = f"import sys\nif '--worker' in sys.argv: import main\nelse: {worker}\n"
-    (app.folder / "uvicorn" / "__main__.py").write_text(load)
+LAUNCH = """\
+import subprocess, sys
+if "--worker" in sys.argv:
+    import main
+else:
+    subprocess.run([sys.executable, "-m", "uvicorn", *sys.argv[sys.argv.index("main:app"):], "--worker"])
+"""
+STARTERS = {  # what starts the server and waits for it: whether the port is freed
+    "bin/tini -m uvicorn": True,  # in a container
+    "bin/python pipenv run uvicorn": True,
+    "bin/uvicorn -m uvicorn": False,
+    "bin/python -X dev -m uvicorn": False,
+    "RUN_MAIN=true bin/tini -m uvicorn": False,  # a reloader
+}
+
+
+@pytest.mark.parametrize("words", STARTERS)
+def test_the_parent_is_the_same_server_or_waits_for_it(app, port, hold, words):
+    """A master starts its workers again, and each may bind for itself; a launcher only waits for the server."""
     (app.folder / "bin").mkdir()
-    (app.folder / "bin" / name).symlink_to(sys.executable)
+    for name in ("tini", "python", "uvicorn"):
+        (app.folder / "bin" / name).symlink_to(sys.executable)
+    for name in ("pipenv", "uvicorn/__main__.py"):
+        (app.folder / name).write_text(LAUNCH)
     held = hold(port, cwd=app.folder)
-    words = [app.folder / "bin" / name, "-m", "uvicorn", "main:app", "--port", str(port)]
-    assert subprocess.run(words, cwd=app.folder, stdout=subprocess.PIPE, check=False).stdout == b"loaded main\n"
-    assert held.alive() == ([] if freed else [held.pid])
+    command = ["env", *words.split(), "main:app", "--port", str(port)]
+    assert subprocess.run(command, cwd=app.folder, stdout=subprocess.PIPE, check=False).stdout == b"loaded main\n"
+    assert held.alive() == ([] if STARTERS[words] else [held.pid])
 
 
 @pytest.mark.parametrize("listen", [True, pytest.param(False, marks=bound_is_told)])
