@@ -154,7 +154,6 @@ UVICORN = "python -m uvicorn src.main:app --host 0.0.0.0 --port 8000"
 AN_APP = {"src/main.py": DROP_IN.replace("app = FastAPI()", "app = FastAPI()\n" + ROUTE)}
 STARTS = [
     *((command, *needs(command)) for command in commands()),
-    ("python run_backend.py", "django", {"manage.py": DJANGO}),
     (UVICORN, "fastapi uvicorn", AN_APP),
     ("python src/main.py", "fastapi uvicorn", AN_APP),
     ("python app.py", "flask", {"app.py": FLASK_SCRIPT.replace("(__name__)", f"(__name__)\n{ROUTE}", 1)}),
