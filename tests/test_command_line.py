@@ -68,7 +68,7 @@ NO_PORTS = ["0", "-1", "65536", "http", "", "80.5", "²", "3010-3000", "3000-", 
     ("check http", "'http' is neither a port nor a verb or option; a port is a number from 1 to 65535, a range is 3"),
     ("free 80 -x", "'-x' is neither a port nor a verb or option; a port is a number"), ("kill -9 80", "with -s 9"),
     ("fre 80", "'fre' is neither a port nor a verb or option; did you mean free?"), ("free 80 --for", "mean --force?"),
-    ("free 80 --jsn=x", "'--jsn=x' is neither a port nor a verb or option; did you mean --json?"),
+    ("free 80 --jsn=yes", "'--jsn=yes' is neither a port nor a verb or option; did you mean --json?"),
     ("free 80 --grace 1e3", "--grace: '1e3' is not a number of seconds"), ("free 80 --grace -1", "'-1' is not a numb"),
     ("free 80 --grace 1000000", "'1000000' is not a number"), ("free 80 --grace 1.2.3", "'1.2.3' is not a number"),
     ("free 80 -s 77", "--signal: '77' is none of TERM, INT"), ("free 80 --policy kil", "none of kill, own, ask, refuse"),
@@ -418,7 +418,7 @@ def test_pick(capsys, monkeypatch, said):
     assert picked("8000-8001", held=[("0.0.0.0", 8000)]) == picked("8000-8003") == 8001
     assert [picked(words) for words in (":8000", "8000-8004")] == [8004, 8004]
     assert [picked("8000", step) for step in (0, 1, 2, 4)] == [8001, 8002, 8003, 8001]
-    assert picked("127.0.0.2:8000", held=[("127.0.0.2", 8000), ("127.0.0.2", 8004)]) == 8001
+    assert picked("127.0.0.2:8000", held=[("127.0.0.2", 8000), ("127.0.0.2", 8004), ("127.0.0.1", 8001)]) == 8001
     # A browser that asks for localhost may meet these.
     assert picked("8000", 2, held=[("::1", 8001), ("::1", 8004)]) == picked("8000", 0) == 8002
     assert picked("65532", held=[("0.0.0.0", 65532)]) == 65533
