@@ -19,7 +19,8 @@ from port_manager import ensure_port_available, find_free_port, find_listeners, 
 from port_manager import wait_until_free, wait_until_listening
 
 from . import seam
-from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, command_line, ensured
+from .apart import boxed
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, command_line, ensured, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 IN_USE, DENIED, FULL = OSError(errno.EADDRINUSE, "no"), OSError(errno.EACCES, "no"), OSError(errno.EMFILE, "no")
@@ -271,10 +272,12 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said):
     assert held.alive() == family and said() == ""
 
 
-def test_find_listeners_of_any_port_looks_at_every_process(port, hold):
-    held = hold(port, children=2, double_fork=True)
-    found = {holder.pid for holder in find_listeners() if port in {address.port for address in holder.addresses}}
-    assert found == {*held.alive()} and len(found) == 3
+@boxed
+def test_find_listeners_of_any_port_looks_at_every_process(hold):
+    """Also at those who are far from the youngest, and from each other."""
+    held = hold(8000, children=10, strangers=8, orphans=True)
+    assert eventually(lambda: held.alive() == held.children)
+    assert {holder.pid for holder in find_listeners()} == {*held.children}
 
 
 def test_threads_may_ask_at_the_same_time(ports, hold):

@@ -110,11 +110,9 @@ def test_clean_text():
     assert seam.clean("a\x1b[31m\x07\r\nb\u202e\x9b\udce9") == "a?[31m???b???"
 
 
-SPANS = {None: "", -3: "0 s", 0.4: "0 s", 59: "59 s", 60: "1 min", 3599: "59 min", 3600: "1 h", 86399: "23 h", 86400: "1 d"}
-
-
 def test_spans():
-    assert {seconds: seam.span(seconds) for seconds in SPANS} == SPANS
+    spans = {None: "", -3: "0 s", 59: "59 s", 60: "1 min", 3599: "59 min", 3600: "1 h", 86399: "23 h", 86400: "1 d"}
+    assert {seconds: seam.span(seconds) for seconds in spans} == spans
 
 
 def test_a_passing_line_is_removed_without_a_trace(monkeypatch):
@@ -125,16 +123,15 @@ def test_a_passing_line_is_removed_without_a_trace(monkeypatch):
     assert sys.stderr.getvalue() == f"\r{first}\r{cut}\r{' ' * 60}\r"
 
 
-FOLDERS = {
-    "/home/ann/shop": "~/shop", "/home/ann": "~", "/home/anna": "/home/anna", "/srv/" + "x" * 40: f"…/{'x' * 12}…{'x' * 14}",
-    "/srv/a-long-name/of/a/project/in/a/folder": "…/of/a/project/in/a/folder",
-    "/srv/项目/客户项目/用户中心/backend": "…/客户项目/用户中心/backend",
-}  # fmt: skip
-
-
 def test_a_folder_for_people(monkeypatch):
+    shown = {
+        "/home/ann/shop": "~/shop", "/home/ann": "~", "/home/anna": "/home/anna",
+        "/srv/a-long-name/of/a/project/in/a/folder": "…/of/a/project/in/a/folder",
+        "/srv/项目/客户项目/用户中心/backend": "…/客户项目/用户中心/backend",
+        "/srv/" + "x" * 40: f"…/{'x' * 12}…{'x' * 14}",
+    }  # fmt: skip
     monkeypatch.setenv("HOME", "/home/ann")
-    assert {folder: seam.short_folder(folder) for folder in FOLDERS} == FOLDERS
+    assert {folder: seam.short_folder(folder) for folder in shown} == shown
     monkeypatch.setenv("HOME", "/")
     assert seam.short_folder("/") == "/"
 
