@@ -112,7 +112,7 @@ def test_help(capsys):
     (".git", "ref: refs/heads/a/b", "a/b"), (".git", "0123456789ab", "0123456"),
     ("of/pay", "ref: refs/heads/x", "x"),
 ], ids=["branch", "detached", "worktree"])  # fmt: skip
-def test_check_tells_each_fact_once(port, hold, tmp_path, git, head, branch):
+def test_check_tells_the_family_and_its_branch(port, hold, tmp_path, git, head, branch):
     (tmp_path / git).mkdir(parents=True)
     (tmp_path / git / "HEAD").write_text(f"{head}\n")
     if git != ".git":

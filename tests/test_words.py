@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
-import subprocess
 import sys
 import time
 
@@ -14,17 +12,15 @@ import pytest
 import port_manager
 
 from . import seam
-from .conftest import ROOT
+from .conftest import ensured
 
 ASK = "import port_manager; port_manager.ensure_port_available({port})"
 
 
 def program(code, port, **environ):
-    """Run a program of a user, and give (stdout, stderr)."""
-    words = [sys.executable, "-c", code.replace("{port}", str(port))]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", **environ}
-    done = subprocess.run(words, env=environ, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode("utf-8", "replace")
+    """Run a program of a user, and give what it prints: on its standard output, on its standard error."""
+    done = ensured(".", port, code.replace("{port}", str(port)), **environ)
+    assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
 
 
@@ -49,8 +45,8 @@ CONFIGURED = {  # what a program does before: (its standard output, its standard
 @pytest.mark.parametrize("configure", CONFIGURED)
 def test_who_configured_logging_gets_it_his_way(port, configure):
     imports = "" if "logging." not in configure else "import logging, sys; "
-    got = program(f"{imports}{configure}; {ASK}", port)
-    assert [part.decode() for part in got] == [part.replace("{port}", str(port)) for part in CONFIGURED[configure]]
+    expected = tuple(part.replace("{port}", str(port)) for part in CONFIGURED[configure])
+    assert program(f"{imports}{configure}; {ASK}", port) == expected
 
 
 CONSOLES = {
@@ -80,12 +76,12 @@ def test_a_strict_ascii_console_of_a_real_process(port):
     configured = "import logging, sys; logging.basicConfig(level=20, stream=sys.stdout, format='%(message)s'); "
     for code in (ASK, configured + ASK):
         out, err = program(code, port, PYTHONIOENCODING="ascii:strict", PYTHONUTF8="0")
-        assert out + err == b"Port %d is available\n" % port
+        assert out + err == f"Port {port} is available\n"
 
 
 def test_what_was_printed_before_comes_first(port):
     code = "import port_manager, sys; sys.stdout.write('first '); port_manager.write_line(sys.stdout, 'second')"
-    assert program(code, port) == (b"first second\n", b"")
+    assert program(code, port) == ("first second\n", "")
 
 
 def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
