@@ -129,14 +129,11 @@ def test_macos_probes_what_the_wildcard_shadows(port, monkeypatch):
 
 
 def test_windows_is_asked_for_the_port_exclusively(port, monkeypatch):
+    """And does not listen, not even for a moment."""
     options = []
 
     class Recorder(socket.socket):
-        def setsockopt(self, *option):
-            options.append(option)
-
-        def listen(self, *backlog):
-            options.append("no probe listens, not even for a moment")
+        setsockopt = listen = lambda self, *option: options.append(option)
 
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)
     monkeypatch.setattr(socket, "socket", Recorder)

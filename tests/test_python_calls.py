@@ -148,28 +148,29 @@ def test_where_the_search_for_a_free_port_ends(monkeypatch, start, errors, found
 
 
 def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold, monkeypatch):
-    """An event, not a step of sleep; the best of several, as the machine may be busy."""
-    lags = []
+    """An event, not a step of sleep, which would end after 0.2 or 0.4 s; the best of several: the machine may be busy."""
     with contextlib.suppress(AttributeError, OSError):  # where there is no pidfd, it looks again and again
         os.close(os.pidfd_open(os.getpid()))
         monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("a step of sleep"))
-    for _ in range(3):
-        held = hold(port, exit_after=0.2)
+
+    def lag():
+        held = hold(port, exit_after=0.25)
         with ThreadPoolExecutor() as pool:
             waiter = pool.submit(lambda: wait_until_free(port) and time.monotonic())
             held.process.wait()
             gone = time.monotonic()
-            lags.append(waiter.result(PATIENCE) - gone)
-    assert min(lags) < 0.1
+            return waiter.result(PATIENCE) - gone
+
+    assert any(lag() < 0.1 for _ in range(5))
 
 
 def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold, monkeypatch):
     held = hold(port)
     reason = f"port {port} is already in use; gave up after"
-    assert error(wait_until_free, port, timeout=0.2) == (PortTimeout, f"{reason} 0.2 s", port, "0.0.0.0")
-    with pytest.raises(PortTimeout) as caught:  # without time it looks once
+    with pytest.raises(PortTimeout, match=f"^{reason} 0 s$") as caught:  # without time it looks once
         wait_until_free(port, timeout=0)
     assert [holder.pid for holder in caught.value.holders] == [held.pid] == held.alive()
+    assert (caught.value.port, caught.value.host) == (port, "0.0.0.0")
     for rows in (None, [seam.listener(None, port, "127.0.0.1", None)]):  # nobody can tell; not by whom
         seam.only(monkeypatch, lambda port, rows=rows: rows)
         told = error(wait_until_free, port, "127.0.0.1", timeout=0.1)
@@ -244,9 +245,8 @@ def test_a_port_manager(port, hold, monkeypatch, said):
     held = hold(port, ignore_term=True)
     assert PortManager(port, policy="refuse").check_and_clean_port() is False
     assert PortManager(port, "127.0.0.2").check_and_clean_port() is True
-    assert manager.is_port_in_use(port) is True and manager.get_process_using_port(port) == held.pid
-    assert manager.check_and_clean_port() is True
-    assert held.alive() == [] and manager.get_process_using_port(port) is None
+    assert manager.is_port_in_use(port) is True
+    assert manager.check_and_clean_port() is True and held.alive() == []
     assert PortManager().port == 8000 and PortManager().host == "0.0.0.0"
     held, answers, asking = hold(port), iter([False, True]), PortManager(port, policy="ask")
     seam.stand_in(monkeypatch, "terminal", lambda: True)
