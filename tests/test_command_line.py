@@ -144,6 +144,10 @@ def test_check_and_a_dry_run_tell_what_keeps_free_from_it(port, hold, monkeypatc
         (told,) = json.loads(capsys.readouterr().out)["ports"]
         assert (told["available"], told["stopped"], told["would_stop"]) == (False, [], []), words
         assert why.rpartition(": ")[2] in told["reason"]
+    seam.stand_in(monkeypatch, "terminal", lambda: True)
+    if name == "node":  # what is said to --force and to a person who can be asked
+        assert main(["free", "-n", "--force", "--policy", "ask", str(port)]) == 0
+        assert facts(capsys.readouterr().out)["free would"].startswith(f"ask, then stop {held.pid}: SIGTERM")
     assert held.alive() == [held.pid]
 
 

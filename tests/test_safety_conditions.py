@@ -31,7 +31,7 @@ from port_manager import preview_port, wait_until_free
 from . import seam
 from .apart import KILL, NETLINK, InFlight, apart, boxed, forked, give_up_rights, mounted, refuse_call, swapped
 from .apart import when_it_says
-from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT_USER, as_nobody, birth, bound_is_told
+from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT, ROOT_USER, as_nobody, birth, bound_is_told
 from .conftest import can_bind, command_line, eventually, holding
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -544,7 +544,7 @@ def test_a_dead_mount_hangs_nobody(tmp_path):
     assert left == [] and asked["free 8000 --policy own"].returncode == 1 and birth(holder)
 
 
-# The policy "ask"
+# The policy "ask", and guard()
 
 
 @pytest.mark.parametrize("terminal", ["stdin", "stderr"])
@@ -555,3 +555,25 @@ def test_to_ask_takes_a_terminal_at_both_ends(port, hold, monkeypatch, said, ter
         monkeypatch.setattr(sys, name, stream)
     assert ensure_port_available(port, MINE, policy="ask") is False
     assert "the policy 'ask' needs a terminal to ask on" in said() and held.alive()
+
+
+STARTS = "import subprocess, sys; subprocess.call([sys.executable, 'served/uvicorn', 'main:app', *sys.argv[-2:]])"
+GUARDED = {  # what starts a server that calls guard(): (the words, the variables, whether the port is freed)
+    "a launcher that waits": (["pipenv", "run", "uvicorn", "main:app"], {}, True),
+    "a reloader": (["served/uvicorn", "main:app"], {"RUN_MAIN": "true"}, False),
+    "the same server": (["-X", "dev", "uvicorn", "main:app", "--workers", "2"], {}, False),  # its other workers hold it
+}
+
+
+@pytest.mark.parametrize("by", GUARDED)
+def test_guard_by_what_has_started_the_server(port, hold, tmp_path, by):
+    words, variables, freed = GUARDED[by]
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/uvicorn").write_text("import port_manager; port_manager.guard(); print('loaded')")
+    for name in ("uvicorn", "pipenv"):
+        (tmp_path / name).write_text(STARTS)
+    held = hold((MINE, port), cwd=str(tmp_path), children=1, silent_parent=True)  # the holder is no child of ours
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    words = [sys.executable, *words, "--port", str(port)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=environ)
+    assert done.stdout == "loaded\n" and (held.children[0] in held.alive()) is not freed, done
