@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import doctest
 import html
-import io
 import json
 import os
 import re
@@ -140,23 +138,18 @@ NEEDS = {  # a word of the command: (what must be installed, the project)
     "npm": ("npm", {"server.js": NODE, "package.json": PACKAGE}),
     "reload": ("uvicorn", {"src/main.py": ASGI}),
     "src.main": ("uvicorn", {"src/main.py": ASGI}),
+    "": ("", {"app.py": WSGI}),
 }
-
-
-def needs(command: str) -> tuple[str | None, dict[str, str]]:
-    return next((needs for word, needs in NEEDS.items() if word in command), (None, {"app.py": WSGI}))
-
-
 (IN_CHINESE, DROP_IN) = sorted(blocks("python", "# src/main.py"), key=len)
 (FLASK_SCRIPT,) = blocks("python", "debug=True")
 (KEPT_SOCKET,) = blocks("python", "sockets=[bind_port")
-UVICORN = "python -m uvicorn src.main:app --host 0.0.0.0 --port 8000"
+(UVICORN, SCRIPT) = re.findall("# for: (python .+)", DROP_IN)
 AN_APP = {"src/main.py": DROP_IN.replace("app = FastAPI()", "app = FastAPI()\n" + ROUTE)}
 STARTS = [
-    *((command, *needs(command)) for command in commands()),
-    ("python run_backend.py", "django", {"manage.py": DJANGO}),
+    *((command, *next(NEEDS[word] for word in NEEDS if word in command)) for command in commands()),
     (UVICORN, "fastapi uvicorn", AN_APP),
-    ("python src/main.py", "fastapi uvicorn", AN_APP),
+    (SCRIPT, "fastapi uvicorn", AN_APP),
+    (UVICORN, "fastapi uvicorn", {"src/main.py": IN_CHINESE + FASTAPI}),
     ("python app.py", "flask", {"app.py": FLASK_SCRIPT.replace("(__name__)", f"(__name__)\n{ROUTE}", 1)}),
     ("exec python serve.py", "uvicorn", {"src/main.py": ASGI, "serve.py": KEPT_SOCKET}),
 ]
@@ -165,7 +158,7 @@ STARTS = [
 @pytest.mark.parametrize("row", STARTS, ids=lambda row: row[0])
 def test_what_starts_a_backend(project, row):
     command, needed, files = row
-    for name in (needed or "").split():
+    for name in needed.split():
         if not (shutil.which(name) if name == "npm" else find_spec(name)):
             pytest.skip(f"{name} is not installed")
     project.write(files)
@@ -173,13 +166,6 @@ def test_what_starts_a_backend(project, row):
     first = project.answers()
     project.start(command)
     project.answers(first)
-
-
-def test_the_drop_in_recipes_agree():
-    for call in (UVICORN, "python src/main.py"):
-        assert f"# for: {call}" in DROP_IN
-    short, full = ({line.partition("  #")[0] for line in text.splitlines()} for text in (IN_CHINESE, DROP_IN))
-    assert short <= full
 
 
 def test_the_pytest_fixture(project):
@@ -220,12 +206,8 @@ def test_the_shape_of_the_json(project):
 
 def calls() -> list[str]:
     """Every call of port_manager.py in its helps and in the README's plain blocks."""
-    with contextlib.redirect_stdout(io.StringIO()) as helps:
-        for verb in ([], ["list"], ["check"], ["free"], ["wait"], ["pick"]):
-            port_manager.main([*verb, "--help"])
-    lines = [line for text in [helps.getvalue(), *blocks("sh")] for line in text.splitlines()]
-    lines = [line for line in lines if re.match("(  |python )port_manager", line)]
-    return sorted({re.split(" {2,}", line.replace("python ", "").strip())[0] for line in lines})
+    text = "".join([Path(PORT_MANAGER).read_text(encoding="utf-8"), *blocks("sh")])
+    return sorted(set(re.findall(r"^ *(?:python )?(port_manager\.py .*?)(?: {2}|$)", text, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("words", calls())

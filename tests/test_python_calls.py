@@ -19,6 +19,7 @@ from port_manager import ensure_port_available, find_free_port, find_listeners, 
 from port_manager import wait_until_free, wait_until_listening
 
 from . import seam
+from .apart import boxed
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, command_line, ensured, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -132,12 +133,6 @@ def test_any_free_port_is_bound_and_lives_on_in_a_child(said):
     assert int(told) == ports[1] and said() == ""
 
 
-def test_find_free_port(port, hold):
-    assert find_free_port(port) == port
-    hold(port)
-    assert find_free_port(port, "127.0.0.2") == port and find_free_port(port) > port
-
-
 @pytest.mark.parametrize(("start", "errors", "found"), [
     (80, dict.fromkeys(range(1024), DENIED), 1024), (65530, dict.fromkeys(range(65530, 65535), IN_USE), 65535),
     (1024, {1024: DENIED}, "no permission to bind port 1024: a rule of this system forbids it"),
@@ -153,28 +148,29 @@ def test_where_the_search_for_a_free_port_ends(monkeypatch, start, errors, found
 
 
 def test_wait_until_free_returns_the_moment_the_holder_exits(port, hold, monkeypatch):
-    """An event, not a step of sleep; the best of several, as the machine may be busy."""
-    lags = []
+    """An event, not a step of sleep, which would end after 0.2 or 0.4 s; the best of several: the machine may be busy."""
     with contextlib.suppress(AttributeError, OSError):  # where there is no pidfd, it looks again and again
         os.close(os.pidfd_open(os.getpid()))
         monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("a step of sleep"))
-    for _ in range(3):
-        held = hold(port, exit_after=0.2)
+
+    def lag():
+        held = hold(port, exit_after=0.25)
         with ThreadPoolExecutor() as pool:
             waiter = pool.submit(lambda: wait_until_free(port) and time.monotonic())
             held.process.wait()
             gone = time.monotonic()
-            lags.append(waiter.result(PATIENCE) - gone)
-    assert min(lags) < 0.1
+            return waiter.result(PATIENCE) - gone
+
+    assert any(lag() < 0.1 for _ in range(5))
 
 
 def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold, monkeypatch):
     held = hold(port)
     reason = f"port {port} is already in use; gave up after"
-    assert error(wait_until_free, port, timeout=0.2) == (PortTimeout, f"{reason} 0.2 s", port, "0.0.0.0")
-    with pytest.raises(PortTimeout) as caught:  # without time it looks once
+    with pytest.raises(PortTimeout, match=f"^{reason} 0 s$") as caught:  # without time it looks once
         wait_until_free(port, timeout=0)
     assert [holder.pid for holder in caught.value.holders] == [held.pid] == held.alive()
+    assert (caught.value.port, caught.value.host) == (port, "0.0.0.0")
     for rows in (None, [seam.listener(None, port, "127.0.0.1", None)]):  # nobody can tell; not by whom
         seam.only(monkeypatch, lambda port, rows=rows: rows)
         told = error(wait_until_free, port, "127.0.0.1", timeout=0.1)
@@ -249,11 +245,9 @@ def test_a_port_manager(port, hold, monkeypatch, said):
     held = hold(port, ignore_term=True)
     assert PortManager(port, policy="refuse").check_and_clean_port() is False
     assert PortManager(port, "127.0.0.2").check_and_clean_port() is True
-    assert manager.is_port_in_use(port) is True and manager.get_process_using_port(port) == held.pid
-    assert manager.check_and_clean_port() is True
-    assert held.alive() == [] and manager.get_process_using_port(port) is None
+    assert manager.is_port_in_use(port) is True
+    assert manager.check_and_clean_port() is True and held.alive() == []
     assert PortManager().port == 8000 and PortManager().host == "0.0.0.0"
-    assert PortManager(host="192.0.2.1").is_port_in_use(port) is False  # no such address is not "in use"
     held, answers, asking = hold(port), iter([False, True]), PortManager(port, policy="ask")
     seam.stand_in(monkeypatch, "terminal", lambda: True)
     seam.stand_in(monkeypatch, "question", lambda _: next(answers))
@@ -266,7 +260,7 @@ def test_a_port_manager(port, hold, monkeypatch, said):
     assert error(manager.get_process_using_port, port) == (CannotTell, hidden, port, "127.0.0.1")
 
 
-def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said, monkeypatch):
+def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said):
     assert preview_port(port) == PortResult(port, "0.0.0.0", True, [], [], [], None, None, {})
     held = hold(port, children=1)
     found = preview_port(port, grace=2)
@@ -274,18 +268,16 @@ def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said, m
     assert ([holder.pid for holder in found.holders], found.would_stop, found.stopped) == (family, family, [])
     assert found.plan == f"stop {held.pid} and its child {held.children[0]}: SIGTERM, then SIGKILL after 2 s"
     assert not found.available and found.reason == f"port {port} is already in use"
-    refused = preview_port(port, policy="refuse")
-    assert (refused.would_stop, refused.plan) == ([], None) and "the policy 'refuse' stops nobody" in refused.reason
-    monkeypatch.setenv("ENVIRONMENT", "production")
-    assert "outside development nothing is stopped" in preview_port(port).reason and preview_port(port).plan is None
-    assert preview_port(8000, "192.0.2.1").reason == "192.0.2.1 is not an address of this machine"
+    assert (preview_port(port, policy="refuse").would_stop, preview_port(port, policy="refuse").plan) == ([], None)
     assert held.alive() == family and said() == ""
 
 
-def test_find_listeners_of_any_port_looks_at_every_process(port, hold):
-    held = hold(port, children=2, double_fork=True)
-    found = {holder.pid for holder in find_listeners() if port in {address.port for address in holder.addresses}}
-    assert found == {*held.alive()} and len(found) == 3
+@boxed
+def test_find_listeners_of_any_port_looks_at_every_process(hold):
+    """Also at those who are far from the youngest, and from each other."""
+    held = hold(8000, children=10, strangers=8, orphans=True)
+    assert eventually(lambda: held.alive() == held.children)
+    assert {holder.pid for holder in find_listeners()} == {*held.children}
 
 
 def test_threads_may_ask_at_the_same_time(ports, hold):
@@ -294,14 +286,6 @@ def test_threads_may_ask_at_the_same_time(ports, hold):
     with ThreadPoolExecutor(12) as pool:
         assert [*pool.map(ensure_port_available, wanted * 3)] == [True] * 12
     assert not any(holder.alive() for holder in held)
-
-
-def test_the_watch_does_not_read_a_dead_holder_for_an_unknown_one(port, hold):
-    """A process on its way out has let go of its descriptors while its socket is still in the kernel's table."""
-    for _ in range(20):
-        held = hold(port, exit_after=0.01)
-        assert ensure_port_available(port) is True
-        assert eventually(lambda held=held: held.alive() == [])
 
 
 def test_parents_in_a_circle_come_to_an_end():
@@ -320,8 +304,7 @@ def test_public_names_are_listed_documented_and_typed():
         assert file.readline() == "# SPDX-License-Identifier: MIT\n"
 
 
-def test_an_endpoint_reads_as_servers_print_it():
-    assert (str(Endpoint("127.0.0.1", 80)), str(Endpoint("::", 80))) == ("127.0.0.1:80", "[::]:80")
+def test_an_endpoint_takes_what_it_has():
     for words, named in (("::",), {}), (("::", 80, 81), {}), (("::",), {"port": 80, "other": 1}):
         with pytest.raises(TypeError, match="Endpoint takes host, port"):
             Endpoint(*words, **named)
