@@ -102,7 +102,7 @@ FOLDERS = [
     ("uvicorn src.main:app", {"src/main.py": FASTAPI, "main.py": FLASK}),
     ("uvicorn src.main:app", {"src/main.py": "from src.db import x\n" + FASTAPI, "src/db.py": ""}),
     ("gunicorn app:app", {**APP, "other.py": FLASK}),
-    ("uvicorn main:app", {**MAIN, "api.py": "x = = 1"}),
+    ("uvicorn main:app", {"main.py": "\ufeffimport os.path\n" + FASTAPI, "api.py": "x = = 1"}),
     ("gunicorn wsgi:application", {"wsgi.py": "from app import app as application\n", **APP}),
     # a module of any name, and any name in it
     ("uvicorn server:api", {"server.py": CALLED_API}),
@@ -179,7 +179,7 @@ FOLDERS = [
     ("-m hypercorn app:app --bind 0.0.0.0:§", {"app.py": "from quart import Quart\napp = Quart('x')"}),
     ("-m sanic app:app --host 0.0.0.0 --port § --fast", {"app.py": SANIC}, "--fast"),
     ("gunicorn app:server", {"app.py": DASH + "server = app.server\n"}),
-    ("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}),
+    *(("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}, words) for words in ("", "app:app.server")),
     ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", APP, "--debug"),
     # declared
     *((command, {**files, "Procfile": f"worker: x\nweb: {web}\n"}) for command, web, files in [
@@ -204,7 +204,8 @@ FOLDERS = [
     ("gunicorn shop:app", {**APP, ".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK}),
     ('gunicorn shop:make("dev")', {
       ".env": "export FLASK_APP='shop.py:make(\"dev\")'", "shop.py": FLASK + "def make(name):\n    return app\n"}),
-    ("-m flask --app a:app run --host 0.0.0.0 --port § --debug", {".env": "FLASK_APP=a\nFLASK_DEBUG=1", "a.py": FLASK}),
+    *(("-m flask --app a:app run --host 0.0.0.0 --port § --debug", {
+      ".env": f"FLASK_APP=a\nFLASK_DEBUG={yes}", "a.py": FLASK}) for yes in ("1", "True", "yes", "on")),
     ("uvicorn shop.web:api", {**MAIN, "shop/web.py": CALLED_API,
       "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n"}),
     ("uvicorn b:app", {**MAIN, "b.py": FASTAPI, "pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'b:app'"}),
@@ -252,6 +253,7 @@ AIOHTTP = {"app.py": "from aiohttp import web\napp = web.Application()\n"}
 NONE = "No app was found at the top, in src or one folder down"
 HELD = "process PID ("
 NO_APP = "name it as in src.main:app, a port by --port, or put a command after --"
+NO_CODE = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
 STOPS_NOBODY = [
     # there is nothing to start
     (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
@@ -336,7 +338,7 @@ STOPS_NOBODY = [
     (126, "./tool.py is not executable", {"tool.py": ""}, "-- ./tool.py"),
     (1, "Host name 'no-such-host.invalid' is unknown", MAIN, "--host no-such-host.invalid"),
     (1, "PRODUCTION", MAIN, "main.py ENVIRONMENT=production"),
-    (1, "a small page is served, for which nobody else is stopped\n⚠️  Port § is already in use", {}),
+    (1, f"Found no app: {NO_CODE}\n⚠️  Port § is already in use", {}),
     (1, f"main:app needs uvicorn, which is not installed: {sys.executable} -m pip install uvicorn\n", MAIN, "", ""),
     (1, "app:app needs gunicorn, which is not installed: ", APP, "--workers 2", ""),
     (1, "manage.py needs django, which is not installed: ", {"manage.py": DJANGO}, "", ""),
@@ -410,14 +412,15 @@ def test_each_line_that_is_printed_works(project, port, call, installed, files):
         assert done.returncode == 0, (line, done)
 
 
-def test_the_interpreter_beside_the_app(project, call, installed):
+@pytest.mark.parametrize("name", [".venv", "venv"])
+def test_the_interpreter_beside_the_app(project, call, installed, name):
     """What the app needs is installed there."""
-    folder = project({**MAIN, ".venv/pyvenv.cfg": "", ".venv/bin/python": ""})
-    shutil.copytree(installed("uvicorn"), ".venv/lib/python3.12/site-packages")
-    os.chmod(".venv/bin/python", 0o755)
+    folder = project({**MAIN, f"{name}/pyvenv.cfg": "", f"{name}/bin/python": ""})
+    shutil.copytree(installed("uvicorn"), f"{name}/lib/python3.12/site-packages")
+    os.chmod(f"{name}/bin/python", 0o755)
     done = call("--dry-run", present="")
-    assert done.returncode == 0 and "with .venv/bin/python" in done.stdout
-    assert shlex.split(done.stdout.splitlines()[-1])[0] == str(folder / ".venv/bin/python")
+    assert done.returncode == 0 and f"with {name}/bin/python" in done.stdout
+    assert shlex.split(done.stdout.splitlines()[-1])[0] == str(folder / name / "bin/python")
 
 
 def test_a_module_is_read_and_never_imported(project, call):
