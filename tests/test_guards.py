@@ -14,7 +14,7 @@ from port_manager import PortManager, ensure_port_available, find_listeners
 
 from . import seam
 from .apart import boxed
-from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT_USER, as_nobody, bound_is_told, can_bind, command_line
+from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT_USER, as_nobody, can_bind, command_line
 from .conftest import eventually, holding, on_a_terminal
 from .scenes import wait_for
 
@@ -254,7 +254,7 @@ def test_two_programs_of_a_manager_have_no_common_name(port, start, said):
     assert NAMELESS in said()
 
 
-# Other users
+# Other users, and who cannot be told
 
 
 @as_root
@@ -269,9 +269,6 @@ def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch, said):
     assert f"{hidden}sudo python port_manager.py check {port}" in told
     assert as_nobody(lambda: PortManager().kill_process(held.pid)) is False
     assert held.alive() == [held.pid]
-
-
-# Who cannot be told
 
 
 @pytest.mark.parametrize("end", ["gone", "going", "hidden", "not told"])
@@ -416,7 +413,7 @@ def test_the_program_of_a_terminal_of_its_own_may_be_the_server(port, hold):
     assert ensure_port_available(port) is True and eventually(lambda: above.alive() == [above.pid])
 
 
-# The environment
+# The environment, and policies
 
 
 @pytest.mark.parametrize(("value", "development"), [
@@ -455,9 +452,6 @@ def test_force_lifts_the_environment_and_no_guard(port, hold):
     done = command_line(*words, "--host", "127.0.0.1", "--force", ENVIRONMENT="production")
     assert done.returncode == 0 and held.alive() == [], done.stderr
     assert "💡 Told to do so by --force\n" in done.stderr and "PRODUCTION" not in done.stderr
-
-
-# Policies
 
 
 @pytest.mark.parametrize(("policy", "sentence"), [
@@ -524,12 +518,3 @@ def test_one_who_must_stay_saves_the_others(port, hold):
     assert predicted.returncode == done.returncode == 1 and held.alive() == held.children
     assert f"leave {oldest} alone: it is a tunnel" in predicted.stdout
     assert f"❌ Process {oldest} (" in done.stderr and "is left alone: it is a tunnel" in done.stderr
-
-
-@bound_is_told
-def test_all_or_none_also_where_one_has_only_bound(port, hold, stays):
-    """One listens, another has bound a different address: both keep the wildcard from being bound."""
-    listener, reserved = hold(port), hold(("127.0.0.2", port), reuse=False, listen=False, name="ssh")
-    assert {holder.pid for holder in find_listeners(port, "0.0.0.0", thorough=True)} == {listener.pid, reserved.pid}
-    stays(reserved, port, "it is a tunnel")
-    assert listener.alive() and ensure_port_available(port, "127.0.0.1") is True and reserved.alive()

@@ -295,6 +295,7 @@ def test_bystanders_of_every_kind_live(port, ports, hold, told_by):
         hold(("127.0.0.9", port), connect=(MINE, other), reuse=False),  # a client whose own end is the port
         hold((MINE, port), udp=True),
         hold(("127.0.0.2", port)),
+        hold(("127.0.0.3", port), listen=False, reuse=False),
         hold(("::", port), v6only=True),
     ]
     if told_by == "proc":
@@ -368,11 +369,11 @@ def test_parents_are_asked_before_their_children_whatever_their_pids(sent):
     assert [asked for asked, number in sent if number == signal.SIGTERM] in ([pid, 3000, 7000], [pid, 7000, 3000])
 
 
-@pytest.mark.parametrize(("who", "when", "asked"), [(0, "at once", 0), (1, "at once", 1), (0, "when forced", 2)])
-def test_who_was_asked_is_not_forced_where_one_may_not_be_stopped(port, hold, monkeypatch, said, who, when, asked):
+@pytest.mark.parametrize(("who", "forced", "asked"), [(0, False, 0), (1, False, 1), (0, True, 2)])
+def test_who_was_asked_is_not_forced_where_one_may_not_be_stopped(port, hold, monkeypatch, said, who, forced, asked):
     """The family stays: nobody else is asked, or forced, for a port that will not be free; who was asked is named."""
     held, order = hold((MINE, port), children=1, ignore_term=True), []
-    pids, forced = [held.pid, *held.children], when == "when forced"
+    pids = [held.pid, *held.children]
 
     def refused(pid, firmly, send):
         order.append((pid, firmly))
@@ -382,7 +383,7 @@ def test_who_was_asked_is_not_forced_where_one_may_not_be_stopped(port, hold, mo
 
     seam.on_signal(monkeypatch, refused)
     assert ensure_port_available(port, MINE, grace=0.1) is False and held.alive() == pids
-    assert order == [(pid, False) for pid in pids[: who + 1 if asked < 2 else 2]] + [(pids[who], True)] * forced
+    assert order == [*((pid, False) for pid in pids[:asked]), (pids[who], forced)]
     sentence = f"❌ Process {pids[who]} may not be stopped: Operation not permitted; asked to stop before that: "
     assert f"{said()}\n".count(f"{sentence}{', '.join(map(str, pids[:asked])) or 'nobody'}\n") == 1
     assert ("did not stop" in said()) is forced
