@@ -35,7 +35,6 @@ from .conftest import can_bind, command_line, eventually, holding
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
-needs_pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this Python has no pidfd_open")
 MINE = "127.0.0.1"
 
 
@@ -102,17 +101,6 @@ def test_one_that_lets_go_of_the_port_between_look_and_signal_lives(port, hold, 
     assert {pid for pid, _ in sent} == {other.pid for other in others} and len(held.alive()) == 2
 
 
-@apart
-def test_of_a_socket_that_outlives_its_holder_nobody_is_known(port, sent, said):
-    """It lies in a Unix socket: whoever takes it out may serve on."""
-    flight = InFlight(port)
-    pid = forked(bool)
-    flight.send_off()
-    assert ensure_port_available(port, MINE) is False and {to for to, _ in sent} == {pid}
-    assert ("cannot be seen from here" if ROOT_USER else "that you may not see") in said()
-    assert "was taken again" not in said()
-
-
 OUTCOMES = {  # of a look at a port: (the holder's kind, the call)
     "freed": ({}, lambda port, pid: ensure_port_available(port, MINE)),
     "checked": ({}, lambda port, pid: main(["check", str(port), "--json"])),
@@ -123,7 +111,7 @@ OUTCOMES = {  # of a look at a port: (the holder's kind, the call)
 }
 
 
-@needs_pidfd
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this Python has no pidfd_open")
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_every_handle_is_closed_whatever_comes_of_the_look(port, hold, outcome, monkeypatch):
     spec, call = OUTCOMES[outcome]

@@ -14,8 +14,7 @@ import time
 
 import pytest
 
-from port_manager import FORCED_WAIT, Endpoint, Holder, PortError, PortManager
-from port_manager import ensure_port_available, find_listeners
+from port_manager import FORCED_WAIT, Endpoint, Holder, PortError, PortManager, ensure_port_available, find_listeners
 
 from . import seam
 from .apart import InFlight
