@@ -241,11 +241,6 @@ def is_superuser(patch: Any, answer: bool) -> None:
     patch.setattr(pm._Linux, "is_superuser", lambda self: answer)
 
 
-def users_are_hidden(patch: Any) -> None:
-    """Let it not be told whose a process is."""
-    patch.setattr(pm._Linux, "other_user", lambda self, holder, sockets: None)
-
-
 def on_the_way_to_its_folder(patch: Any, pid: int, then: Callable[[], Any]) -> None:
     """Call this when the folder of a process is asked for."""
     real = pm._Linux.folder

@@ -394,6 +394,7 @@ def test_wait_ends_after_its_time_and_sleeps_until_then(port, hold, until):
     done = command_line("wait", str(port), "--until", until, "--timeout", "1")
     after = os.times()
     assert done.returncode == 1 and "gave up after 1 s" in done.stderr and done.stderr.count("\n") == 1
+    assert "Waiting" not in done.stderr, "a line that passes is for a terminal"
     assert after.children_user + after.children_system - before.children_user - before.children_system < 0.7
 
 

@@ -31,7 +31,7 @@ SAFETY = {
     "is run by a manager": "guards.a_service_or_a_container_is_left_alone guards.what_a_manager_runs_stays "
     "managers.supervisord managers.pm2 containers.a_port_of_a_container_is_named_and_left_alone "
     "containers.a_unit_is_named_and_left_alone other_systems.macos_who_stays",
-    "cannot be seen": "guards.a_normal_user_stops_nobody_elses guards.one_whose_user_is_not_told_stays "
+    "cannot be seen": "guards.a_normal_user_stops_nobody_elses "
     "safety_conditions.a_parent_that_is_hidden_is_not_one_that_ended",
     "is the system itself": "guards.the_first_process_lives containers.the_main_process_of_the_container "
     "safety_conditions.no_signal_for_a_pid_below_2",
@@ -42,7 +42,7 @@ SAFETY = {
     "guards.a_parent_that_ends_leaves_its_child_to_another",
     "runs on a terminal of its own": "guards.who_must_stay",
     "listens on IPv4 alone": "guards.who_must_stay guards.only_what_conflicts_goes "
-    "guards.the_same_link_local_address_on_another_interface",
+    "free_or_not.where_a_conflict_cannot_be_told",
     "is another user's": "guards.who_must_stay safety_conditions.whose_it_is_when_several_users_hold_it "
     "safety_conditions.a_holder_whose_user_is_not_told_is_not_ours",
     "is not what the [policy]": "guards.a_policy_that_stops_nobody projects.whose_a_server_is",

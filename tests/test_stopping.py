@@ -14,8 +14,7 @@ import time
 
 import pytest
 
-from port_manager import FORCED_WAIT, Endpoint, Holder, PortError, PortManager
-from port_manager import ensure_port_available, find_listeners, preview_port
+from port_manager import FORCED_WAIT, Endpoint, Holder, PortError, PortManager, ensure_port_available, find_listeners
 
 from . import seam
 from .apart import InFlight
@@ -40,7 +39,7 @@ FAMILIES = {  # who holds the port: (the holder's kind, what is said beside its 
     "reuseport": ({"children": 3, "own_sockets": True, "reuseport": True}, None),
     "silent parent": ({"children": 2, "silent_parent": True}, None),
     "stubborn": ({"children": 2, "ignore_term": True}, " and its 2 children"),
-    "respawning": ({"children": 3, "respawns": True}, " and its 3 children"),
+    "respawning": ({"children": 9, "respawns": True}, " and its 9 children"),
     "heir": ({"starts": ["sleep", "60"], "leaks": True, "orphans": True}, " ("),
     "bound": ({"listen": False, "reuse": False}, " ("),
 }
@@ -48,19 +47,21 @@ FAMILIES = {  # who holds the port: (the holder's kind, what is said beside its 
 
 @pytest.mark.parametrize("kind", [*[*FAMILIES][:-1], pytest.param("bound", marks=bound_is_told)])
 def test_all_holders_go(port, hold, kind, pinning, said, monkeypatch):
-    """Who has only inherited the listener, too; and a master that forks a new worker for each that ends."""
+    """Who has only inherited the listener, too; a master that forks anew; and zombies (of the silent) count as ended."""
     seam.limits(monkeypatch, restart_watch=0.2)  # some leave a living parent
     (spec, more), held = FAMILIES[kind], hold(port, **FAMILIES[kind][0])
     assert not spec.get("orphans") or eventually(lambda: held.pid not in held.alive())
     assert ensure_port_available(port, grace=0.3) is True
     assert held.alive() in ([], [held.pid] if kind in ("reuseport", "silent parent") else [])
     assert can_bind(port) and can_bind(port, "0.0.0.0")
-    assert said().endswith(f"✅ Port {port} is now available")
+    assert said().endswith(f"✅ Port {port} is now available") and "even when forced" not in said()
     if more is not None:
         root = held.children[0] if kind == "heir" else held.pid
         assert said().count("Process using port:") == said().count("Successfully killed") == 1
         assert f"✅ Successfully killed process {root}{more}" in said()
-        assert all(str(pid) in said() for pid in held.children[:2])
+        (listed,) = [line for line in said().splitlines() if "Successfully killed" in line]
+        named = [pid for pid in held.children if re.search(rf"\b{pid}\b", listed)]
+        assert len(named) == min(len(held.children), 8) and ("…" in listed) is (len(held.children) > 8)
 
 
 def test_the_words_of_a_take_over(port, hold, said):
@@ -77,14 +78,6 @@ def test_the_words_of_a_take_over(port, hold, said):
 def test_a_long_line_of_parents_is_one_family():
     holders = [Holder(pid, pid - 1, "", "", "", "", None, ()) for pid in range(3000, 1, -1)]
     assert seam.families(holders) == [(holders[-1], holders[-2::-1])]
-
-
-def test_orphans_far_from_each_other_all_go(port, hold):
-    """The usual walk ends before it comes to the next of them; the look after the first has gone leaves nobody out."""
-    held = hold(port, children=10, strangers=8, orphans=True)
-    assert eventually(lambda: held.alive() == held.children)
-    assert len(find_listeners(port)) < 10 == len(find_listeners(port, thorough=True))
-    assert ensure_port_available(port) and held.alive() == [] and len(held.living()) == 80
 
 
 def test_a_server_that_its_grandparent_runs_on_a_terminal_goes_with_it(port, hold):
@@ -105,13 +98,6 @@ def test_a_reloader_s_variable_that_was_left_in_a_shell(port, start, home):
     assert "Successfully killed" in said and "status 0" in said, said
 
 
-def test_free_does_not_take_a_port_for_its_reloader_s(port, hold):
-    """A start below a reloader finds its port available; a person who frees it does not."""
-    tool = shlex.join([sys.executable, PORT_MANAGER, "free", str(port)])
-    held = hold(port, runs=f"exec 2>&1; RUN_MAIN=true {tool}; echo status $?")
-    assert "already in use" in held.said and "status 1" in held.said and held.alive() == [held.pid]
-
-
 # Politely, then firmly
 
 
@@ -126,20 +112,12 @@ def test_a_polite_request_is_enough(port, hold, pinning, said, suspended):
 
 @pytest.mark.parametrize("kind", ["ignore_term", "drain"])
 def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pinning, said, monkeypatch, kind):
-    """The one that gives the port up and drains for ever, too. Meanwhile we sleep, and ask for the time now and then."""
+    """The one that gives the port up and drains for ever, too. Meanwhile we sleep, and look now and then."""
     held, asked, clock = hold(port, **{kind: True}), [], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: asked.append(kind) or clock())
     done, took = timed(lambda: ensure_port_available(port, grace=0.3))
     assert done and 0.3 <= took < PATIENCE and held.alive() == [] and len(asked) < 200
     assert f"Process {held.pid} did not stop within 0.3 s: forced" in said()
-
-
-def test_a_zombie_is_not_taken_for_alive(port, hold, pinning):
-    """Its parent does not wait for it: kill(pid, 0) would succeed for ever."""
-    (child,) = hold(port, children=1, silent_parent=True).children
-    done, took = timed(lambda: PortManager(port, grace=PATIENCE).kill_process(child))
-    os.kill(child, 0)  # it is there still, as a zombie
-    assert done and took < PATIENCE and can_bind(port)
 
 
 def test_who_has_no_handle_is_looked_at_again_soon():
@@ -174,22 +152,6 @@ def test_one_that_ends_late_after_sigkill_is_waited_for(port, hold, monkeypatch,
     seam.on_signal(monkeypatch, late)
     assert ensure_port_available(port, grace=0.1) is True and held.alive() == []
     assert "even when forced" not in said()
-
-
-@pytest.mark.parametrize("when", ["at once", "when forced"])
-def test_a_signal_that_is_not_permitted_is_reported(port, hold, monkeypatch, said, when):
-    """Whoever was asked before is named; the error is told with a number or without."""
-
-    def refused(pid, firmly, send):
-        if firmly or when == "at once":
-            raise PermissionError(*([1] if firmly else []), "Operation not permitted")
-
-    held = hold(port)
-    seam.on_signal(monkeypatch, refused)
-    assert ensure_port_available(port, grace=0.1) is PortManager(port, grace=0.1).kill_process(held.pid) is False
-    sentence = f"❌ Process {held.pid} may not be stopped: Operation not permitted; asked to stop before that: "
-    asked = "nobody" if when == "at once" else held.pid
-    assert f"{said()}\n".count(f"{sentence}{asked}\n") == 2 and held.alive() == [held.pid]
 
 
 # Who goes by himself
@@ -231,23 +193,14 @@ def test_nobody_is_asked_about_a_child_that_has_just_exited(port, hold, monkeypa
 # By PID
 
 
-def test_kill_process(port, hold, said):
+def test_kill_process(port, hold):
     held = hold(port, children=1)
     manager = PortManager(port, grace=0.3)
     for pid in [*held.children * 2, 2**22 + 1, 2**22 + 5, 10**12]:  # it lives; has gone already; there is none
         assert manager.kill_process(pid) is True and held.alive() == [held.pid]
-    assert [manager.kill_process(pid) for pid in (os.getpid(), os.getppid())] == [False, False]
-    assert "it is this very process" in said()
-    assert "it is an ancestor of this process" in said() or os.getppid() == 1
     for wrong in ("1234", None, 12.5, True):
         with pytest.raises(TypeError, match="a PID is an integer"):
             manager.kill_process(wrong)
-
-
-@pytest.mark.parametrize("policy", ["refuse", "ask", "own"])
-def test_kill_process_minds_the_policy(port, hold, policy, tmp_path):
-    held = hold(port, cwd=tmp_path)
-    assert PortManager(port, policy=policy).kill_process(held.pid) is False and held.alive() == [held.pid]
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -258,14 +211,6 @@ def test_a_pid_that_ps_does_not_list_has_gone_where_it_lists_any(monkeypatch, li
     seam.readings(monkeypatch, "macos", lambda pid: started.append(pid) or rows)
     assert PortManager().kill_process(2**22 + 1) is listed
     assert len(started) == (3 if listed else 6)
-
-
-@pytest.mark.parametrize(("parent", "known"), [(0, True), (None, False)], ids=["the first process", "not told"])
-def test_a_line_of_parents_is_known_up_to_the_first_process(monkeypatch, parent, known):
-    """Who is above one whose parent is not told may be the holder."""
-    rows = {os.getpid(): seam.process(os.getpid(), 1)._replace(started=None), 1: seam.process(1, parent)}
-    seam.readings(monkeypatch, "linux", lambda pid: rows)
-    assert seam.ancestry("linux") == ([os.getpid(), 1] if known else None)
 
 
 # What a person sees
@@ -313,51 +258,20 @@ def test_one_that_leaves_its_socket_to_another_is_followed_for_eight_rounds(port
         os.killpg(held.pid, signal.SIGKILL)
 
 
-def test_a_line_on_a_terminal_shows_the_wait_and_goes(ports, hold, start):
-    """And none in a pipe."""
-    port, other = ports(), ports()
-    held, _ = hold(port, ignore_term=True), hold(other, ignore_term=True)
-    piped = start(sys.executable, PORT_MANAGER, "free", str(other), "--grace", "1.3")
+def test_a_line_on_a_terminal_shows_the_wait_and_goes(port, hold):
+    held = hold(port, ignore_term=True)
     _, text, status = on_a_terminal(PORT_MANAGER, "free", str(port), "--grace", "1.3")
     line = f"Waiting for process {held.pid} to stop, 1.3 s at most: 1 s"
     assert status == 0 and line in text
     after = text[text.rindex(line) :]
     assert re.search(r"\r {20,}\r", after)  # wiped before the next line
     assert f"Port {port} is now available" in after
-    told, _ = piped.communicate(timeout=PATIENCE)
-    assert piped.returncode == 0 and "Waiting" not in told and "\r" not in told
-
-
-def test_force_is_foretold_and_told(port, hold):
-    held, words = hold(port), ("free", str(port), "--force")
-    done = command_line(*words, "--dry-run", "--json", ENVIRONMENT="production")
-    assert json.loads(done.stdout)["ports"][0]["would_stop"] == held.alive() == [held.pid]
-    done = command_line(*words, ENVIRONMENT="production")
-    assert held.alive() == [] and "💡 Told to do so by --force\n" in done.stderr and "PRODUCTION" not in done.stderr
-
-
-def test_a_question_is_foretold_and_the_holder_told_once(port, hold, monkeypatch, said):
-    held = hold(port)
-    seam.stand_in(monkeypatch, "terminal", lambda: True)
-    seam.stand_in(monkeypatch, "question", lambda question: True)
-    plan = preview_port(port, policy="ask").plan
-    assert plan == f"ask, then stop {held.pid}: SIGTERM, then SIGKILL after 5 s" and held.alive() == [held.pid]
-    assert ensure_port_available(port, policy="ask") is True and said().count("Process using port:") == 1
 
 
 def test_values_show_their_fields_and_errors_have_all_of_theirs():
     assert repr(Endpoint("::1", 80)) == "Endpoint(host='::1', port=80)"
     error = PortError("it is held")
     assert (str(error), error.reason, error.port, error.host, error.holders) == ("it is held", "it is held", 0, "", ())
-
-
-@pytest.mark.parametrize("environment", ["", "staging"])
-def test_what_free_cannot_do_is_told_as_what_it_is(port, hold, environment):
-    held = hold(port)
-    done = command_line("free", str(port), "--policy", "refuse", ENVIRONMENT=environment)
-    assert done.returncode == 1 and held.alive() == [held.pid]
-    assert "annot start" not in done.stderr and "PRODUCTION" not in done.stderr
-    assert ("🚨 Port conflict: ENVIRONMENT is 'staging'" in done.stderr) is (environment == "staging")
 
 
 # Who starts it again
@@ -394,7 +308,7 @@ def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, by, sai
         os.kill(holder.pid, signal.SIGKILL)
 
 
-TAKERS = {  # whoever takes the port as soon as its holder has gone: (who, whether sockets are told, whether it is freed)
+TAKERS = {  # who takes the port as soon as its holder has gone: (who, whether sockets are told, whether it is freed)
     "a new one": ("new", True, False),
     "one that waited for it": ("old", True, False),
     "a new one, by its age": ("new", False, False),
@@ -494,12 +408,14 @@ def test_only_a_server_s_own_command_is_a_master(port, start, home, program, goe
     assert goes or f"stop process {master.pid} first" in done.stderr
 
 
+STARTS_ALL = ("systemd", "launchd", "init")
 LAUNCHERS = {  # of the server: (its shell, its script, its status where it ends with the server)
     "an ordinary restart": ("sh -c", "exec {}", -signal.SIGTERM),
     "npm waits for sh, which waits for the server": ("sh -c", "{}; exit 1", 1),
     "an interactive shell": ("bash -mc", "{} & wait; sleep 90", None),
     "a thread of the kernel": ("sh -c", "{}; sleep 90", None),
     "one that may not be seen": ("sh -c", "{}; sleep 90", None),
+    **{name: ("sh -c", f"printf {name} >/proc/$$/comm; {{}}; sleep 90", None) for name in STARTS_ALL},
     "a living parent": ("sh -c", "{}; sleep 90", None),
 }
 
@@ -557,6 +473,7 @@ def test_several_ports_go_on_after_one_fails(ports, hold):
     holders = [hold(first), hold(second, name="ssh"), hold(third)]
     done = command_line("free", str(first), str(second), str(third))
     assert done.returncode == 1 and [held.alive() for held in holders] == [[], [holders[1].pid], []]
+    assert "annot start" not in done.stderr, "it starts nothing"
     assert f"Port {first} is now available" in done.stderr and f"Port {third} is now available" in done.stderr
 
 
