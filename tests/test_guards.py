@@ -321,7 +321,7 @@ def test_root_leaves_other_users_alone(port, hold, monkeypatch, said, stays):
 
 
 def test_one_whose_user_is_not_told_stays(port, hold, monkeypatch, stays):
-    seam.users_are_hidden(monkeypatch)
+    seam.stand_in(monkeypatch, "other user", lambda *_: None)
     stays(hold(port), port, "it cannot be told whose it is")
 
 
@@ -394,7 +394,7 @@ def test_no_signal_for_pid_1_and_below(pid, sent, said):
     assert f"❌ PID {pid} stands for the system or for whole groups of processes: it is left alone" in said()
     for firmly in (False, True):
         with pytest.raises(OSError, match="never signalled"):
-            seam.send(pid, firmly)
+            seam.ask_to_stop("linux", pid, firmly)
     assert sent == []
 
 

@@ -206,7 +206,7 @@ def test_whose_it_is_when_several_users_hold_it(port, monkeypatch, whose):
         assert as_nobody(lambda: ensure_port_available(port, MINE)) is False and birth(pids[0])
     if number == 2:  # only root takes a worker of another user along
         with monkeypatch.context() as patch:
-            seam.is_superuser(patch, False)
+            seam.stand_in(patch, "superuser", lambda _: False)
             assert ensure_port_available(port, MINE) is False and all(map(birth, pids))
     assert ensure_port_available(port, MINE, grace=1) is freed
     assert [bool(birth(pid)) for pid in pids] == [not freed] * number
@@ -275,7 +275,7 @@ def test_of_a_hidden_holder_its_user_is_told_as_far_as_it_is_known(port, hold, m
     uid, superuser, sentence = HIDDEN[whose]
     hold((MINE, port))
     seam.owners_answer(monkeypatch, lambda rows: [row._replace(pid=None, uid=uid) for row in rows])
-    seam.is_superuser(monkeypatch, superuser)
+    seam.stand_in(monkeypatch, "superuser", lambda _: superuser)
     seam.one_look(monkeypatch)
     assert ensure_port_available(port, MINE) is False
     assert sentence in said() and "Process using port" not in said()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 
 import pytest
 
-from port_manager import CannotTell, ensure_port_available, find_listeners
+from port_manager import ensure_port_available, find_listeners
 
 from . import seam
 from .conftest import LINUX, PATIENCE, birth, eventually
@@ -46,26 +45,21 @@ def planted(tmp_path, monkeypatch):
 
 def test_a_tool_finds_what_the_kernel_tells(port, hold, tool):
     held, addresses = hold(("127.0.0.1", port), ("::1", port), children=2), {f"127.0.0.1:{port}", f"[::1]:{port}"}
-    with socket.create_connection(("127.0.0.1", port)):
-        holders = find_listeners(port)
+    bystanders = [hold(("127.0.0.2", port)), hold(("127.0.0.1", port), udp=True)]
+    bystanders.append(hold(("127.0.0.1", 0), connect=("127.0.0.1", port)))
+    holders = find_listeners(port, "localhost")
     assert {holder.pid for holder in holders} == {held.pid, *held.children}
     for all_told in (holders, find_listeners()):
         assert [{*map(str, each.addresses)} for each in all_told if each.pid == held.pid] == [addresses]
-    assert ensure_port_available(port) is True
-    assert (held.alive(), find_listeners(port)) == ([], [])
+    assert ensure_port_available(port, "localhost") is True
+    assert (held.alive(), find_listeners(port, "localhost")) == ([], [])
+    assert all(bystander.alive() for bystander in bystanders)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_bystanders_live_whatever_tool_is_asked(port, hold, tool, host):
-    if host == "0.0.0.0":
-        bystanders = [hold(("::", port), v6only=True)]
-    else:
-        bystanders = [hold(("127.0.0.2", port)), hold(("::1", port)), hold((host, port), udp=True)]
-    held = hold((host, port))
-    client = hold(("127.0.0.1", 0), connect=("127.0.0.1", port))
-    assert ensure_port_available(port, host) is True
-    assert held.alive() == []
-    assert all(bystander.alive() for bystander in (*bystanders, client))
+def test_one_that_listens_on_ipv6_alone_lives(port, hold, tool):
+    held, bystander = hold(("0.0.0.0", port)), hold(("::", port), v6only=True)
+    assert ensure_port_available(port, "0.0.0.0") is True
+    assert held.alive() == [] and bystander.alive() == [bystander.pid]
 
 
 def test_a_dual_stack_wildcard_goes(port, hold, tool, said):
@@ -114,10 +108,8 @@ ROW = "printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f)"
 PLANTED = {  # is it an answer; the tool, and what it is
     "hang": (False, "ss", "exec sleep 9"),
     "fail": (False, "ss", "exit 3"),
-    "crash": (False, "ss", "kill -9 $$"),
     "garbage": (False, "lsof", "echo garbage"),
     "noise": (False, "ss", "head -c 300000 /dev/urandom"),
-    "binary": (False, "netstat", r"printf '\0\377\376'"),
     # busybox lsof ignores every option and lists every open file: xargs kill then kills the container
     "alpine": (False, "lsof", f"for p in /proc/1 /proc/{{held}}; do for f in $p/fd/*; do {ROW}; done; done"),
     "pid1": (False, "lsof", "printf '%s\\n' p1 f3 tIPv4 PTCP 'n*:{port}' TST=LISTEN"),
@@ -142,9 +134,6 @@ def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkey
         monkeypatch.setenv("ENVIRONMENT", environment)
         assert ensure_port_available(port) is False
     if not told:
-        with pytest.raises(CannotTell) as unknown:
-            find_listeners(port, "127.0.0.1")
-        assert (unknown.value.port, unknown.value.host, unknown.value.holders) == (port, "127.0.0.1", ())
         assert f"❌ Nothing on this system could tell who holds port {port}: it is treated as held" in said()
         assert "Process using port: unknown (nothing on this system could tell" in said()
     assert bystander.alive() == [bystander.pid] and held.alive() == [held.pid]
