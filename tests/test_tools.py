@@ -10,7 +10,7 @@ import pytest
 from port_manager import ensure_port_available, find_listeners
 
 from . import seam
-from .conftest import LINUX, PATIENCE, birth, eventually
+from .conftest import LINUX, birth, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the tools of Linux")
 SBIN = os.pathsep.join(["/usr/sbin", "/sbin", "/usr/local/sbin"])
@@ -62,16 +62,11 @@ def test_one_that_listens_on_ipv6_alone_lives(port, hold, tool):
     assert held.alive() == [] and bystander.alive() == [bystander.pid]
 
 
-def test_a_dual_stack_wildcard_goes(port, hold, tool, said):
-    """ss tells one from a v6-only one; with the others nobody is stopped in doubt, and the way out is named."""
+def test_a_dual_stack_wildcard_goes(port, hold, tool):
+    """ss tells one from a v6-only one; with the others nobody is stopped in doubt."""
     held = hold(("::", port), v6only=False)
-    if tool != "ss":
-        assert ensure_port_available(port) is False
-        assert "it cannot be told whether its :: keeps 0.0.0.0 from being bound; if it does: " in said()
-        assert f"port_manager.py free {port} --host ::" in said()
-        assert held.alive() == [held.pid]
-    assert ensure_port_available(port, "0.0.0.0" if tool == "ss" else "::") is True
-    assert held.alive() == []
+    assert ensure_port_available(port) is (tool == "ss") and held.alive() == [held.pid] * (tool != "ss")
+    assert ensure_port_available(port, "::") is True and held.alive() == []
 
 
 @pytest.mark.parametrize("way", ["ss", "netstat"])
@@ -106,10 +101,8 @@ def test_busybox_netstat(port, hold, planted, monkeypatch):
 
 ROW = "printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f)"
 PLANTED = {  # is it an answer; the tool, and what it is
-    "hang": (False, "ss", "exec sleep 9"),
-    "fail": (False, "ss", "exit 3"),
+    "fail": (False, "ss", "echo State Recv-Q; exit 3"),
     "garbage": (False, "lsof", "echo garbage"),
-    "noise": (False, "ss", "head -c 300000 /dev/urandom"),
     # busybox lsof ignores every option and lists every open file: xargs kill then kills the container
     "alpine": (False, "lsof", f"for p in /proc/1 /proc/{{held}}; do for f in $p/fd/*; do {ROW}; done; done"),
     "pid1": (False, "lsof", "printf '%s\\n' p1 f3 tIPv4 PTCP 'n*:{port}' TST=LISTEN"),
@@ -122,7 +115,6 @@ PLANTED = {  # is it an answer; the tool, and what it is
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkeypatch, said, what):
-    seam.limits(monkeypatch, tool_timeout=0.3 if what == "hang" else PATIENCE)
     port, (told, name, script) = ports(), PLANTED[what]
     held, bystander = hold(("127.0.0.1", port)), hold(("127.0.0.1", ports()))
     for word, number in {"{port}": port, "{bystander}": bystander.pid, "{held}": held.pid}.items():

@@ -46,14 +46,15 @@ def pids(*words, **options):
 
 
 def test_all_that_is_told_of_a_holder(port, hold, native, tmp_path):
+    """A name may look like what follows it in /proc/PID/stat, and be dangerous for a terminal."""
     assert find_listeners(port) == [] and PortManager(port).get_process_using_port(port) is None
     folder = tmp_path / "我的项目"
     folder.mkdir()
     before = time.time()
-    held = hold(port, ("::1", port), cwd=str(folder))
+    held = hold(port, ("::1", port), cwd=str(folder), name=") S 1 (\x1b[名")
     (holder,) = find_listeners(port)
     assert holder[:3] == (held.pid, os.getpid(), pwd.getpwuid(os.geteuid()).pw_name)
-    assert holder.name == os.path.basename(sys.executable)[:15] or holder.name.startswith("python")
+    assert holder.name == ") S 1 (?[名"
     assert holder.command.startswith(f"{sys.executable} -S -E ")
     assert holder.cwd == str(folder)
     assert before - 2 < holder.started < time.time() + 2
@@ -174,17 +175,6 @@ def test_holders_are_named_by_their_users(ports, hold):
     assert [holder[:3] for holder in as_nobody(lambda: find_listeners(port))] == [[None, None, "root"]]
     unknown = as_nobody(lambda: PortManager().get_process_using_port(port))
     assert f"port {port} is held by a process of user root that may not be seen" in unknown
-
-
-NAMES = ["a b", ") S 1 (", 'x",pid=1,fd=1', "\x1b[31mred\x07", "名字"]
-
-
-@pytest.mark.parametrize("name", NAMES, ids=["blank", "bracket", "quote", "escape", "wide"])
-def test_names_that_try_to_mislead(port, hold, name):
-    held = hold(port, name=name)
-    (holder,) = find_listeners(port)
-    assert holder.name == "".join(c if c.isprintable() else "?" for c in name)
-    assert (holder.pid, holder.parent) == (held.pid, os.getpid())
 
 
 UPWARDS = [900, 500, 300, 70, 2]

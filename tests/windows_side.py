@@ -29,38 +29,24 @@ ENCODING = os.environ.get("PYTHONIOENCODING") or locale.getpreferredencoding(Fal
 # Holders: processes of their own, which live until they are stopped.
 
 
-def listener(port, host="127.0.0.1"):
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    sock.bind((host, port))
-    sock.listen(16)
-    return sock
-
-
-def told(sock, lives=None):
-    """Have netstat tell of the socket, as one of this process, as long as the process `lives` does (PID; this one)."""
+def told(sock, process):
+    """Have netstat tell of the socket, as one of this process, as long as that process lives."""
     host, port = sock.getsockname()[:2]
     local, remote = (f"[{host}]:{port}", "[::]:0") if ":" in host else (f"{host}:{port}", "0.0.0.0:0")
-    process = lives or os.getpid()
     with open(ROWS, "ab", buffering=0) as rows:
         row = f"{process} {created(process)}\t  TCP    {local:<22} {remote:<22} ABHÖREN         {os.getpid()}\r\n"
         rows.write(row.encode("cp850"))
 
 
-def hold(port, host="127.0.0.1"):
-    """A plain server."""
-    sock = listener(int(port), host)
-    told(sock)
-    print("ready", flush=True)
-    time.sleep(120)
-
-
-def hold_with_an_heir(port):
-    """A server whose child inherits the listener."""
-    sock = listener(int(port))
-    os.set_handle_inheritable(sock.fileno(), True)
-    heir = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], close_fds=False)
-    told(sock, lives=heir.pid)
-    print(heir.pid, flush=True)
+def hold(port, host="127.0.0.1", *heir):
+    """A server that tells a PID: its own, or that of its heir, a child with this command that inherits the listener."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sock.bind((host, int(port)))
+    sock.listen(16)
+    os.set_handle_inheritable(sock.fileno(), bool(heir))
+    child = subprocess.Popen([sys.executable, *heir], close_fds=False) if heir else None
+    told(sock, child.pid if child else os.getpid())
+    print(child.pid if child else os.getpid(), flush=True)
     time.sleep(120)
 
 
@@ -136,7 +122,7 @@ def free(manager):
         error, *_ = heard(rival.bind, ("127.0.0.1", port))
         assert "WinError 10013" in error
         assert manager.find_free_port(port, "127.0.0.1") > port
-        told(sock)
+        told(sock, os.getpid())
         assert [holder.pid for holder in manager.find_listeners(port)] == [os.getpid()]
     assert manager.find_listeners(free_port()) == []
 
@@ -170,7 +156,7 @@ def take_over(manager):
 def family(manager):
     """Who inherited the listener goes too: of an owner that has ended, the system still tells its PID."""
     port = free_port()
-    owner, heir = start("hold_with_an_heir", port)
+    owner, heir = start("hold", port, "127.0.0.1", "-c", "import time; time.sleep(120)")
     assert [each.pid for each in manager.find_listeners(port)] == [owner.pid]
     assert manager.ensure_port_available(port, "127.0.0.1") is True
     assert owner.poll() is not None and created(int(heir)) is None
@@ -276,7 +262,7 @@ def main(scenario, folder):
 
 
 if __name__ == "__main__":
-    if sys.argv[1].startswith(("hold", "desktop")):
+    if sys.argv[1] in ("hold", "desktop"):
         globals()[sys.argv[1]](*sys.argv[2:])
     else:
         main(*sys.argv[1:])
