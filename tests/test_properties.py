@@ -213,10 +213,16 @@ def sock_diag(port: int) -> bytes:
     return b"".join(messages) + struct.pack("=IHHIII", 20, 3, 2, 0, 0, 0)
 
 
-def test_sock_diag():
+def test_sock_diag(monkeypatch):
     rng = random.Random(SEED)
     rows, finished = seam.parse("sock_diag", sock_diag(PORT))
-    assert finished
+    assert finished is True
+    # NLMSG_ERROR; the kernel's module for TCP cannot be loaded
+    for garbage in (struct.pack("=IH90x", 96, 2), sock_diag(PORT)[:-4] + struct.pack("=i", -2)):
+        with pytest.raises(ValueError, match="sock_diag"):
+            seam.parse("sock_diag", garbage)
+    monkeypatch.delattr(socket, "AF_NETLINK", raising=False)
+    assert seam.ask("sock_diag", 80) is None
     assert [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
     for _ in range(ROUNDS):
         data = bytearray(sock_diag(PORT))
