@@ -105,12 +105,13 @@ KINDS = {
 MAKERS = {maker: kinds for kinds, makers in KINDS.items() for maker in makers.split()}
 # What runs a server until it ends, and the same in a line at a module's top, which runs when it is imported.
 RUNS = (
-    r"\b(?:run_app|run_server|serve_forever|start_server|launch|quickstart|(?:run|serve)(?=\((?:app|host|port))|"
+    r"\b(?:run_app|run_server|serve_forever|start_server|launch|quickstart|"
+    r"(?:run|serve)(?=\((?:app|host|port|server|reloader))|"
     r"(?:uvicorn|bottle|ui|socketio|reactor|app|application|server|api)\.run|waitress\.serve|panel\.serve|"
     r"wsgi\.server|(?:app|application|server)\.(?:listen|start)|IOLoop\.(?:current|instance)\(\)\.start)(?=\()"
 )
 RUN_BY = r"(?m)^(?:import|from) (streamlit|chainlit|flet|shiny|solara|marimo)\b"  # as in: streamlit run FILE
-RUNS_AT_ONCE = rf"(?m)^(?!def |async |class |[\s#]).*?{RUNS}"
+RUNS_AT_ONCE = rf"(?m)^(?!def |async |class |if __name__|[\s#]).*?{RUNS}"
 IN_A_THREAD = r"def (\w+)\(.*\n\s+\w+\.run\([^\0]*\bThread\(\s*target\s*=\s*\1\b"  # a part of another program
 
 # fastapi's and flask's own search, and ours: the first of these that has an app is taken.
@@ -301,13 +302,12 @@ class _Module:
             kinds = MAKERS.get(",".join(needs))
             if kinds:
                 return Found(kinds=kinds, why=f"callable object in {self.path}")
-            if statement.decorator_list or ast.Return not in map(type, inside):
+            if ast.Return not in map(type, inside):
                 return None
             needs = needs[: -len(statement.args.defaults) or None]
             call = "class" if needs and statement.args.kwarg else f"({', '.join(needs)})"  # main(settings, **more)
-        made = [each for each in map(self.find, map(self.name, makers)) if each and each.call]
-        best = min(made, key=lambda each: not each.kinds, default=None)
-        return best and Found(**{**vars(best), "call": call})
+        made = [*filter(None, map(self.find, map(self.name, makers)))]
+        return Found(**{**vars(made[0]), "call": call}) if made else None
 
     def root(self) -> str:
         """The folder that the imports begin in: the top one, unless only another has what is imported."""
@@ -343,9 +343,9 @@ def _file_of(dotted: str, importer: str = "") -> str:
     """The file of a module as another one imports it: ``.factory``, ``shop.factory``; "" outside of this repository."""
     folders = _folders(importer)
     folders = folders[::-1] if dotted[:1] == "." else [*folders, "src"]
-    places = [join(folder, *dotted.strip(".").split(".")) for folder in folders]
-    files = [place + end for place in places for end in ("/__init__.py", ".py")]  # a package hides a module of its name
-    return next(filter(isfile, files), "")
+    path = dotted.strip(".").replace(".", "/")
+    ends = "/__init__.py", ".py"  # a package hides a module of its name
+    return next(filter(isfile, (join(folder, path).rstrip("/") + end for folder in folders for end in ends)), "")
 
 
 def _folders(path: str) -> list[str]:
@@ -369,20 +369,21 @@ def find_app() -> list[Found]:
     their own.
     """
     near = [path for pattern in ("*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py") for path in sorted(glob(pattern))]
-    sources = _sources(near, SKIPPED.union(_beside()))
+    sources = _sources(near, SKIPPED)
     for path in filter(sources.__contains__, CONVENTIONS):
         usual = _app_of(_readable(path))
-        if usual and not usual.asked:
+        if usual:
             return [usual]
-    found = _best([*filter(None, map(_app_of, map(_read, sources)))])
-    if found and found[0].kinds and not any(each.asked for each in found):
+    modules = [*map(_read, sources)]
+    found = _best([*filter(None, map(_app_of, modules))])
+    part = any(re.search(IN_A_THREAD, module.source) for module in modules)
+    if found and found[0].kinds and not part and not any(map(_beside, found)):
         return found
-    below = [*map(_read, _sources(_walk(), OURS)[:MODULES])]
-    found = [*filter(None, [*map(_app_of, below), *map(_program_of, below)])]
+    below = map(_read, _sources(_walk(), OURS)[:MODULES])
+    found = [*filter(None, (_app_of(module) or _program_of(module) for module in below))]
     for each in found:
         begins = _read(each.path).root() or glob(join(dirname(each.path), "__init__.py"))  # its imports, for certain
-        certain = begins and each.path.split("/")[0] not in _beside()
-        each.asked = bool(each.command or (each.kinds and not certain))
+        each.asked = bool(each.command or (each.kinds and (_beside(each) or not begins)))
     return _best(found)
 
 
@@ -393,12 +394,12 @@ def _best(every: list[Found]) -> list[Found]:
     } - {""}  # of another app here
 
     def rank(found: Found) -> Any:
-        """Django at the top, no script (such as one that fills a database), a whole app, at the top: the best first."""
+        """No script (such as one that fills a database), a whole app, at the top: the best first."""
         script = "\nwith " in _read(found.path).source
         part = found.path in parts or found.why.startswith("get_")  # Django's, of a manage.py
-        return found.app != "manage.py", script, part, "/" in (found.path or found.app)
+        return script, part, "/" in (found.path or found.app)
 
-    every.sort(key=lambda found: (not found.kinds, rank(found), found.call, found.port == 8000, found.app))
+    every.sort(key=lambda found: (not found.kinds, rank(found), found.app))
     best = {found.why for found in every if every[0].asked or rank(found) == rank(every[0])}
     return every if len(best) > 1 else every[:1]
 
@@ -418,9 +419,10 @@ def _walk() -> list[str]:
     return found
 
 
-def _beside() -> list[str]:
-    """The folders with another program than the one at the top: they are no packages of it."""
-    return [folder for folder in BESIDE if not glob(join(folder, "__*__.py"))]
+def _beside(found: Found) -> str:
+    """The folder with another program than the one at the top, which is no package of it."""
+    folder = (found.path or found.app).split("/")[0]
+    return folder if folder in BESIDE and not glob(join(folder, "__*__.py")) else ""
 
 
 def _app_of(module: _Module) -> Found | None:
@@ -428,11 +430,12 @@ def _app_of(module: _Module) -> Found | None:
     path, source = module.path, module.source
     if path.endswith("manage.py") and "django.core.management" in source:
         return Found(app=path, kinds="django", why=f"Django's {path}")
+    if re.search(IN_A_THREAD, source):
+        return None
     usual = path in CONVENTIONS
-    served = [] if re.search(RUNS_AT_ONCE, source) else module.bound  # another server could not import it
-    names = [name for name in served if usual or name not in module.imports or f"{name}.run(" in source]
-    names = [*filter(names.__contains__, NAMES), *(name for name in names if name[0] != "_")]
-    apps = [found for found in (_found(module, name) for name in names) if found]
+    names = [name for name in module.bound if usual or name not in module.imports or f"{name}.run(" in source]
+    names = [*filter(names.__contains__, NAMES), *names]
+    apps = [found for found in (_found(module, name) for name in names if name[0] != "_") if found]
     if apps:
         return min(apps, key=lambda found: found.call)  # an app before what makes one
     run = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']([^)]*\bport\s*=\s*(\d+))?""", source)
@@ -451,7 +454,7 @@ def _program_of(module: _Module) -> Found | None:
     command = ["python", path]
     if runs and runs[1]:
         command = [runs[1], "run", path]
-    elif glob(join(dirname(path), "__*__.py")):  # of a package
+    elif glob(join(dirname(path), "__*__.py")) and not module.root():  # of a package
         command = ["python", "-m", path[:-3].replace("/", ".").replace(".__main__", "")]
     why = runs[0] if runs else "program"
     return Found(command=command, path=path, kinds=why if runs else "", why=f"{why} in {path}")
@@ -462,7 +465,8 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     called = re.split("[(.]", name)[0]
     made = module.made(called) or unknown
     there = {called, "*", "__getattr__"} & {*module.bound}
-    if not (made and made.kinds and there) or made.call == "class" or (made.call and made.kinds == "dash"):
+    runs = re.search(RUNS_AT_ONCE, module.source)  # another server could not import it
+    if runs or not (made and made.kinds and there) or made.call == "class" or (made.call and made.kinds == "dash"):
         return None
     kinds = made.kinds
     if name == called and kinds == "dash":
@@ -470,8 +474,7 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     elif name == called and made.call:
         name, kinds = name + made.call, kinds if made.call == "()" else ""
     place = module.path[:-3].replace("/", ".").replace(".__init__", "")
-    asked = bool(re.search(IN_A_THREAD, module.source))
-    return Found(**{**vars(made), "app": f"{place}:{name}", "kinds": kinds, "path": module.path, "asked": asked})
+    return Found(**{**vars(made), "app": f"{place}:{name}", "kinds": kinds, "path": module.path})
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -498,7 +501,7 @@ def _named(word: str, options: Words = ()) -> Found:
     found = (None if name else _app_of(module)) or _found(module, name or usual, unknown)
     if not found:
         what = f"{name or usual} at its top that a server can serve"
-        raise _CannotStart(f"{path} has no {what}; put other commands after --")
+        raise _CannotStart(f"{path} has no {what}; as a program: python {SCRIPT} -- python {path}")
     return found
 
 
@@ -831,7 +834,8 @@ def _guessed() -> Found:
     for each in found:
         words = shlex.join(["--", *each.command] if each.command else [each.app.replace("()", "")])
         here = f"python {SCRIPT} {words}  # {each.why}"
-        way = re.sub(f"^python {SCRIPT} ({'|'.join(_beside())})[./]", rf"cd \1 && python ../{SCRIPT} ", here)
+        folder = _beside(each)
+        way = re.sub(f"^python {SCRIPT} {folder}[./]", f"cd {folder} && python ../{SCRIPT} ", here)
         ways += [way] * (each.call in ("", "()"))  # the arguments that others need nobody knows here
     if dirname(PROGRAM) != getcwd() and any(isfile(join(dirname(PROGRAM), name)) for name in CONVENTIONS):
         ways.append(f"cd {dirname(PROGRAM)} && python {SCRIPT}")

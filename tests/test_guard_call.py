@@ -124,6 +124,55 @@ def test_where_a_server_will_listen(where, command):
     assert " ".join(map(str, server_endpoints(words[len(variables) :], environ))) == where
 
 
+# What each server documents: its default address; the options for a host, for a port, and for both in one; what names a
+# socket without a port; its variables for a host and a port.
+DOCUMENTED = {
+    "uvicorn main:app": ("127.0.0.1:8000", "--host", "--port", "", "--uds --fd", "UVICORN_HOST UVICORN_PORT"),
+    "hypercorn main:app": ("127.0.0.1:8000", "", "", "-b --bind", "-c --config", ""),
+    "granian main:app": ("127.0.0.1:8000", "--host", "--port", "", "--uds", "GRANIAN_HOST GRANIAN_PORT"),
+    "daphne main:app": ("127.0.0.1:8000", "-b --bind", "-p --port", "", "-u --unix-socket -e --endpoint --fd", ""),
+    "gunicorn main:app": ("127.0.0.1:8000", "", "", "-b --bind", "-c --config", ""),
+    "waitress-serve main:app": ("0.0.0.0:8080", "--host", "--port", "--listen", "--unix-socket", ""),
+    "python -m waitress main:app": ("0.0.0.0:8080", "--host", "--port", "--listen", "--unix-socket", ""),
+    "flask run": ("127.0.0.1:5000", "-h --host", "-p --port", "", "", "FLASK_RUN_HOST FLASK_RUN_PORT"),
+    "manage.py runserver": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
+    "manage.py runserver_plus": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
+    "django-admin runserver": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
+    "django runserver": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
+    "litestar run": ("127.0.0.1:8000", "-H --host", "-p --port", "",
+                     "-U --uds --unix-domain-socket -F --fd --file-descriptor", "LITESTAR_HOST LITESTAR_PORT"),
+    "sanic main:app": ("127.0.0.1:8000", "-H --host", "-p --port", "", "-u --unix", ""),
+    "quart run": ("127.0.0.1:5000", "-h --host", "-p --port", "", "", ""),
+    "fastapi dev": ("127.0.0.1:8000", "--host", "--port", "", "", "- PORT"),
+    "fastapi run": ("0.0.0.0:8000", "--host", "--port", "", "", "- PORT"),
+    "python -m http.server": ("0.0.0.0:8000", "-b --bind", "", "", "", ""),
+    "next dev": ("0.0.0.0:3000", "-H --hostname", "-p --port", "", "", "- PORT"),
+    "next start": ("0.0.0.0:3000", "-H --hostname", "-p --port", "", "", "- PORT"),
+    "php": ("", "", "", "-S", "", ""),
+    **dict.fromkeys(("npm start", "pnpm dev", "yarn dev", "bun dev", "vite"),
+                    ("", "", "--port", "", "", "HOST PORT")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", DOCUMENTED)
+def test_what_each_server_documents(command):
+    default, hosts, ports, binds, elsewhere, variables = DOCUMENTED[command]
+    host, _, port = default.rpartition(":")
+
+    def told(*words, **environ):
+        return " ".join(map(str, server_endpoints([*command.split(), *words], environ)))
+
+    assert told() == default
+    assert {told(option, "192.0.2.7") for option in hosts.split()} <= {f"192.0.2.7:{port}"}
+    assert {told(option, "9000") for option in ports.split()} <= {f"{host or '0.0.0.0'}:9000"}
+    assert {told(option, "192.0.2.7:9000") for option in binds.split()} <= {"192.0.2.7:9000"}
+    assert {told(option, "1") for option in elsewhere.split()} <= {""}
+    names = variables.replace("-", "").split()[::-1]
+    if names:
+        environ = dict(zip(names, ("9000", "192.0.2.7")))
+        assert told(**environ) == f"{'192.0.2.7' if names[1:] else host}:9000"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "command", "where"),
     [

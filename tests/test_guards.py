@@ -302,7 +302,8 @@ def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch, said):
     seam.stand_in(monkeypatch, "run a tool", lambda tool, *_: asked.append(tool))
     held = hold(port)
     freed, told, tools = as_nobody(lambda: (ensure_port_available(port), said(), asked))
-    assert freed is False and "docker" not in told and len(tools) == len({*tools}) > 0
+    own_pids = os.readlink("/proc/self/ns/pid") != "pid:[4026531836]"  # in a container nobody is asked
+    assert freed is False and "docker" not in told and sorted(tools) == ([] if own_pids else ["docker", "podman"])
     assert f"Port {port} cannot be freed: it is held by a process of user root that you may not see" in told
     assert as_nobody(lambda: PortManager().kill_process(held.pid)) is False
     assert held.alive() == [held.pid]

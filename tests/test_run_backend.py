@@ -119,7 +119,6 @@ FOLDERS = [
     ("uvicorn shop.asgi:app", {"shop/__init__.py": "", "shop/asgi.py": FASTAPI}),
     ("gunicorn shop:create_app()", SHOP),
     ("gunicorn shop.core:app", {"shop/__init__.py": "from .core import *\n", "shop/core.py": FLASK}),
-    ("uvicorn --factory main:make", {"main.py": "import fastapi\ndef make():\n    return fastapi.FastAPI()\n"}),
     # where imports begin
     ("PYTHONPATH=src python uvicorn shop.main:app", {
       "src/shop/__init__.py": "", "src/shop/main.py": FROM_SHOP, "src/shop/db.py": ""}),
@@ -154,6 +153,10 @@ FOLDERS = [
       "shop/__init__.py": "", "shop/web.py": FASTAPI}),
     ("gunicorn shop.web:app", {**{f"{skipped}/one.py": FASTAPI for skipped in SKIPPED.split()}, "shop/web.py": FLASK}),
     ("gunicorn web:app", {**{f"{skipped}.py": FASTAPI for skipped in SKIPPED_FILES.split()}, "web.py": FLASK}),
+    ("gunicorn app:create_app()", {
+      "app.py": IMPORTED, "shop/__init__.py": "from .app import create_app\n", "shop/app.py": FACTORY}),
+    ("gunicorn shop.app:app", {**SHOP, "shop/app.py": MADE.replace("shop", ".")}),
+    ("uvicorn --factory main:make", {"main.py": "import fastapi\n@cache\ndef make():\n    return fastapi.FastAPI()\n"}),
     # the package hides the module of its name
     ("gunicorn app:create_app()", {"app.py": MADE.replace("shop", "app"), "app/__init__.py": FACTORY}),
     ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK}),
@@ -163,6 +166,8 @@ FOLDERS = [
     ("PYTHONPATH=api python uvicorn main:app", {
       "api/main.py": FROM_DB, "api/db.py": "", "api/requirements.txt": "fastapi", "package.json": "{}"}),
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
+    ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
+    ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
     ("PYTHONPATH=shop-api python uvicorn shop.main:app", {
       "shop-api/shop/main.py": FROM_SHOP, "shop-api/shop/db.py": "", "package.json": "{}"}),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
@@ -171,6 +176,9 @@ FOLDERS = [
     # it runs itself, but not when it is imported
     ("uvicorn main:app", {"main.py": f"import uvicorn\n{FASTAPI}if __name__ == '__main__':\n    uvicorn.run(app)\n"}),
     ("gunicorn web:app", {"web.py": FLASK + "def main():\n    app.run()\n"}),
+    ("gunicorn web:app", {"web.py": FLASK + "if __name__ == '__main__': app.run()\n"}),
+    ("gunicorn web:application", {"web.py": "from bottle import default_app\napplication = default_app()\n",
+      "local.py": "import bottle\nfrom bottle import run\napp = bottle.default_app()\nrun(reloader=True)\n"}),
     ("gunicorn server:app", {"server.py": "import connexion\napp = connexion.App('x')\n"}),
     # frameworks with servers of their own
     ("manage.py runserver 0.0.0.0:§", DJANGOS),
@@ -268,6 +276,12 @@ STOPS_NOBODY = [
     (1, "shop:create_app(config) needs arguments: name it with them", {"shop.py": NEEDY}),
     (1, "cd backend && python ", {"backend/main.py": FASTAPI, "frontend/package.json": "{}"}),
     (1, "cd server && python ", {"server/app.py": FLASK, "server/requirements.txt": "flask"}),
+    (1, "try:\n  cd backend && python ../run_backend.py main:app  # FastAPI object in backend/main.py\n", {
+      "backend/main.py": f"import uvicorn\n{FASTAPI}if __name__ == '__main__':\n    uvicorn.run(app)\n"}),
+    (1, "name one:\n  cd backend && python ../run_backend.py main:app  #", {
+      "backend/main.py": FASTAPI, "backend_old/main.py": FROM_DB, "backend_old/db.py": ""}),
+    (1, "can serve; as a program: python run_backend.py -- python app.py\n", {"Procfile": "web: gunicorn app.py",
+      "app.py": FLASK + "app.run(debug=True)\n"}),
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
     (1, "cd backend && python ../run_backend.py shop.web:app  #", {"backend/shop/web.py": FASTAPI, "run.py": "call()"}),
     (1, "try:\n  python run_backend.py services.web.api.main:app  #", {"services/web/api/main.py": FASTAPI}),
@@ -287,6 +301,9 @@ STOPS_NOBODY = [
       ("python main.py", {"main.py": f"import uvicorn\n{FASTAPI}uvicorn.run('main:app', port=80)\n"}),
       ("python a/b/c/serve.py", {"a/b/c/serve.py": "with HTTPServer() as server:\n    server.serve_forever()\n"}),
       ("python -m shop.serve", {"shop/__init__.py": "", "shop/serve.py": "from . import app\nuvicorn.run(app)\n"}),
+      ("python shop/serve.py", {"shop/__init__.py": "", "shop/routes.py": "",
+        "shop/serve.py": "import routes\nuvicorn.run(app)\n"}),
+      ("python main.py", {"main.py": KEEP_ALIVE + "keep_alive()\nbot()\n"}),
       ("python -m shop", {"shop/__main__.py": "from .cli import main\nmain()\n", "shop/cli.py": ""}),
       ("chainlit run shop/chat.py", {"shop/chat.py": "import chainlit as cl\n", "shop/__init__.py": ""}),
       ("streamlit run ui.py", {"ui.py": "import streamlit as st\nst.title('x')\n"}),
@@ -351,6 +368,25 @@ def test_nobody_is_stopped_where_there_is_nothing_to_start(project, port, hold, 
     said = said.replace("§", str(port)).replace("PID", str(held.pid))
     assert done.returncode == status and said in done.stdout + done.stderr and "Traceback" not in done.stderr, done
     assert "Starting" not in done.stdout and held.alive() == [held.pid]
+
+
+CODE = """.py .ipynb .js .mjs .ts .jsx .tsx .vue .go .rs .rb .java .kt .scala .php .cs .ex .c .cpp .dart .swift .lua .pl
+.sh pyproject.toml package.json"""
+
+
+def test_a_page_is_for_folders_without_code(project, call, capsys):
+    for ending in CODE.split():
+        path = project({}) / f"{'' if ending[0] == 'p' else 'any'}{ending}"
+        path.touch()
+        assert run_backend.main(["--dry-run"]) == 1 and "No app was found" in capsys.readouterr().err, ending
+        path.unlink()
+    project({"README.md": "", "data.json": "", "Dockerfile": ""})
+    assert "small page" in call("--dry-run --host 127.0.0.3").stdout
+
+
+def test_what_may_stand_before_the_app(project, capsys):
+    for option in ("--reload", "--debug", "--factory", "--preload", "--app", "-A"):
+        assert run_backend.main([option, "nosuch.py"]) == 1 and "There is no nosuch.py" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
