@@ -35,7 +35,7 @@ bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 not
 # An automatic start: exit status 0 where the port is free then.
 ENSURE = "import port_manager, sys; sys.exit(not port_manager.ensure_port_available(int(sys.argv[1])))"
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children could not be interrupted
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: its children could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -147,7 +147,7 @@ def command_line(*words: str, env: dict[str, str] | None = None, **options: Any)
 def on_a_terminal(
     *words: str, answer: bytes = b"", question: str = " [y/N]", cwd: Any = ".", **environ: str
 ) -> tuple[str, str, int]:
-    """Run a Python program on a terminal of its own: what it shows up to its question, and after the answer; its status."""
+    """Run a Python program on a terminal of its own: what it shows up to its question, what after that; its status."""
     pty = pytest.importorskip("pty")
     pid, terminal = pty.fork()
     if pid == 0:

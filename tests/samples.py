@@ -5,7 +5,7 @@ from __future__ import annotations
 # Linux: ss, netstat of net-tools and of busybox, /proc/net/tcp
 
 SS = """\
-LISTEN 0      128        127.0.0.1:8000       0.0.0.0:*    users:(("a",pid=51,fd=3),("a",pid=60,fd=3)) uid:1000 ino:73 sk:1
+LISTEN 0      128        127.0.0.1:8000       0.0.0.0:*    users:(("a",pid=51,fd=3),("a",pid=6,fd=3)) uid:1000 ino:73
 LISTEN 0      128            [::1]:8000          [::]:*    users:(("a\\",pid=1,fd=1",pid=52,fd=4)) ino:74 v6only:1 <->
 LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=4)) ino:75 sk:9 v6only:0 <->
 LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=5)) ino:77

@@ -153,7 +153,7 @@ STAY = {  # the listings of the port in turn, that of every port, why it is left
     "docker": (held_by(814), None, "the docker container web runs it; stop it with: docker stop web"),
     "ancestor": (held_by(701), None, "it is an ancestor of this process"),
     "another port": ([LSOF_HELD], LSOF_HELD + DEBUGGER, "stopping it would also close port 9229 (python3 38146)"),
-    "other ports": ([LSOF_HELD], "no listing\n", "stopping it would also close other ports, perhaps, which this system"),
+    "others": ([LSOF_HELD], "no listing\n", "stopping it would also close other ports, perhaps, which this system"),
     "changed": ([LSOF_HELD, *held_by(333)], None, AIRPLAY),  # just before the signal, another holds it
     # lsof shows users only their own processes: the bind is refused, and nobody is to be seen
     "unseen": ([""], None, f"Port {PORT} is held by a process that cannot be named from here; run with more rights"),
@@ -171,14 +171,11 @@ def test_macos_who_stays(macos, monkeypatch, said, fp, who):
     assert (why if who == "unseen" else f"is left alone: {why}") in said()
 
 
-@pytest.mark.parametrize(
-    ("looks", "sentence"),
-    [
-        ([LISTING, LISTING.replace("09:30:0", "09:59:5")], "is still held after 1 attempts"),  # began later
-        ([LISTING, ""], "it could not be verified that it is still the same process"),  # it hangs when the signal is due
-        ([""], "it could not be looked at"),
-    ],
-)
+@pytest.mark.parametrize(("looks", "sentence"), [
+    ([LISTING, LISTING.replace("09:30:0", "09:59:5")], "is still held after 1 attempts"),  # began later
+    ([LISTING, ""], "it could not be verified that it is still the same process"),  # no ps when the signal is due
+    ([""], "it could not be looked at"),
+])  # fmt: skip
 def test_macos_whom_ps_does_not_tell_to_be_the_same_is_not_signalled(macos, monkeypatch, said, looks, sentence):
     """The first look is the one that pins; "cannot tell" is no permission."""
     macos.lsof(LSOF_HELD)
@@ -222,15 +219,12 @@ def test_macos_what_is_shadowed_counts_only_when_it_is_in_use(monkeypatch):
     assert seam.probe(80, "localhost") is None and "::1" in seam.probe(80, "::1")
 
 
-@pytest.mark.parametrize(
-    ("complaint", "told"),
-    [
-        ("", True),
-        ("", None),
-        ("lsof: WARNING: can't stat() fuse file system /run/u\n      Output information may be incomplete.\n", True),
-        ("lsof: Unknown option 'n' (see \"lsof --help\")\n", False),
-    ],
-)
+@pytest.mark.parametrize(("complaint", "told"), [
+    ("", True),
+    ("", None),
+    ("lsof: WARNING: can't stat() fuse file system /run/u\n      Output information may be incomplete.\n", True),
+    ("lsof: Unknown option 'n' (see \"lsof --help\")\n", False),
+])  # fmt: skip
 def test_an_lsof_that_complains_and_tells_nothing_cannot_tell(machine, fp, complaint, told):
     for output in ("\n", LSOF_HELD):
         status, words = 2 if told is None else 1, ["lsof", "-nP", f"-iTCP:{PORT}", "-F", "pftdPnT"]
@@ -309,17 +303,13 @@ def test_windows_a_reserved_range_has_no_holder(monkeypatch):
 # Names that no structure shows
 
 
-@pytest.mark.parametrize(
-    ("program", "words", "name", "protected"),
-    [
-        ("ssh: /Users/a/.colima/ssh.sock [mux]", "", "ssh", True),
-        ("/Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper", "vmgr",
-         "OrbStack Helper", True),
-        ("/Library/Frameworks/Python.framework/Versions/3.12/Resources/Python.app/Contents/MacOS/Python",
-         "/Users/alice/bin/ssh", "Python", False),
-    ],
-    ids=lambda value: value.rpartition("/")[2] if isinstance(value, str) else "",
-)  # fmt: skip
+@pytest.mark.parametrize(("program", "words", "name", "protected"), [
+    ("ssh: /Users/a/.colima/ssh.sock [mux]", "", "ssh", True),
+    ("/Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper", "vmgr",
+     "OrbStack Helper", True),
+    ("/Library/Frameworks/Python.framework/Versions/3.12/Resources/Python.app/Contents/MacOS/Python",
+     "/Users/alice/bin/ssh", "Python", False),
+], ids=lambda value: value.rpartition("/")[2] if isinstance(value, str) else "")  # fmt: skip
 def test_names_from_ps(program, words, name, protected):
     """The name is that of the program: blanks in its path and paths among its words lead to no other."""
     row = f"38146 900 38146 S ttys001 alice Mon Nov 23 10:15:00 2026 {program} {words}"
@@ -352,13 +342,10 @@ def test_who_holds_ports_for_others(system, sentence, name):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="WSL is a Linux")
-@pytest.mark.parametrize(
-    ("kernel", "words"),
-    [
-        ("6.18.1-generic", "a socket that is bound and not listening"),
-        ("5.15.167.4-microsoft-standard-WSL2", "a program of Windows may, too; in a terminal of Windows, netstat -ano"),
-    ],
-)
+@pytest.mark.parametrize(("kernel", "words"), [
+    ("6.18.1-generic", "a socket that is bound and not listening"),
+    ("5.15.167.4-microsoft-standard-WSL2", "a program of Windows may, too; in a terminal of Windows, netstat -ano"),
+])  # fmt: skip
 def test_nobody_is_found_who_holds_the_port(port, hold, monkeypatch, said, kernel, words):
     """Another namespace hides the holder, say, or Windows has it."""
     held = hold((ANY, port))

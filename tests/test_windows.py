@@ -260,23 +260,20 @@ def test_the_policy_own_stops_nobody(windows, said):
     assert found == ["PID 0 is the system itself", "PID 4 is the system itself"]
 
 
-@pytest.mark.parametrize(
-    ("ends", "name", "command"),
-    [
-        (True, "cmd.exe", "cmd /K npm start"),
-        (True, "cmd.exe", ""),
-        (False, "CMD.EXE", r"C:\Windows\System32\CMD.EXE /D /S /C npm start"),
-        (True, "powershell.exe", r'powershell.exe -noexit -command try { . "C:\VS Code\shellIntegration.ps1" } catch'),
-        (False, "pwsh.exe", "pwsh -NoProfile -Command Start-Sleep 9"),
-        (True, "bash.exe", r"C:\Git\bin\bash.exe --login -i"),
-        (False, "bash.exe", "bash -c ./serve"),
-        (True, "WindowsTerminal.exe", "wt"),
-        (False, "conhost.exe", r"\??\C:\Windows\system32\conhost.exe 0x4"),
-        (True, "conhost.exe", r"C:\Windows\system32\conhost.exe --headless --width 80 --height 30 --signal 0x9"),
-        (True, "OpenConsole.exe", "OpenConsole.exe --headless --width 80"),
-        (False, "chrome.exe", "chrome.exe --headless"),
-    ],
-)
+@pytest.mark.parametrize(("ends", "name", "command"), [
+    (True, "cmd.exe", "cmd /K npm start"),
+    (True, "cmd.exe", ""),
+    (False, "CMD.EXE", r"C:\Windows\System32\CMD.EXE /D /S /C npm start"),
+    (True, "powershell.exe", r'powershell.exe -noexit -command try { . "C:\VS Code\shellIntegration.ps1" } catch'),
+    (False, "pwsh.exe", "pwsh -NoProfile -Command Start-Sleep 9"),
+    (True, "bash.exe", r"C:\Git\bin\bash.exe --login -i"),
+    (False, "bash.exe", "bash -c ./serve"),
+    (True, "WindowsTerminal.exe", "wt"),
+    (False, "conhost.exe", r"\??\C:\Windows\system32\conhost.exe 0x4"),
+    (True, "conhost.exe", r"C:\Windows\system32\conhost.exe --headless --width 80 --height 30 --signal 0x9"),
+    (True, "OpenConsole.exe", "OpenConsole.exe --headless --width 80"),
+    (False, "chrome.exe", "chrome.exe --headless"),
+])  # fmt: skip
 def test_somebodys_terminal_below_a_holder_lives(windows, said, ends, name, command):
     windows.processes[8], windows.users[8], windows.commands[8] = (PID, BEGUN + 1, name), ALICE, command
     assert ensure_port_available(PORT) is not ends
@@ -317,18 +314,14 @@ def test_cannot_tell_is_not_nobody(windows, tables, ipv6, netstat, found):
         find_listeners(PORT)
 
 
-@pytest.mark.parametrize(
-    ("rows", "pids"),
-    [
-        ([(PID, 0, "python.exe"), (8, PID, "python.exe")], [PID]),
-        ([(8, PID, "python.exe"), (12, PID, "python.exe"), (16, 700, "python.exe")], [8, 12]),
-        ([(8, PID, "python.exe"), (12, PID, "conhost.exe")], [8]),
-        ([(8, PID, "python.exe"), (12, PID, "node.exe")], [None]),
-        ([(500, 4, "explorer.exe")], [None]),
-        ([], [PID]),
-    ],
-    ids=["the owner", "its heirs", "no console", "several programs", "no heir", "cannot be read"],
-)
+@pytest.mark.parametrize(("rows", "pids"), [
+    ([(PID, 0, "python.exe"), (8, PID, "python.exe")], [PID]),
+    ([(8, PID, "python.exe"), (12, PID, "python.exe"), (16, 700, "python.exe")], [8, 12]),
+    ([(8, PID, "python.exe"), (12, PID, "conhost.exe")], [8]),
+    ([(8, PID, "python.exe"), (12, PID, "node.exe")], [None]),
+    ([(500, 4, "explorer.exe")], [None]),
+    ([], [PID]),
+], ids=["the owner", "its heirs", "no console", "several programs", "no heir", "cannot be read"])  # fmt: skip
 def test_the_heirs_of_an_owner_that_has_ended(windows, rows, pids):
     windows.processes = {pid: (parent, 5, name) for pid, parent, name in rows}
     assert [each.pid for each in seam.sockets("windows", PORT)] == pids
