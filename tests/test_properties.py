@@ -163,7 +163,8 @@ def test_a_mangled_listing_names_nobody_else(tool):
 def test_noise_is_no_answer(tool):
     """Nobody and "cannot tell" differ: what is not the tool's output is not read as "nobody"."""
     rng = random.Random(SEED)
-    for text in ("garbage", "\0", "1\t/bin/busybox\t/dev/null", "no such option", "Permission denied\n" * 3):
+    windows = samples.netstat_ano().partition("TCP")[0], "  TCP  1.2.3.4:5  [::]:0  L  x"
+    for text in ("garbage", "\0", "1\t/bin/busybox\t/dev/null", "no such option", "Permission denied\n" * 3, *windows):
         assert seam.parse(tool, text) is None
     for _ in range(300):
         noise = "".join(chr(rng.randrange(1, 0x3000)) for _ in range(rng.randrange(1, 200)))

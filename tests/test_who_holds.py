@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -177,18 +178,17 @@ def test_holders_are_named_by_their_users(ports, hold):
 
 
 UPWARDS = [900, 500, 300, 70, 2]
-LAST_GIVEN = {"1/80 300": [300, 70, 2, 900, 500], "1/80 900": UPWARDS, "": UPWARDS, None: UPWARDS}
 
 
-@pytest.mark.parametrize("loadavg", LAST_GIVEN, ids=["wrapped", "upwards", "garbage", "processes-only"])
-def test_the_youngest_have_the_pids_up_to_the_one_given_last(monkeypatch, loadavg):
-    def contents(path):
-        if loadavg is None:
-            raise FileNotFoundError(path)
-        return f"0.1 0.2 0.3 {loadavg}".encode() if loadavg else b""
-
+@pytest.mark.parametrize(("loadavg", "pids"), [
+    (b"0.1 0.2 0.3 1/80 300", [300, 70, 2, 900, 500]),
+    (b"0.1 0.2 0.3 1/80 900", UPWARDS),
+    (b"", UPWARDS),
+    (FileNotFoundError("a /proc that shows processes alone"), UPWARDS),
+])  # fmt: skip
+def test_the_youngest_have_the_pids_up_to_the_one_given_last(monkeypatch, loadavg, pids):
     monkeypatch.setattr(os, "listdir", lambda _: ["70", "900", "self", "2", "300", "500"])
-    assert seam.youngest_first(monkeypatch, contents) == LAST_GIVEN[loadavg]
+    assert seam.youngest_first(monkeypatch, Mock(side_effect=[loadavg])) == pids
 
 
 def test_a_process_may_vanish_at_any_moment(port, hold, monkeypatch):
@@ -211,23 +211,15 @@ def test_a_process_may_vanish_at_any_moment(port, hold, monkeypatch):
 
 
 # Of IPv6 where that is switched off, and such that may not be read; WSL 1 has an empty one.
-TABLES = [("tcp", FileNotFoundError, None), ("tcp6", FileNotFoundError, 1), ("tcp", PermissionError, None),
-          ("tcp6", PermissionError, None), *(("tcp", text, None) for text in ("", "\n", "no table\n"))]  # fmt: skip
+TABLES = [("tcp", FileNotFoundError(), None), ("tcp6", FileNotFoundError(), 1), ("tcp", PermissionError(), None),
+          ("tcp6", PermissionError(), None), *(("tcp", io.StringIO(text), None) for text in ("", "\n", "no table\n"))]
 
 
-@pytest.mark.parametrize(("name", "text", "told"), TABLES)
-def test_a_table_of_proc_that_is_not_there_or_no_table(port, hold, monkeypatch, name, text, told):
+@pytest.mark.parametrize(("name", "table", "told"), TABLES)
+def test_a_table_of_proc_that_is_not_there_or_no_table(port, hold, monkeypatch, name, table, told):
     hold(port)
-    real = open
-
-    def opened(path, *args, **kwargs):
-        if path != f"/proc/net/{name}":
-            return real(path, *args, **kwargs)
-        if isinstance(text, str):
-            return io.StringIO(text)
-        raise text(path)
-
-    monkeypatch.setattr("builtins.open", opened)
+    real, told_there = open, {f"/proc/net/{name}": Mock(side_effect=[table])}
+    monkeypatch.setattr("builtins.open", lambda path, *more, **how: told_there.get(path, real)(path, *more, **how))
     rows = seam.ask("proc_net", port)
     assert (rows if rows is None else len(rows)) == told
 
