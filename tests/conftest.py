@@ -35,7 +35,7 @@ bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 not
 # An automatic start: exit status 0 where the port is free then.
 ENSURE = "import port_manager, sys; sys.exit(not port_manager.ensure_port_available(int(sys.argv[1])))"
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, whose children could not be interrupted
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: its children could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -137,19 +137,10 @@ def command_line(*words: str, env: dict[str, str] | None = None, **options: Any)
     return subprocess.run([sys.executable, "-m", "port_manager", *words], check=False, env=environ, **options)
 
 
-def shown_until_closed(terminal: int) -> str:
-    """All that a program shows on a terminal, until it ends."""
-    shown = b""
-    with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as stream:  # the error: it has been closed
-        for part in iter(lambda: stream.read(4096), b""):
-            shown += part
-    return shown.decode("utf-8", "replace")
-
-
 def on_a_terminal(
     *words: str, answer: bytes = b"", question: str = " [y/N]", cwd: Any = ".", **environ: str
 ) -> tuple[str, str, int]:
-    """Run a Python program on a terminal of its own: what it shows up to its question, and after the answer; its status."""
+    """Run a Python program on a terminal of its own: what it shows up to its question, what after that; its status."""
     pty = pytest.importorskip("pty")
     pid, terminal = pty.fork()
     if pid == 0:
@@ -161,8 +152,11 @@ def on_a_terminal(
     if answer == b"\x03":  # one that comes just before the program reads is not noticed
         eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
     os.write(terminal, answer)
-    after = shown_until_closed(terminal)
-    return shown.decode(), after, os.waitpid(pid, 0)[1] >> 8
+    after = b""
+    with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as stream:  # the error: it has been closed
+        for part in iter(lambda: stream.read(4096), b""):
+            after += part
+    return shown.decode(), after.decode("utf-8", "replace"), os.waitpid(pid, 0)[1] >> 8
 
 
 def ensured(folder: Path | str, port: int, code: str = ENSURE, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,39 @@
-"""What the tools of other systems print, written after their own output, with rows that must not match."""
+"""What tools print, written after their own output, with rows that must not match."""
 
 from __future__ import annotations
+
+# Linux: ss, netstat of net-tools and of busybox, /proc/net/tcp
+
+SS = """\
+LISTEN 0      128        127.0.0.1:8000       0.0.0.0:*    users:(("a",pid=51,fd=3),("a",pid=6,fd=3)) uid:1000 ino:73
+LISTEN 0      128            [::1]:8000          [::]:*    users:(("a\\",pid=1,fd=1",pid=52,fd=4)) ino:74 v6only:1 <->
+LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=4)) ino:75 sk:9 v6only:0 <->
+LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=5)) ino:77
+LISTEN 0      128        127.0.0.1:18000      0.0.0.0:*    users:(("python3",pid=54,fd=3)) ino:76
+ESTAB  0      0          127.0.0.1:8000     127.0.0.1:5201 users:(("curl",pid=55,fd=3))
+"""
+NET_TOOLS = """\
+Active Internet connections (only servers)
+Proto Recv-Q Send-Q Local Address           Foreign Address         State       User       Inode      PID/Program name
+tcp        0      0 127.0.0.1:8000          0.0.0.0:*               LISTEN      1000       73         51/nginx: master
+tcp6       0      0 :::8000                 :::*                    LISTEN      0          74         -
+tcp        0      0 127.0.0.1:18000         0.0.0.0:*               LISTEN      0          75         53/python3
+tcp        0      0 127.0.0.1:8000          127.0.0.1:5201          ESTABLISHED 0          76         54/curl
+udp        0      0 127.0.0.1:8000          0.0.0.0:*                           0          77         55/syslogd
+"""
+BUSYBOX = """\
+Active Internet connections (only servers)
+Proto Recv-Q Send-Q Local Address           Foreign Address         State       PID/Program name
+tcp        0      0 127.0.0.1:8000          0.0.0.0:*               LISTEN      12/python3
+tcp        0      0 :::8000                 :::*                    LISTEN      -
+tcp        0      0 127.0.0.1:8000          127.0.0.1:5201          ESTABLISHED 13/curl
+"""
+PROC_NET = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 73 1 0000000000000000 100 0 0 10 0
+   1: 0100007F:4650 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 74 1 0000000000000000 100 0 0 10 0
+   2: 0100007F:1F40 0100007F:1451 01 00000000:00000000 00:00000000 00000000     0        0 75 1 0000000000000000 20 4 30 10 -1
+"""
 
 # macOS: lsof -F pftdPnT prints one field a line, the fields of each process and descriptor one after the other.
 

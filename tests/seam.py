@@ -29,10 +29,10 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table,
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
-write, say, status, on_terminal = pm.write_line, pm._say, pm._status, pm._on_terminal
+write, status, on_terminal = pm.write_line, pm._status, pm._on_terminal
 clean, title, decoded, short_folder = pm._clean, pm._title, pm._decoded, pm._short_folder
-bind_error, run = pm._bind_error, pm._run
-proc_is_ours, forget = pm._proc_is_ours, pm._proc_is_ours.cache_clear
+bind_error, run, answer = pm._bind_error, pm._run, pm._Answer
+proc_is_ours, forget, system_of = pm._proc_is_ours, pm._proc_is_ours.cache_clear, pm._system_of
 families, is_in_the_family = pm._families, pm._is_a_worker
 
 # What a test may put in the place of a part: stand_in(patch, "bind", answer).
@@ -44,6 +44,8 @@ PARTS: dict[str, tuple[Any, str]] = {
     "terminal": (pm, "_can_ask"),  # whether there is one to ask on
     "question": (pm, "_agreed"),  # (question) -> whether the person says yes
     "preview": (pm, "_preview"),  # (port, host, options) -> PortResult
+    "superuser": (pm._Linux, "is_superuser"),  # (system) -> whether this process counts as root
+    "folder": (pm._Linux, "folder"),  # (system, pid, cwd) -> its working directory, None: out of reach
 }
 
 
@@ -124,12 +126,6 @@ def _system(name: str | None) -> Any:
     return SYSTEMS[name]() if name else pm._ThisSystem()
 
 
-def system_of(platform: str) -> str:
-    """The system that a machine of this platform counts as."""
-    found = pm._system_of(platform)
-    return next((name for name, system in SYSTEMS.items() if system is found), found.__name__)
-
-
 def on_system(patch: Any, platform: str, me: str) -> None:
     """Make the module believe that it runs there, as the user me."""
     patch.setattr(pm, "_ThisSystem", pm._system_of(platform))
@@ -139,11 +135,6 @@ def on_system(patch: Any, platform: str, me: str) -> None:
 def reader(system: str) -> Any:
     """What reads the processes of a system."""
     return _system(system).read
-
-
-def answer(status: int, output: str, complaint: str) -> Any:
-    """What a tool says."""
-    return pm._Answer(status, output, complaint)
 
 
 def readings(patch: Any, system: str, read: Callable[[int | None], dict[int, Any]]) -> None:
@@ -169,8 +160,7 @@ def _rows(pids: dict[Any, int | None]) -> list[Any] | None:
 
 def sockets(system: str, port: int) -> list[Any] | None:
     """The listeners on a port that a system tells of."""
-    found: list[Any] | None = _system(system).sockets(port)
-    return found
+    return _system(system).sockets(port)
 
 
 def process(pid: int, parent: int | None, name: str = "python", tty: object = 0) -> Any:
@@ -236,20 +226,10 @@ def ancestry_is_hidden(patch: Any, oldest: float) -> None:
     patch.setattr(pm._Linux, "ancestry", lambda self: pm._Ancestry([os.getpid()], oldest))
 
 
-def is_superuser(patch: Any, answer: bool) -> None:
-    """Let this process count as root, or not."""
-    patch.setattr(pm._Linux, "is_superuser", lambda self: answer)
-
-
 def on_the_way_to_its_folder(patch: Any, pid: int, then: Callable[[], Any]) -> None:
     """Call this when the folder of a process is asked for."""
     real = pm._Linux.folder
     patch.setattr(pm._Linux, "folder", lambda self, at, cwd: (at == pid and then(), real(self, at, cwd))[1])
-
-
-def folders_are_out_of_reach(patch: Any) -> None:
-    """Let no folder of another process be within reach from here."""
-    patch.setattr(pm._Linux, "folder", lambda *_: None)
 
 
 # Stop and verify
@@ -262,11 +242,6 @@ def _options() -> Any:
 def _pin(pid: int, system: str | None, start: object = None) -> Any:
     known = _system(system).read(pid) if start is None and pid > 1 else {}
     return pm._Pin(pid, known[pid].start if pid in known else start, None)
-
-
-def send(pid: int, firmly: bool, start: object = None) -> None:
-    """Signal a process without a handle, if it has this start time (its own where none is given)."""
-    pm._ThisSystem().stop(_pin(pid, None, start), _options(), firmly)
 
 
 def on_signal(patch: Any, instead: Callable[[int, bool, Callable[[], None]], Any]) -> None:
@@ -286,7 +261,7 @@ def at_the_last_check(patch: Any, before: Callable[[], Any] = bool, after: Calla
 
 
 def ask_to_stop(system: str, pid: int, firmly: bool, start: object = "unknown") -> None:
-    """Ask a process with this start time to stop."""
+    """Ask a process with this start time to stop, or force it."""
     _system(system).stop(_pin(pid, system, start), _options(), firmly)
 
 

@@ -343,7 +343,7 @@ def test_json_of_check_and_free(ports, hold, tmp_path):
 
 def test_an_ancestry_begins_at_the_shell_of_a_terminal(port, hold, tmp_path, monkeypatch, capsys):
     (tmp_path / "pyproject.toml").touch()
-    seam.folders_are_out_of_reach(monkeypatch)  # from this process, and not from those that it starts
+    seam.stand_in(monkeypatch, "folder", lambda *_: None)  # from this process, and not from those that it starts
     script = f"timeout 60 {shlex.join(holding(port))}; true"
     for terminal in (True, False):
         (shell,) = hold(starts=["sh", "-c", script], terminal=terminal, cwd=tmp_path).children

@@ -1,5 +1,7 @@
 """What holds for every input, tried with random ones: a failure shows the seed, and TESTS_SEED=NUMBER tries others."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import os
@@ -14,12 +16,17 @@ import pytest
 
 from port_manager import SERVERS, find_listeners, find_server, server_endpoints
 
-from . import seam
+from . import samples, seam
 from .conftest import LINUX, TELLS_BOUND, can_bind
-from .samples import NETSTAT_BSD
 
 SEED = int(os.environ.get("SEED", "20261125"))
+ROUNDS = 3000
+PORT = 8000
 on_linux = pytest.mark.skipif(not LINUX, reason="real sockets on Linux")
+
+
+# Two sockets, against the kernel's own word
+
 
 HOSTS = ("0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1", "::ffff:127.0.0.1")
 ADDRESSES = [*((host, None) for host in HOSTS if host != "::"), ("::", False), ("::", True)]  # and whether v6-only
@@ -70,16 +77,170 @@ def test_among_several_sockets_a_holder_is_found_where_the_kernel_refuses(ports)
                 assert found == kernel or (found and shared), (SEED, held, wanted)
 
 
-def test_netstat_of_macos_tells_only_of_ports_that_it_lists():
+# Listings: no exception, and no PID or inode out of thin air
+
+
+def told(pid, address, v6only=None, port=PORT, **more):
+    return seam.listener(pid, port, address, v6only)._replace(**more)
+
+
+LISTINGS = [  # a tool, what it prints, and what is read there
+    ("ss", samples.SS, [
+        told(None, "127.0.0.1", uid=1000, inode=73), told(None, "::1", True, inode=74),
+        told(None, "::", False, inode=75), told(None, "::", False, inode=77),
+        told(None, "127.0.0.1", None, 18000, inode=76),
+    ]),
+    ("lsof", samples.LSOF_HELD, [told(38146, "0.0.0.0"), told(778, "::1", None, 18000)]),
+    ("lsof", samples.LSOF_BOUND, [told(38146, "0.0.0.0", listening=False)]),
+    ("netstat", samples.NET_TOOLS, [
+        told(None, "127.0.0.1", uid=1000, inode=73), told(None, "::", uid=0, inode=74),
+        told(None, "127.0.0.1", None, 18000, uid=0, inode=75),
+    ]),
+    ("netstat", samples.BUSYBOX, [told(None, "127.0.0.1"), told(None, "::")]),
+    ("sockstat", samples.SOCKSTAT, [
+        told(38146, "127.0.0.1"), told(38146, "::1", True), told(38147, "::", False), told(812, "::", True),
+        told(None, "127.0.0.1"), told(900, "127.0.0.1", None, 18000),
+    ]),
+    *(("netstat -ano", samples.netstat_ano(language), [
+        told(38144, "127.0.0.1", False), told(4, "0.0.0.0", False, 80), told(None, "0.0.0.0", False, 8100),
+        told(38144, "::", True), told(38148, "fe80::1", True, 8001),
+    ]) for language in samples.HEADS),
+]  # fmt: skip
+TOOLS = {tool: [text for name, text, _ in LISTINGS if name == tool] for tool, *_ in LISTINGS}
+
+
+@pytest.mark.parametrize(("tool", "text", "rows"), LISTINGS, ids=[tool for tool, *_ in LISTINGS])
+def test_a_listing_is_read(tool, text, rows):
+    """On Linux, the PID of a row is not read: /proc tells it. Windows' state may be in any language."""
+    assert seam.parse(tool, text) == rows
+
+
+def justified(name, row, text):
+    """Whether a line of the port tells its PID, or on Linux its inode; for lsof, the last p line before one."""
+    pid, who = None, row.pid or row.inode
+    for line in text.splitlines():
+        pid = line[1:] if line[:1] == "p" else pid
+        here = f":{PORT}" in line and str(who) in line
+        if (line[:1] == "n" and line.endswith(f":{PORT}") and pid == str(row.pid)) if name == "lsof" else here:
+            return True
+    return not who
+
+
+def mangled(text: str, rng: random.Random) -> str:
+    """A few random harms: bytes changed, cut out, doubled or swapped, lines lost, moved, joined or repeated."""
+    for _ in range(rng.randrange(1, 6)):
+        at, end = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+        lines = text.split("\n")
+        wrong = rng.choice('0123456789:.*-()",=/\t \0\x1bé²٣pfnT')
+        word = rng.choice(["LISTEN", "8000", "127.0.0.1", "0.0.0.0:0", "TCP", "pid="])
+        text = rng.choice([
+            text[:at] + wrong + text[at + 1 :],
+            text[:at] + text[min(end, at + 30) :],
+            text[:end] + text[at:],
+            text[:at],
+            "\n".join(rng.sample(lines, len(lines))),
+            "\n".join(line for line in lines if rng.random() > 0.3),
+            text.replace("\n", rng.choice(["", " ", "\r\n", "\n\n"]), 3),
+            text.replace(word, rng.choice(["", "LISTEN", "8000", "-1", "*"]), 2),
+            text[:at] + re.sub("[0-9]", str(rng.randrange(10)), text[at:], count=1),
+            text[:at] + re.sub("[0-9]+", rng.choice("01"), text[at:], count=1),
+        ])  # fmt: skip
+    return text
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_mangled_listing_names_nobody_else(tool):
+    rng, found = random.Random(SEED), 0
+    for _ in range(ROUNDS):
+        text = mangled(rng.choice(TOOLS[tool]), rng)
+        for row in seam.on(PORT, seam.parse(tool, text) or []):
+            assert row.port == PORT and (row.pid is None or row.pid >= 2) and justified(tool, row, text), (row, text)
+            found += bool(row.pid or row.inode)
+    assert found > ROUNDS / 6  # the harm is not such that nothing at all is read
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_noise_is_no_answer(tool):
+    """Nobody and "cannot tell" differ: what is not the tool's output is not read as "nobody"."""
     rng = random.Random(SEED)
-    for _ in range(3000):
-        letters = list(NETSTAT_BSD)
-        for _ in range(rng.randrange(1, 9)):
-            letters[rng.randrange(len(letters))] = rng.choice([*" .*:46\n\0²", "LISTEN", "", "tcp6", "*.8004"])
-        text = "".join(letters)
+    windows = samples.netstat_ano().partition("TCP")[0], "  TCP  1.2.3.4:5  [::]:0  L  x"
+    for text in ("garbage", "\0", "1\t/bin/busybox\t/dev/null", "no such option", "Permission denied\n" * 3, *windows):
+        assert seam.parse(tool, text) is None
+    for _ in range(300):
+        noise = "".join(chr(rng.randrange(1, 0x3000)) for _ in range(rng.randrange(1, 200)))
+        assert not seam.parse(tool, noise)
+    others = [samples.PROC_NET, *(text for other, text, _ in LISTINGS if other != "lsof")]
+    for text in others if tool == "lsof" else ():
+        assert not seam.parse(tool, text)
+
+
+def test_netstat_of_macos():
+    rng, listing = random.Random(SEED), f"{samples.NETSTAT_BSD}tcp46 0 0 *.٨٠٠٥ *.* LISTEN"
+    assert seam.parse("netstat of macOS", listing) == {8000: False, 8001: True}
+    for _ in range(ROUNDS):
+        text = mangled(samples.NETSTAT_BSD, rng)
         for port, v6only in seam.parse("netstat of macOS", text).items():
-            kinds = {line.split()[0] for line in text.splitlines() if f"*.{port}" in line and "LISTEN" in line}
+            lines = [line for line in text.splitlines() if re.search(rf"\*\.0*{port}\s.*\sLISTEN", line)]
+            kinds = {line.split()[0] for line in lines}
             assert {"tcp6" if v6only else "tcp46"} <= kinds, (SEED, text)
+
+
+def test_ps():
+    rng = random.Random(SEED)
+    for turn in range(ROUNDS):
+        listing = (samples.PS, samples.PS_OF_FREEBSD)[turn % 2].replace("{me}", "9999")
+        for pid, process in seam.parse("ps", mangled(listing, rng)).items():
+            assert pid == process.pid >= 0
+            assert (process.name + process.command).isprintable()
+
+
+def test_proc_net():
+    rng, lines = random.Random(SEED), iter(samples.PROC_NET.splitlines() * 2)
+    assert [(row.uid, row.inode) for row in seam.parse("proc_net", lines)] == [(1000, 73), (0, 74)]
+    assert len([*lines]) == 4  # listeners come first, and the kernel need not show the rest
+    assert [row.inode for row in seam.parse("proc_net", samples.PROC_NET.splitlines(), True)] == [73, 74, 75]
+    assert [row.inode for row in seam.parse("proc_net", samples.PROC_NET.replace(" 73 ", " 7٣ ").splitlines())] == [74]
+    for _ in range(ROUNDS):
+        text = mangled(samples.PROC_NET, rng)
+        for row in seam.on(PORT, seam.parse("proc_net", text.splitlines())):
+            assert (row.port, row.listening, row.pid) == (PORT, True, None)
+            assert any(":1F40" in line and str(row.inode) in line for line in text.upper().splitlines())
+
+
+def sock_diag(port: int) -> bytes:
+    body = struct.pack("!BBxxHH", 2, 10, port, 0) + bytes([127, 0, 0, 1]) + bytes(52) + struct.pack("=II", 1000, 73)
+    body6 = struct.pack("!BBxxHH", 10, 10, port, 0) + bytes(56) + struct.pack("=IIHHB3x", 1000, 74, 5, 11, 1)
+    messages = [struct.pack("=IHHII", 16 + len(part), 18, 2, 0, 0) + part for part in (body, body6)]
+    return b"".join(messages) + struct.pack("=IHHIII", 20, 3, 2, 0, 0, 0)
+
+
+def test_sock_diag(monkeypatch):
+    rng = random.Random(SEED)
+    rows, finished = seam.parse("sock_diag", sock_diag(PORT))
+    assert finished is True
+    # NLMSG_ERROR; the kernel's module for TCP cannot be loaded
+    for garbage in (struct.pack("=IH90x", 96, 2), sock_diag(PORT)[:-4] + struct.pack("=i", -2)):
+        with pytest.raises(ValueError, match="sock_diag"):
+            seam.parse("sock_diag", garbage)
+    monkeypatch.delattr(socket, "AF_NETLINK", raising=False)
+    assert seam.ask("sock_diag", 80) is None
+    assert [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
+    for _ in range(ROUNDS):
+        data = bytearray(sock_diag(PORT))
+        for _ in range(rng.randrange(1, 8)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        data = data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data
+        try:
+            rows, _ = seam.parse("sock_diag", bytes(data))
+        except ValueError:
+            continue
+        assert all(0 <= row.port <= 65535 and row.pid is None for row in rows)
+
+
+def test_a_v6only_attribute_that_is_cut_or_endless():
+    for attributes in (b"", b"\x05\0\x0b\0", b"\0\0\x01\0\x01", b"\x01\0\x07\0\x09" * 5, b"\xff\xff\x0c\0\x09"):
+        assert seam.parse("v6only", attributes) is None
+    assert seam.parse("v6only", b"\x05\0\x08\0\0\0\0\0\x05\0\x0b\0\x01\0\0\0") is True
 
 
 @pytest.mark.parametrize(("v6", "size"), [(False, 24), (True, 56)])
@@ -91,6 +252,9 @@ def test_the_tables_of_windows_tell_only_of_pids_that_stand_in_them(v6, size):
         found = seam.parse("table of listeners", data, v6)
         pids = [int.from_bytes(row[-4:], sys.byteorder) for row in rows]
         assert [row.pid or 0 for row in found] == pids and all(0 <= row.port <= 65535 for row in found), (SEED, data)
+
+
+# Command lines
 
 
 LAUNCHERS = ["nohup", "timeout 60", "env -u X", "env PORT=7001", "nice -n 5", "sudo", "coverage run", "sh -c",

@@ -134,7 +134,7 @@ def test_no_signal_for_a_pid_below_2(port, hold, sent, said, monkeypatch, pid):
     assert f"❌ PID {pid} stands for the system or for whole groups of processes: it is left alone" in said()
     for firmly in (False, True):
         with pytest.raises(OSError, match="never signalled"):
-            seam.send(pid, firmly)
+            seam.ask_to_stop("linux", pid, firmly)
     held, me = hold((MINE, port)), pwd.getpwuid(os.geteuid()).pw_name
     rows = "".join(f"{each} 0 0 S ?? {me} Mon Nov 23 10:15:00 2026 /bin/app\n" for each in (pid, os.getpid()))
     told = {"lsof": f"p{pid}\nf3\ntIPv4\nPTCP\nn127.0.0.1:{port}\nTST=LISTEN\n", "ps": rows}
@@ -191,7 +191,7 @@ def test_whose_it_is_when_several_users_hold_it(port, monkeypatch, whose):
         assert as_nobody(lambda: ensure_port_available(port, MINE)) is False and birth(pids[0])
     if number == 2:  # only root takes a worker of another user along
         with monkeypatch.context() as patch:
-            seam.is_superuser(patch, False)
+            seam.stand_in(patch, "superuser", lambda _: False)
             assert ensure_port_available(port, MINE) is False and all(map(birth, pids))
     assert ensure_port_available(port, MINE, grace=1) is freed
     assert [bool(birth(pid)) for pid in pids] == [not freed] * number
@@ -252,7 +252,7 @@ def test_what_is_told_of_a_holder_keeps_it_alive(port, hold, monkeypatch, said, 
 def test_of_a_hidden_holder_no_user_is_told_where_none_is_known(port, hold, monkeypatch, said):
     hold((MINE, port))
     seam.owners_answer(monkeypatch, lambda rows: [row._replace(pid=None, uid=None) for row in rows])
-    seam.is_superuser(monkeypatch, True)
+    seam.stand_in(monkeypatch, "superuser", lambda _: True)
     seam.one_look(monkeypatch)
     assert ensure_port_available(port, MINE) is False
     assert "by a process that cannot be seen from here" in said() and "Process using port" not in said()

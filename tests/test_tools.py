@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 
 import pytest
 
-from port_manager import CannotTell, ensure_port_available, find_listeners
+from port_manager import ensure_port_available, find_listeners
 
 from . import seam
-from .conftest import LINUX, PATIENCE, birth, eventually
+from .conftest import LINUX, birth
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the tools of Linux")
 SBIN = os.pathsep.join(["/usr/sbin", "/sbin", "/usr/local/sbin"])
 
 
-def alone(patch, name):
-    """Let neither sock_diag nor /proc/net be asked, but this tool."""
-    if not shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}{SBIN}"):
-        pytest.skip(f"{name} is not installed")
-    seam.only(patch, name)
-    return name
-
-
 @pytest.fixture(params=["ss", "lsof", "netstat"])
 def tool(request, monkeypatch):
-    return alone(monkeypatch, request.param)
+    """Neither sock_diag nor /proc/net is asked, but this tool."""
+    if not shutil.which(request.param, path=f"{os.environ['PATH']}{os.pathsep}{SBIN}"):
+        pytest.skip(f"{request.param} is not installed")
+    seam.only(monkeypatch, request.param)
+    return request.param
 
 
 @pytest.fixture
@@ -46,52 +41,28 @@ def planted(tmp_path, monkeypatch):
 
 def test_a_tool_finds_what_the_kernel_tells(port, hold, tool):
     held, addresses = hold(("127.0.0.1", port), ("::1", port), children=2), {f"127.0.0.1:{port}", f"[::1]:{port}"}
-    with socket.create_connection(("127.0.0.1", port)):
-        holders = find_listeners(port)
+    bystanders = [hold(("127.0.0.2", port)), hold(("127.0.0.1", port), udp=True)]
+    bystanders.append(hold(("127.0.0.1", 0), connect=("127.0.0.1", port)))
+    holders = find_listeners(port, "localhost")
     assert {holder.pid for holder in holders} == {held.pid, *held.children}
     for all_told in (holders, find_listeners()):
         assert [{*map(str, each.addresses)} for each in all_told if each.pid == held.pid] == [addresses]
-    assert ensure_port_available(port) is True
-    assert (held.alive(), find_listeners(port)) == ([], [])
+    assert ensure_port_available(port, "localhost") is True
+    assert (held.alive(), find_listeners(port, "localhost")) == ([], [])
+    assert all(bystander.alive() for bystander in bystanders)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
-def test_bystanders_live_whatever_tool_is_asked(port, hold, tool, host):
-    if host == "0.0.0.0":
-        bystanders = [hold(("::", port), v6only=True)]
-    else:
-        bystanders = [hold(("127.0.0.2", port)), hold(("::1", port)), hold((host, port), udp=True)]
-    held = hold((host, port))
-    client = hold(("127.0.0.1", 0), connect=("127.0.0.1", port))
-    assert ensure_port_available(port, host) is True
-    assert held.alive() == []
-    assert all(bystander.alive() for bystander in (*bystanders, client))
+def test_one_that_listens_on_ipv6_alone_lives(port, hold, tool):
+    held, bystander = hold(("0.0.0.0", port)), hold(("::", port), v6only=True)
+    assert ensure_port_available(port, "0.0.0.0") is True
+    assert held.alive() == [] and bystander.alive() == [bystander.pid]
 
 
-def test_a_dual_stack_wildcard_goes(port, hold, tool, said):
-    """ss tells one from a v6-only one; with the others nobody is stopped in doubt, and the way out is named."""
+def test_a_dual_stack_wildcard_goes(port, hold, tool):
+    """ss tells one from a v6-only one; with the others nobody is stopped in doubt."""
     held = hold(("::", port), v6only=False)
-    if tool != "ss":
-        assert ensure_port_available(port) is False
-        assert "it cannot be told whether its :: keeps 0.0.0.0 from being bound; if it does: " in said()
-        assert f"port_manager.py free {port} --host ::" in said()
-        assert held.alive() == [held.pid]
-    assert ensure_port_available(port, "0.0.0.0" if tool == "ss" else "::") is True
-    assert held.alive() == []
-
-
-@pytest.mark.parametrize("way", ["ss", "netstat"])
-def test_a_name_that_lists_the_pid_of_another(port, hold, way, monkeypatch, ports):
-    """The quoted name in ss is chosen by the process; netstat prints it behind the PID."""
-    alone(monkeypatch, way)
-    bystander = hold(("127.0.0.1", ports()))
-    spoof = f'",pid={bystander.pid},fd=1)'[:15] if way == "ss" else f"{bystander.pid}/x"
-    liar = hold(("127.0.0.1", port), name=spoof)
-    assert eventually(lambda: seam.read(liar.pid).name == spoof)
-    assert [row.pid for row in seam.ask(way, port)] == [None]  # whom a row names is not read: /proc tells
-    assert [holder.pid for holder in find_listeners(port)] == [liar.pid]
-    assert ensure_port_available(port) is True
-    assert bystander.alive() == [bystander.pid]
+    assert ensure_port_available(port) is (tool == "ss") and held.alive() == [held.pid] * (tool != "ss")
+    assert ensure_port_available(port, "::") is True and held.alive() == []
 
 
 def test_busybox_netstat(port, hold, planted, monkeypatch):
@@ -112,25 +83,18 @@ def test_busybox_netstat(port, hold, planted, monkeypatch):
 
 ROW = "printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f)"
 PLANTED = {  # is it an answer; the tool, and what it is
-    "hang": (False, "ss", "exec sleep 9"),
-    "fail": (False, "ss", "exit 3"),
-    "crash": (False, "ss", "kill -9 $$"),
+    "fail": (False, "ss", "echo State Recv-Q; exit 3"),
     "garbage": (False, "lsof", "echo garbage"),
-    "noise": (False, "ss", "head -c 300000 /dev/urandom"),
-    "binary": (False, "netstat", r"printf '\0\377\376'"),
     # busybox lsof ignores every option and lists every open file: xargs kill then kills the container
     "alpine": (False, "lsof", f"for p in /proc/1 /proc/{{held}}; do for f in $p/fd/*; do {ROW}; done; done"),
     "pid1": (False, "lsof", "printf '%s\\n' p1 f3 tIPv4 PTCP 'n*:{port}' TST=LISTEN"),
     "lsof": (True, "lsof", "printf '%s\\n' p{bystander} f3 tIPv4 d99 PTCP n127.0.0.1:{port} TST=LISTEN"),
-    "ss": (True, "ss", "echo 'LISTEN 0 9 127.0.0.1:{port} 0.0.0.0:* users:((\"x\",pid={bystander},fd=3)) ino:99'"),
-    "netstat": (True, "netstat", r"printf 'Proto\ntcp 0 0 127.0.0.1:{port} 0.0.0.0:* LISTEN 0 99 {bystander}/x\n'"),
     "busybox": (True, "netstat", r"[ $1 = -ltn ] && printf 'Proto\ntcp 0 0 *:{port} *:* LISTEN {bystander}/x\n'"),
 }
 
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkeypatch, said, what):
-    seam.limits(monkeypatch, tool_timeout=0.3 if what == "hang" else PATIENCE)
     port, (told, name, script) = ports(), PLANTED[what]
     held, bystander = hold(("127.0.0.1", port)), hold(("127.0.0.1", ports()))
     for word, number in {"{port}": port, "{bystander}": bystander.pid, "{held}": held.pid}.items():
@@ -142,9 +106,6 @@ def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkey
         monkeypatch.setenv("ENVIRONMENT", environment)
         assert ensure_port_available(port) is False
     if not told:
-        with pytest.raises(CannotTell) as unknown:
-            find_listeners(port, "127.0.0.1")
-        assert (unknown.value.port, unknown.value.host, unknown.value.holders) == (port, "127.0.0.1", ())
         assert f"❌ Nothing on this system could tell who holds port {port}: it is treated as held" in said()
         assert "Process using port: unknown (nothing on this system could tell" in said()
     assert bystander.alive() == [bystander.pid] and held.alive() == [held.pid]
