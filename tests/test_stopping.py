@@ -412,7 +412,7 @@ STARTS_ALL = ("systemd", "launchd", "init")
 LAUNCHERS = {  # of the server: (its shell, its script, its status where it ends with the server)
     "an ordinary restart": ("sh -c", "exec {}", -signal.SIGTERM),
     "npm waits for sh, which waits for the server": ("sh -c", "{}; exit 1", 1),
-    "an interactive shell": ("bash -mc", "{} & wait; sleep 90", None),
+    "a shell that gives the job a group of its own": ("sh -c", "setsid {} & wait; sleep 90", None),
     "a thread of the kernel": ("sh -c", "{}; sleep 90", None),
     "one that may not be seen": ("sh -c", "{}; sleep 90", None),
     **{name: ("sh -c", f"printf {name} >/proc/$$/comm; {{}}; sleep 90", None) for name in STARTS_ALL},
