@@ -463,7 +463,8 @@ def test_control_c(port, hold, monkeypatch, capsys):
     wait, free = ["wait", str(port)], ["free", str(port), "--policy", "ask"]
     for words, typed_after in ((wait, f"Waiting for port {port} to be free: 1 s"), (free, " [y/N] ")):
         _, after, status = on_a_terminal(PORT_MANAGER, *words, answer=b"\x03", question=typed_after)
-        assert status == 130 and after.splitlines()[-1] == "Interrupted" and held.alive() == [held.pid]
+        *_, before, last = after.splitlines()
+        assert (status, before.strip("^C "), last) == (130, "", "Interrupted") and held.alive() == [held.pid]
         assert words == free or re.search(r"\r {60}\r", after), "the line that passes is wiped"
 
     def interrupted(*_):
