@@ -2649,7 +2649,7 @@ def bind_port(
     ...     listener.getsockname()[0]
     '127.0.0.1'
     """
-    _checked(port or 1, host)
+    _checked(1 if port == 0 else port, host)
     first = "127.0.0.1" if host == "localhost" else host
     result = _ensure(port, first, _options([port], grace, policy)) if port else None
     if result and not result.available:
