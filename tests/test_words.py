@@ -141,6 +141,8 @@ def test_titles_are_short_and_complete():
     below = [holder._replace(pid=pid) for pid in (8, 9)]
     assert seam.title(started, below[:1]) == "7 (node -r x web.js, in /srv/api) and its child 8"
     assert seam.title(started, below) == "7 (node -r x web.js, in /srv/api) and its 2 children 8, 9"
+    assert seam.title(started, below * 4).endswith(" and its 8 children 8, 9, 8, 9, 8, 9, 8, 9")
+    assert seam.title(started, below * 5).endswith(" and its 10 children 8, 9, 8, 9, 8, 9, 8, 9…")
     spaces = holder._replace(command='"C:\\Program Files\\nodejs\\node.exe" C:\\shop\\server.js 8000', cwd="")
     assert seam.title(spaces) == "7 (node.exe server.js 8000)"
     unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
