@@ -188,6 +188,8 @@ def test_whose_it_is_when_several_users_hold_it(port, monkeypatch, whose):
     pids = [holder.pid for holder in find_listeners(port, thorough=True)]
     assert len(pids) == number
     if whose == "alone":  # it is nobody's own, but root opened the socket, and may hold it, too
+        why = as_nobody(lambda: preview_port(port, MINE).reason)
+        assert "is left alone: it belongs to user root, who opened its socket; only that user should stop it" in why
         assert as_nobody(lambda: ensure_port_available(port, MINE)) is False and birth(pids[0])
     if number == 2:  # only root takes a worker of another user along
         with monkeypatch.context() as patch:
