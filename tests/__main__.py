@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 from .environ import made
 
@@ -29,7 +30,7 @@ def packages(*groups: str) -> list[str]:
 
 def works(*command: str) -> bool:
     with contextlib.suppress(OSError):
-        return subprocess.run(command, stdout=-3, stderr=-3, check=False).returncode == 0
+        return subprocess.run(command, stdout=DEVNULL, stderr=DEVNULL, check=False).returncode == 0
     return False
 
 
@@ -70,7 +71,7 @@ def main() -> int:
         return subprocess.run([*pytest, *words], env=environ, check=False).returncode
     if sys.stdout.isatty():
         pytest.append("--color=yes")
-    parts = [subprocess.Popen([*pytest, *share], env=environ, stdout=subprocess.PIPE) for share in shares()]
+    parts = [subprocess.Popen([*pytest, *share], env=environ, stdout=PIPE) for share in shares()]
     print(f"The tests run in {len(parts)} processes at once; each is shown when it has ended.", flush=True)
     for part in parts:
         sys.stdout.buffer.write(part.communicate()[0])  # whatever sys.stdout may encode

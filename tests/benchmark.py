@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from subprocess import DEVNULL, PIPE
 from typing import Any, Callable, Iterator
 
 import port_manager
@@ -83,7 +84,7 @@ def in_turns(
 
 
 def run(*command: str, env: dict[str, str] | None = None) -> None:
-    subprocess.run(command, cwd=ROOT, env=env, stdout=-3, stderr=-3, check=False)  # to /dev/null
+    subprocess.run(command, cwd=ROOT, env=env, stdout=DEVNULL, stderr=DEVNULL, check=False)
 
 
 def some_port() -> int:
@@ -96,7 +97,7 @@ def child(code: str, *words: object, lines: int = 1) -> Iterator[tuple[Any, list
     """A Python process of our own, and what it said until it was ready; it ends with the end of its input."""
     command = [sys.executable, "-I", "-S", "-c", code, *map(str, words)]
     process: Any
-    with subprocess.Popen(command, bufsize=0, stdin=-1, stdout=-1, start_new_session=True) as process:
+    with subprocess.Popen(command, bufsize=0, stdin=PIPE, stdout=PIPE, start_new_session=True) as process:
         try:
             said = [process.stdout.readline().decode().strip() for _ in range(lines)]
             assert all(said), "it could not be made"
@@ -120,7 +121,7 @@ def free_port_row() -> None:
 def start_rows(env: dict[str, str]) -> None:
     """What starting it costs, as a script (compiled each time) and as a module (from cached bytecode)."""
     port, words = str(some_port()), [sys.executable, "-c", IMPORT]
-    imported = lambda: float(subprocess.run(words, cwd=ROOT, env=env, stdout=-1, check=True).stdout)
+    imported = lambda: float(subprocess.run(words, cwd=ROOT, env=env, stdout=PIPE, check=True).stdout)
     in_turns("import port_manager", imported, "", lambda: 1.5e-3, 1)
 
     def starting(*words: str) -> float:
@@ -176,11 +177,11 @@ def server_cost(*command: str) -> tuple[int, int]:
     """(processes, kB of memory) of a server that listens, everything in its process group counted."""
     port = some_port()
     words = [word.replace("PORT", str(port)) for word in command]
-    with subprocess.Popen(words, cwd=ROOT, stdout=-3, stderr=-3, start_new_session=True) as server:
+    with subprocess.Popen(words, cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True) as server:
         try:
             port_manager.wait_until_listening(port, "0.0.0.0", 20)
             time.sleep(0.1)
-            told = subprocess.run(["ps", "-o", "rss=", "-s", str(server.pid)], stdout=-1, check=True).stdout.split()
+            told = subprocess.run(["ps", "-o", "rss=", "-s", str(server.pid)], stdout=PIPE, check=True).stdout.split()
         finally:
             os.killpg(server.pid, signal.SIGKILL)
     return len(told), sum(map(int, told))

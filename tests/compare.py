@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Any, Callable
 
 from .held import ROOT, Held, can_bind, eventually, holding
@@ -42,7 +43,7 @@ def run(host: str = "", *before: str) -> tuple[int, str]:
     """Call the tool: (exit status, what it said)."""
     command = TOOLS[sys.argv[1]] + (f" --host {host}" if host and sys.argv[1] == "this" else "")
     words = [*before, "sh", "-c", command]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=-1, stderr=-2, text=True, check=False)
+    done = subprocess.run(words, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, check=False)
     return done.returncode, done.stdout
 
 
@@ -87,7 +88,7 @@ def at_once() -> bool:
 def supervised() -> bool:
     """Reported: not by a status that is always the same, but by the PID of who starts it, as a word of its own."""
     words = ["sh", "-c", f"while :; do {shlex.join(holding(('0.0.0.0', PORT)))}; done"]
-    loop = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
+    loop = subprocess.Popen(words, stdout=DEVNULL, start_new_session=True)
     while can_bind(PORT):
         time.sleep(0.02)
     status, said = run()
@@ -159,7 +160,7 @@ def main() -> None:
         for tool in tools:
             box = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
             command = [*box, sys.executable, "-m", "tests.compare", tool, "--inside", case]
-            done = subprocess.run(command, cwd=ROOT, stdout=-1, stderr=subprocess.DEVNULL, text=True, check=False)
+            done = subprocess.run(command, cwd=ROOT, stdout=PIPE, stderr=DEVNULL, text=True, check=False)
             cells.append(done.stdout.strip().rpartition("\n")[2] if done.returncode == 0 else "failed")
         print(f"| {case} | " + " | ".join(cells) + " |", flush=True)
 

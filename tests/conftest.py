@@ -133,7 +133,7 @@ def command_line(*words: str, env: dict[str, str] | None = None, **options: Any)
     # os.environ is named since readline sets LINES and COLUMNS in the C library's environment alone.
     environ = {**(os.environ if env is None else env), **{key: options.pop(key) for key in [*options] if key.isupper()}}
     environ["PYTHONPATH"] = str(ROOT)  # a script would be compiled at each call
-    options = {"stdout": -1, "stderr": -1, "text": True, "timeout": PATIENCE, **options}  # -1: a pipe
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": PATIENCE, **options}
     return subprocess.run([sys.executable, "-m", "port_manager", *words], check=False, env=environ, **options)
 
 

@@ -54,7 +54,7 @@ class Held:
 
     def __init__(self, *bind: tuple[str, int] | int, cwd: Any = None, more: Sequence[str] = (), **spec: Any) -> None:
         words = [*holding(*bind, **spec), *more]
-        self.process: Any = subprocess.Popen(words, stdout=-1, text=True, cwd=cwd, start_new_session=True)
+        self.process: Any = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=cwd, start_new_session=True)
         told = json.loads(self.process.stdout.readline())
         self.pid, self.children, self.strangers = told["pid"], told["children"], told["strangers"]
         self.said = told.get("said")

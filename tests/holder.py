@@ -117,7 +117,8 @@ def start(spec, socks):
     for sock in socks:
         sock.set_inheritable(bool(spec.get("leaks")))
     if not spec.get("terminal"):
-        return subprocess.Popen(spec["starts"], close_fds=False, stdin=-3, stdout=-3).pid  # /dev/null
+        null = subprocess.DEVNULL
+        return subprocess.Popen(spec["starts"], close_fds=False, stdin=null, stdout=null).pid
     pid, terminal = pty.fork()
     if pid == 0:
         os.write(1, b"here")
