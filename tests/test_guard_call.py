@@ -131,7 +131,7 @@ def test_what_each_server_documents(command):
     assert {told(option, "192.0.2.7") for option in hosts.split()} <= {f"192.0.2.7:{port}"}
     assert {told(option, "9000") for option in ports.split()} <= {f"{host or '0.0.0.0'}:9000"}
     assert {told(option, "192.0.2.7:9000") for option in binds.split()} <= {"192.0.2.7:9000"}
-    assert {told(option, "1") for option in elsewhere.split()} <= {""}
+    assert {told(option) for option in elsewhere.split()} <= {""}
     names = variables.replace("-", "").split()[::-1]
     if names:
         environ = dict(zip(names, ("9000", "192.0.2.7")))
