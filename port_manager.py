@@ -2416,7 +2416,7 @@ class _Freeing:
         families = _families(look.holders)
         agreed, self.agreed = self.agreed, None
         roots: list[object] = [(root.pid, root.started) for root, _ in families]
-        if agreed and agreed != roots:
+        if agreed and not {*roots} <= {*agreed}:  # some may have ended
             return "somebody else holds the port now: nobody was stopped; try again"
         for root, children in families:
             if root.pid and not agreed:
