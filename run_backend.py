@@ -465,8 +465,9 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
     called = re.split("[(.]", name)[0]
     made = module.made(called) or unknown
     there = {called, "*", "__getattr__"} & {*module.bound}
-    runs = re.search(RUNS_AT_ONCE, module.source)  # another server could not import it
-    if runs or not (made and made.kinds and there) or made.call == "class" or (made.call and made.kinds == "dash"):
+    if not (made and made.kinds and there) or made.call == "class" or (made.call and made.kinds == "dash"):
+        return None
+    if re.search(RUNS_AT_ONCE, module.source):  # another server could not import it
         return None
     kinds = made.kinds
     if name == called and kinds == "dash":
