@@ -7,7 +7,6 @@ address, port, listening, pid, inode and v6only; processes pid, parent, name, co
 from __future__ import annotations
 
 import os
-import time
 from typing import Any, Callable, Iterable
 
 import port_manager as pm
@@ -30,7 +29,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
 write, status, on_terminal = pm.write_line, pm._status, pm._on_terminal
-clean, title, decoded, short_folder = pm._clean, pm._title, pm._decoded, pm._short_folder
+clean, title, age, decoded, short_folder = pm._clean, pm._title, pm._age, pm._decoded, pm._short_folder
 bind_error, run, answer = pm._bind_error, pm._run, pm._Answer
 proc_is_ours, forget, system_of = pm._proc_is_ours, pm._proc_is_ours.cache_clear, pm._system_of
 families, is_in_the_family = pm._families, pm._is_a_worker
@@ -44,6 +43,8 @@ PARTS: dict[str, tuple[Any, str]] = {
     "terminal": (pm, "_can_ask"),  # whether there is one to ask on
     "question": (pm, "_agreed"),  # (question) -> whether the person says yes
     "preview": (pm, "_preview"),  # (port, host, options) -> PortResult
+    "freeing": (pm, "_ensure"),  # (port, host, options) -> PortResult
+    "must stay": (pm, "_must_stay"),  # (look, holder, …) -> an iterator over the reasons
     "superuser": (pm._Linux, "is_superuser"),  # (system) -> whether this process counts as root
     "folder": (pm._Linux, "folder"),  # (system, pid, cwd) -> its working directory, None: out of reach
 }
@@ -54,16 +55,6 @@ def stand_in(patch: Any, part: str, answer: Callable[..., Any]) -> None:
     patch.setattr(*PARTS[part], answer)
     if part == "sock_diag":
         patch.setattr(pm._Linux, "sources", (answer, *pm._Linux.sources[1:]))
-
-
-def span(seconds: float | None) -> str:
-    """How the age of a process is told that was started so many seconds ago; None: that is not known."""
-    return pm._age(Holder(9, 1, "", "", "", "", None if seconds is None else time.time() - seconds, ()))
-
-
-def taken_before_the_bind(patch: Any) -> None:
-    """Let every port count as freed, whoever holds it."""
-    patch.setattr(pm, "_ensure", lambda port, host, _: pm.PortResult(port, host, True, [], [], [], None, None, {}))
 
 
 def limits(patch: Any, **limits: float) -> None:
@@ -216,20 +207,9 @@ def in_cgroups(patch: Any, paths: dict[Any, str]) -> None:
     patch.setattr(pm, "_file_of", lambda pid, name: told[pid] if name == "cgroup" and pid in told else real(pid, name))
 
 
-def precious(patch: Any, pid: int) -> None:
-    """Let this process be one who must stay, and no other."""
-    patch.setattr(pm, "_must_stay", lambda look, holder, *_: iter(["it is precious"] if holder.pid == pid else []))
-
-
 def ancestry_is_hidden(patch: Any, oldest: float) -> None:
     """Let this process alone be seen of its line, and the oldest seen one have started then."""
     patch.setattr(pm._Linux, "ancestry", lambda self: pm._Ancestry([os.getpid()], oldest))
-
-
-def on_the_way_to_its_folder(patch: Any, pid: int, then: Callable[[], Any]) -> None:
-    """Call this when the folder of a process is asked for."""
-    real = pm._Linux.folder
-    patch.setattr(pm._Linux, "folder", lambda self, at, cwd: (at == pid and then(), real(self, at, cwd))[1])
 
 
 # Stop and verify

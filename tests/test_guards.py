@@ -484,9 +484,9 @@ def test_ask_on_a_terminal(port, hold, answer):
 
 def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, stays):
     """While the person thinks, the holder may become one who must stay."""
-    held = hold(port)
+    held, precious = hold(port), lambda *_: iter(["it is precious"])
     seam.stand_in(monkeypatch, "terminal", lambda: True)
-    seam.stand_in(monkeypatch, "question", lambda *_: seam.precious(monkeypatch, held.pid) or True)
+    seam.stand_in(monkeypatch, "question", lambda *_: seam.stand_in(monkeypatch, "must stay", precious) or True)
     stays(held, port, "it is precious", policy="ask")
 
 

@@ -184,7 +184,7 @@ def test_nobody_is_asked_about_a_child_that_has_just_exited(port, hold, monkeypa
         os.kill(child, signal.SIGKILL)
         assert eventually(lambda: child not in held.alive())
 
-    seam.on_the_way_to_its_folder(monkeypatch, child, end)
+    seam.stand_in(monkeypatch, "folder", lambda _, pid, cwd: end() if pid == child else os.getcwd())
     seam.stand_in(monkeypatch, "terminal", lambda: True)
     seam.stand_in(monkeypatch, "question", lambda question: pytest.fail(question))
     assert ensure_port_available(port) is True and held.alive() == []
