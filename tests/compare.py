@@ -70,7 +70,7 @@ def an_own_end() -> bool:
 
 def tidying() -> bool:
     """It needs a moment to clean up, and says so when it could."""
-    server = Held(("0.0.0.0", PORT), says="tidied", tidies=0.2)
+    server = Held(("0.0.0.0", PORT), says="tidied")
     run()
     return gone(server) and server.process.stdout.read() == "tidied"
 

@@ -2,16 +2,15 @@
 
 It is started by the tests as a real process of its own. Keys: bind (list of [host, port]), reuse, reuseport, v6only,
 listen, udp, connect ([host, port], from the first bound address), stand_by (bind as soon as that can be done),
-ignore_term, drain (close the listener on SIGTERM, and live on), says (a text, on SIGTERM, after as many seconds as
-tidies), tells_time (as its last deed, on SIGTERM), children (how many share the listener), own_sockets (each child
-binds for itself with SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies
-once its children run), strangers (how many processes without the socket are started after each child), respawns (a
-new child for each that ends, until SIGTERM), silent_parent (the parent closes the listener and waits), starts (a
-program, and with terminal on one of its own; with leaks it inherits the listener), runs (a shell's command, before it
-tells), name (of the process), first (the name of the first child), uid (to change to; or the real, effective and
-saved one), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread lives on), generations
-(on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after another), spawns (a
-worker by multiprocessing, which alone listens).
+ignore_term, drain (close the listener on SIGTERM, and live on), says (a text, on SIGTERM, after 0.2 s), tells_time (as
+its last deed, on SIGTERM), children (how many share the listener), own_sockets (each child binds for itself with
+SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies once its children run),
+strangers (how many processes without the socket are started after each child), respawns (a new child for each that
+ends, until SIGTERM), silent_parent (the parent closes the listener and waits), starts (a program, and with terminal on
+one of its own; with leaks it inherits the listener), runs (a shell's command, before it tells), name (of the process),
+first (the name of the first child), uid (to change to; or the real, effective and saved one), exit_after (seconds),
+double_fork, first_thread_ends (of a child; another thread lives on), generations (on SIGTERM it leaves the socket to a
+child, so often), forks (for requests that come one after another).
 """
 
 import contextlib
@@ -49,7 +48,7 @@ def behave(spec, socks):
         "ignore_term": signal.SIG_IGN,
         "generations": lambda *_: leave_the_socket_to_a_child(spec),
         "drain": lambda *_: [sock.close() for sock in socks],
-        "says": lambda *_: (time.sleep(spec.get("tidies", 0)), os.write(1, spec["says"].encode()), os._exit(0)),
+        "says": lambda *_: (time.sleep(0.2), os.write(1, spec["says"].encode()), os._exit(0)),
         "tells_time": lambda *_: (os.write(1, b"%d" % time.monotonic_ns()), os._exit(0)),
         "respawns": lambda *_: STOP.append(1),
     }
@@ -127,16 +126,6 @@ def start(spec, socks):
     return pid
 
 
-def spawn(spec):
-    """A worker in an interpreter of its own, as by multiprocessing; what this process has bound does not listen."""
-    import subprocess
-
-    words = [sys.executable, "-S", "-E", __file__, json.dumps({**spec, "spawns": 0}), "multiprocessing"]
-    worker = subprocess.Popen(words, stdout=subprocess.PIPE)
-    worker.stdout.readline()
-    return worker.pid
-
-
 def stand_by(spec):
     """Tell at once, and take the port when that can be done."""
     print(json.dumps({"pid": os.getpid(), "children": [], "strangers": []}), flush=True)
@@ -182,9 +171,9 @@ def main():
     spec = json.loads(sys.argv[1])
     if spec.get("stand_by"):
         return stand_by(spec)
-    bound = listeners({**spec, "listen": False}) if spec.get("master_binds") or spec.get("spawns") else []
-    socks = bound if spec.get("own_sockets") or spec.get("spawns") else listeners(spec)
-    told = {"pid": os.getpid(), "children": [spawn(spec)] if spec.get("spawns") else [], "strangers": []}
+    bound = listeners({**spec, "listen": False}) if spec.get("master_binds") else []
+    socks = bound if spec.get("own_sockets") else listeners(spec)
+    told = {"pid": os.getpid(), "children": [], "strangers": []}
     for number in range(spec.get("children", 0)):
         named = {"name": spec["first"]} if "first" in spec and number == 0 else {}
         child, pid = forked(serve, {**spec, **named, "respawns": False}, socks)
@@ -199,8 +188,6 @@ def main():
         told["children"].append(start(spec, socks))
     if spec.get("runs"):
         told["said"] = os.popen(spec["runs"]).read()
-    if spec.get("children"):
-        spec.pop("uid", None)  # the parent keeps its rights
     behave(spec, socks)
     print(json.dumps(told), flush=True)
     if spec.get("orphans"):
