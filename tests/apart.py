@@ -22,7 +22,7 @@ from typing import Any, Callable
 
 import pytest
 
-from .conftest import NOBODY, ROOT_USER
+from .conftest import ROOT_USER, told_by_a_fork
 from .holder import change_command
 
 NETLINK = ({"x86_64": 41, "aarch64": 198}.get(platform.machine(), -1), 16)  # the number of socket(), and AF_NETLINK
@@ -35,10 +35,7 @@ def apart(test: Callable[..., None], *, box: bool = False) -> Callable[..., None
 
     @functools.wraps(test)
     def run(*args: Any, **named: Any) -> None:
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            told = ["", ""]
+        def told() -> tuple[str, str]:
             try:
                 os.setsid()
                 signal.alarm(100)  # nothing outlives a test run that was cut short
@@ -48,17 +45,13 @@ def apart(test: Callable[..., None], *, box: bool = False) -> Callable[..., None
                 test(*args, **named)
             except BaseException as error:  # noqa: BLE001 (a forked test run must not go on)
                 skipped = type(error).__name__ == "Skipped"
-                told = [type(error).__name__, str(error) if skipped else traceback.format_exc()]
-            with contextlib.suppress(OSError):
-                _end_children()
-            os.write(write, json.dumps(told).encode() + b"\n")
-            os._exit(0)
-        os.close(write)
-        with open(read, "rb") as pipe:
-            line = pipe.readline()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+                return type(error).__name__, str(error) if skipped else traceback.format_exc()
+            finally:
+                with contextlib.suppress(OSError):
+                    _end_children()
+            return "", ""
+
+        line = told_by_a_fork(told).decode()
         kind, text = json.loads(line or '["killed", "the test was killed, or ended without a word"]')
         if kind:
             (pytest.skip if kind == "Skipped" else pytest.fail)(text)
@@ -133,13 +126,6 @@ def forked(act: Callable[[], Any], pid: int | None = None) -> int:
     return child
 
 
-def give_up_rights() -> None:
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
-    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: its user may look at it, as after an exec
-
-
 class InFlight:
     """A listener that no process holds: it lies in a Unix socket until it is taken out, or that is closed."""
 
@@ -163,15 +149,15 @@ class InFlight:
 
 def when_it_says(text: str, act: Callable[[], None]) -> None:
     """Do something as soon as port_manager logs a line that contains a text, once."""
+    logger, acts = logging.getLogger("port_manager"), [act]
 
-    class Once(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if text in record.getMessage():
-                logging.getLogger("port_manager").removeHandler(self)
-                act()
+    def noticed(record: logging.LogRecord) -> bool:
+        if acts and text in record.getMessage():
+            acts.pop()()
+        return True
 
-    logging.getLogger("port_manager").addHandler(Once())
-    logging.getLogger("port_manager").setLevel(10)
+    logger.addFilter(noticed)
+    logger.setLevel(10)
 
 
 def swapped(port: int, name: str) -> tuple[int, Callable[[], None]]:

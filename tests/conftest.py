@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import json
 import os
 import random
@@ -128,13 +130,21 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
     return lambda: "\n".join(record.getMessage() for record in caplog.records if record.name == "port_manager")
 
 
-def command_line(*words: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m port_manager …`` to its end; names in capitals are variables of its environment."""
+def python(*words: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a Python program to its end; names in capitals are variables of its environment."""
     # os.environ is named since readline sets LINES and COLUMNS in the C library's environment alone.
     environ = {**(os.environ if env is None else env), **{key: options.pop(key) for key in [*options] if key.isupper()}}
     environ["PYTHONPATH"] = str(ROOT)  # a script would be compiled at each call
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "timeout": PATIENCE, **options}
-    return subprocess.run([sys.executable, "-m", "port_manager", *words], check=False, env=environ, **options)
+    options = {"capture_output": True, "text": True, "timeout": PATIENCE, **options}
+    return subprocess.run([sys.executable, *words], check=False, env=environ, **options)
+
+
+command_line = functools.partial(python, "-m", "port_manager")
+
+
+def ensured(folder: Path | str, port: int, code: str = ENSURE, **environ: str) -> subprocess.CompletedProcess[str]:
+    """An automatic start in a folder, without a terminal."""
+    return python("-c", code, str(port), cwd=folder, stdin=subprocess.DEVNULL, **environ)
 
 
 def on_a_terminal(
@@ -159,33 +169,38 @@ def on_a_terminal(
     return shown.decode(), after.decode("utf-8", "replace"), os.waitpid(pid, 0)[1] >> 8
 
 
-def ensured(folder: Path | str, port: int, code: str = ENSURE, **environ: str) -> subprocess.CompletedProcess[str]:
-    """An automatic start in a folder, without a terminal."""
-    words, env = [sys.executable, "-c", code, str(port)], {**os.environ, "PYTHONPATH": str(ROOT), **environ}
-    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": PATIENCE}
-    return subprocess.run(words, cwd=folder, env=env, check=False, **options)
+def give_up_rights() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: its user may look at it, as after an exec
+
+
+def told_by_a_fork(question: Callable[[], Any]) -> bytes:
+    """What a fork of this process answers, or why it could not, as JSON; nothing where it was killed."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = question()
+        except BaseException as error:  # noqa: BLE001 (a forked test run must not go on)
+            answer = repr(error)
+        os.write(write, json.dumps(answer).encode() + b"\n")
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as pipe:
+        line = pipe.readline()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return line
 
 
 def as_nobody(question: Callable[[], Any]) -> Any:
     """The answer that a process of user nobody gets; only root may ask."""
     import argparse, difflib, pwd, select, struct  # noqa: F401, I001
 
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            answer = question()
-        except BaseException as error:  # noqa: BLE001 (a forked test run must not go on)
-            answer = repr(error)
-        os.write(write, json.dumps(answer).encode())
-        os._exit(0)
-    os.close(write)
-    os.waitpid(child, 0)
-    with open(read, "rb") as pipe:
-        return json.loads(pipe.read())
+    return json.loads(told_by_a_fork(lambda: (give_up_rights(), question())[1]))
 
 
 @pytest.fixture
