@@ -59,48 +59,36 @@ DECISIONS = {
     "| anything else": "guards.the_names_of_development_and_all_others",
     "| cannot be had": "free_or_not.the_troubles_have_messages_of_their_own",
 }
-LISTS = {
-    "safety": (SAFETY, re.findall("(?m)^- .+", section("Who is never stopped").partition("\n\nNobody")[0])),
-    "decisions": (DECISIONS, rows(section("What happens"))),
-}
+LISTS = [
+    (SAFETY, re.findall("(?m)^- .+", section("Who is never stopped").partition("\n\nNobody")[0])),
+    (DECISIONS, rows(section("What happens"))),
+]
+MODULES = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("*.py")}
 
 
-def source(test: str) -> str:
-    """The module of a test."""
-    return (ROOT / "tests" / f"test_{test.partition('.')[0]}.py").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_each_line_is_named_by_tests_that_exist(name):
-    promises, lines = LISTS[name]
+@pytest.mark.parametrize(("promises", "lines"), LISTS, ids=["safety", "decisions"])
+def test_each_line_is_named_by_tests_that_exist(promises, lines):
     assert len(lines) == len(promises)
     for line in lines:
         assert len([words for words in promises if words in line]) == 1, line
-    named = {test for tests in promises.values() for test in tests.split()}
-    assert [test for test in named if f"\ndef test_{test.partition('.')[2]}(" not in source(test)] == []
+    for test in " ".join(promises.values()).split():
+        module, _, name = test.partition(".")
+        assert f"\ndef test_{name}(" in MODULES[f"test_{module}"], test
 
 
-def test_the_sentences_of_troubleshooting_are_tested():
-    """The longest words of each that never change stand in a test."""
-    modules = {file.stem: file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py")}
-    tests = "\n".join(text for name, text in modules.items() if name != "test_promises").lower()
-    quotes = [quote for row in rows(section("Troubleshooting")) for quote in re.findall("`([^`]+)`", row.split("|")[1])]
-    assert len(quotes) > 25
-    for quote in quotes:
-        assert max(re.split(" also |…", quote), key=len).strip(" ;:").lower() in tests, quote
-
-
-@pytest.mark.parametrize("table", ["Troubleshooting", "中文说明"])
-def test_troubleshooting_quotes_messages_that_exist(table):
+@pytest.mark.parametrize(("table", "least"), [("Troubleshooting", 26), ("中文说明", 10)])
+def test_troubleshooting_quotes_messages_that_exist_and_are_tested(table, least):
+    """All of the words that never change stand in the code, and the longest of each in a test."""
     code = "".join(Path(file).read_text(encoding="utf-8") for file in (PORT_MANAGER, RUN_BACKEND))
     code = re.sub(r'"\s*\+?\s*\(?f?"', "", code)  # a text that continues on the next line
     code = re.sub(r"\{[^{}\n]*\}", "…", code)
+    tests = "\n".join(text for name, text in MODULES.items() if name[:5] == "test_" and name != "test_promises").lower()
     cells = [line.split("|")[1] for line in rows(section(table).partition("以及该怎么做")[2] or section(table))]
     quotes = [quote for cell in cells for quote in re.findall("`([^`]+)`", cell)]
-    assert len(quotes) > 9
+    assert len(quotes) >= least
     for quote in quotes:
-        for part in re.split("(?<=would also )|…", quote):
-            assert part.strip() in code, quote
+        assert all(part.strip() in code for part in re.split("(?<=would also )|…", quote)), quote
+        assert max(re.split(" also |…", quote), key=len).strip(" ;:").lower() in tests, quote
 
 
 @pytest.mark.parametrize(("groups", "status"), [("machine", 1), ("machine packages", 0)])
@@ -113,7 +101,6 @@ def test_skips_are_counted(tmp_path, groups, status):
 
 
 def test_the_map_has_every_module():
-    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
-    modules = {file.stem for file in (ROOT / "tests").glob("*.py") if not file.stem.startswith("__")}
-    named = set(re.findall(r"`(\w+)(?:\.py)?`", text))
+    modules = {name for name in MODULES if not name.startswith("__")}
+    named = set(re.findall(r"`(\w+)(?:\.py)?`", (ROOT / "tests" / "README.md").read_text(encoding="utf-8")))
     assert modules <= named and {name for name in named if name.startswith("test_")} <= modules
