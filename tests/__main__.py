@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
-from .environ import made
+from .held import clean_environ
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
@@ -66,7 +66,7 @@ def main() -> int:
     needed = packages("test", *(["servers"] if "--servers" in sys.argv[1:] else []))
     present = all(importlib.util.find_spec(name.replace("-", "_")) for name in needed)
     pytest = [sys.executable if present else environment(needed), "-m", "pytest"]
-    environ = {**made(), **{name: value for name, value in os.environ.items() if name.startswith("TESTS_")}}
+    environ = {**clean_environ(), **{name: value for name, value in os.environ.items() if name.startswith("TESTS_")}}
     if words:
         return subprocess.run([*pytest, *words], env=environ, check=False).returncode
     if sys.stdout.isatty():

@@ -18,13 +18,12 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from . import seam
-from .environ import made
-from .held import HOLDER, PATIENCE, ROOT, Held, birth, can_bind, ended, eventually, holding  # noqa: F401
+from .held import HOLDER, PATIENCE, ROOT, Held, birth, can_bind, clean_environ, ended, eventually, holding  # noqa: F401
 from .skips import pytest_sessionfinish  # noqa: F401
 
-environment = made()
+kept = clean_environ()
 os.environ.clear()
-os.environ.update(environment)
+os.environ.update(kept)
 
 PORT_MANAGER = str(ROOT / "port_manager.py")
 RUN_BACKEND = str(ROOT / "run_backend.py")

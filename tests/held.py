@@ -1,4 +1,7 @@
-"""Holders that are started for real (see holder.py), and what can be seen of them; no need of pytest."""
+"""Holders that are started for real (see holder.py), what can be seen of them, and the environment that tests begin in.
+
+Nothing here needs pytest.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,18 @@ from typing import Any, Callable, Sequence
 ROOT = Path(__file__).resolve().parent.parent
 HOLDER = str(ROOT / "tests" / "holder.py")
 PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded machine little is quick
+
+# What is taken over from whoever starts the tests; all else would change what the tools and servers under test do.
+KEPT = ("HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "SYSTEMROOT", "TEMP", "TMP")
+# TESTS_NAME is NAME for them: .ci/containers says so where its docker is.
+KEPT_PREFIXES = ("COVERAGE_", "PYTEST_")
+
+
+def clean_environ() -> dict[str, str]:
+    """Made here, so that the tests do the same wherever they are started."""
+    kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
+    given = {name[len("TESTS_") :]: value for name, value in os.environ.items() if name.startswith("TESTS_")}
+    return {**kept, **given, "LC_ALL": "C.UTF-8"}
 
 
 def birth(pid: int) -> str | None:
