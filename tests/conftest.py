@@ -18,7 +18,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from . import seam
-from .held import HOLDER, PATIENCE, ROOT, Held, birth, can_bind, clean_environ, ended, eventually, holding  # noqa: F401
+from .held import PATIENCE, ROOT, Held, birth, can_bind, clean_environ, ended, eventually, holding  # noqa: F401
 from .skips import pytest_sessionfinish  # noqa: F401
 
 kept = clean_environ()

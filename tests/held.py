@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Callable, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-HOLDER = str(ROOT / "tests" / "holder.py")
 PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded machine little is quick
 
 # What is taken over from whoever starts the tests; all else would change what the tools and servers under test do.
@@ -61,7 +60,7 @@ def can_bind(port: int, host: str = "127.0.0.1", reuse: int = 1) -> bool:
 def holding(*bind: tuple[str, int] | int, **spec: Any) -> list[str]:
     """The command line of a holder; a number is a port of 127.0.0.1."""
     spec["bind"] = [("127.0.0.1", one) if isinstance(one, int) else one for one in bind]
-    return [sys.executable, "-S", "-E", HOLDER, json.dumps(spec)]
+    return [sys.executable, "-S", "-E", str(ROOT / "tests/holder.py"), json.dumps(spec)]
 
 
 class Held:

@@ -46,20 +46,15 @@ SERVER = WSGI + "import sys, wsgiref.simple_server as s\ns.make_server('', int(s
 STAND_IN = {"src/main.py": FASTAPI, "uvicorn/__init__.py": "", "uvicorn/__main__.py": SERVER}  # where uvicorn is absent
 
 
-@pytest.fixture
-def project(tmp_path, port, start):
-    """A new user's folder with the two files, a shell that speaks of ``python3``, and the port 8000 replaced."""
-    project = Project(tmp_path / "shop", port, start)
-    python = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'
-    project.write({".git/HEAD": "ref: refs/heads/main\n", "bin/python": python, "bin/python3": python})
-    for file in (PORT_MANAGER, RUN_BACKEND):
-        shutil.copy(file, project.folder)
-    return project
-
-
 class Project:
+    """A new user's folder with the two files, a shell that speaks of ``python3``, and the port 8000 replaced."""
+
     def __init__(self, folder: Path, port: int, start) -> None:
-        self.folder, self.port, self._start, self.started = folder, port, start, 0
+        self.folder, self.port, self._start, self.log = folder, port, start, folder / "log"
+        python = f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'
+        self.write({".git/HEAD": "ref: refs/heads/main\n", "bin/python": python, "bin/python3": python})
+        for file in (PORT_MANAGER, RUN_BACKEND):
+            shutil.copy(file, folder)
         home = {"HOME": str(folder.parent), "XDG_RUNTIME_DIR": str(folder)}  # gunicorn writes there
         path = os.pathsep.join([str(folder / "bin"), os.path.dirname(sys.executable), os.environ["PATH"]])
         self.environ = {**os.environ, **home, "PATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "80", "PORT": str(port)}
@@ -72,17 +67,24 @@ class Project:
             file.chmod(0o755)
 
     def start(self, command: str):
-        """Start a command of the README in a shell; its output goes to a file."""
-        self.started += 1
+        """Start a command of the README in a shell; its output goes to a file of its own."""
+        self.log = self.log.with_name(f"{self.log.name}+")
         command = re.sub("8000|9000|3000", str(self.port), command)
-        self.log = self.folder / f"log{self.started}"
         with open(self.log, "w") as log:
             return self._start("sh", "-c", command, cwd=self.folder, env=self.environ, stdout=log)
+
+    def ends(self, command: str, status: int = 0) -> None:
+        assert self.start(command).wait(PATIENCE) == status, self.log.read_text()
 
     def answers(self, *but: str) -> str:
         """What its port comes to answer, other than that."""
         assert eventually(lambda: asked(self.port) not in ("", *but)), self.log.read_text()
         return asked(self.port)
+
+
+@pytest.fixture
+def project(tmp_path, port, start):
+    return Project(tmp_path / "shop", port, start)
 
 
 def shown(line: str, port: int) -> str:
@@ -172,13 +174,13 @@ def test_the_pytest_fixture(project):
     (recipe,) = blocks("python", "# conftest.py")
     test = "from urllib.request import urlopen\ndef test_page(server):\n    assert urlopen(server).read()\n"
     project.write({**STAND_IN, "conftest.py": recipe, "test_page.py": test})
-    assert project.start("python -m pytest -q -p no:cacheprovider").wait(PATIENCE) == 0, project.log.read_text()
+    project.ends("python -m pytest -q -p no:cacheprovider")
 
 
 def test_the_dockerfile_compiles(project):
     (line,) = [line for text in blocks("dockerfile") for line in text.splitlines() if "compileall" in line]
     project.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONPYCACHEPREFIX="")
-    assert project.start(line.partition(" ")[2]).wait(PATIENCE) == 0
+    project.ends(line.partition(" ")[2])
     assert [*project.folder.glob("__pycache__/port_manager.*.pyc")]
 
 
@@ -200,7 +202,7 @@ def test_the_shape_of_the_json(project):
             return {key: shape(inner) for key, inner in value.items()}
         return [shape(inner) for inner in value[:1]] if isinstance(value, list) else type(value)
 
-    project.start(f"python3 port_manager.py check {project.port} --json").wait(PATIENCE)
+    project.ends(f"python3 port_manager.py check {project.port} --json", status=1)
     assert shape(json.loads(project.log.read_text())) == shape(json.loads(text))
 
 
@@ -216,7 +218,7 @@ def test_a_call_of_the_command_line(project, hold, words):
     words = re.sub(r"\d000-\d+", f"{project.port}-{project.port + 9}", words.replace(" 9229", ""))
     words += " --timeout 1" if " wait " in words else ""
     fails = re.match(r"port_manager.py (check|\d|wait (?!.*listening))", words)
-    assert project.start(f"python3 {words}").wait(PATIENCE) == (1 if fails else 0), project.log.read_text()
+    project.ends(f"python3 {words}", status=1 if fails else 0)
     assert can_bind(project.port) == (" free 8000" in words and "-n" not in words)
 
 

@@ -167,8 +167,8 @@ def test_the_whole_family_goes_and_nobody_else(name, serve, port, ports, hold, s
     assert client.alive() == [client.pid] and neighbour.alive() == [neighbour.pid]
 
 
-# An app that begins with guard(), where the server binds first: how many workers load it, where a second server may
-# share the port. Their masters bind with SO_REUSEPORT and do not listen: the port is theirs when a worker loads the app.
+# An app that begins with guard(), where the server binds first; how many workers load it, where servers may share the
+# port: their masters bind with SO_REUSEPORT and do not listen, and the port is theirs when a worker loads the app.
 
 BINDS_FIRST = {
     **{name: (SERVERS[name], 0) for name in ("uvicorn-reload", "uvicorn-workers", "gunicorn", "hypercorn")},
@@ -190,7 +190,7 @@ threading.Timer(0.5, turn.close).start()
 
 @pytest.mark.parametrize("name", BINDS_FIRST)
 def test_guard_stops_nobody_where_the_server_binds_first(name, serve, port, said):
-    """The port is an ancestor's, or its own, when the app is loaded; a second server fails before that, or shares it."""
+    """The port is an ancestor's, or its own, when the app is loaded; a second server fails before, or shares it."""
     server, workers = BINDS_FIRST[name][0].guarded(), BINDS_FIRST[name][1]
     if workers:
         server = server._replace(files={"app.py": IN_TURN % server.files["app.py"]})

@@ -93,8 +93,8 @@ DJANGOS = {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}
 DASH = "from dash import Dash\napp = Dash('x')\n"
 UNGUARDED = "from bottle import Bottle, run\napp = Bottle()\nrun(app, port=8080)\n"
 KEEP_ALIVE = FLASK + "def run():\n    app.run(port=8080)\n\ndef keep_alive():\n    Thread(target=run).start()\n"
-SKIPPED = """setup conftest test_web port_manager run_backend tests/a test/a migrations/a alembic/a node_modules/a venv/a
-env/a site-packages/a docs/a build/a dist/a example/a examples/a demo/a demos/a sample/a samples/a benchmark/a
+SKIPPED = """setup conftest test_web port_manager run_backend tests/a test/a migrations/a alembic/a node_modules/a
+venv/a env/a site-packages/a docs/a build/a dist/a example/a examples/a demo/a demos/a sample/a samples/a benchmark/a
 benchmarks/a load_tests/a"""
 FOLDERS = [
     # by the conventions of fastapi and flask, and by ours
