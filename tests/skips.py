@@ -16,7 +16,7 @@ STATED = {
     "programs": "(node|npm|nginx|redis-server|busybox|dash|litestar|quart|sanic) is not installed",
     "packages": "could not import|is not installed|no debugpy",  # python3 -m tests --servers installs these
     "user": "root|a normal user|(ss|lsof|netstat) is not installed|no lsof",
-    "python": "no pidfd_open|of Python 3.11",
+    "python": "no pidfd_open",
 }
 
 
