@@ -136,12 +136,12 @@ def stand_by(spec):
         time.sleep(0.0002)
 
 
-def forked(act, *given):
-    """A child, and the PID that it (or its own child) tells when it is ready, through the pipe that act is given."""
+def forked(spec, socks):
+    """A child, and the PID that it (or its own child) tells when it is ready."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        act(write, *given)
+        serve(write, spec, socks)
         os._exit(0)
     os.close(write)
     told = int(os.read(read, 16))
@@ -152,18 +152,13 @@ def forked(act, *given):
 def serve(pipe, spec, socks):
     if spec.get("double_fork") and os.fork():
         return
+    for sock in socks if spec.get("strange") else []:
+        sock.close()
     socks = listeners(spec) if spec.get("own_sockets") else socks
     behave(spec, socks)
     os.write(pipe, b"%d" % os.getpid())
     if spec.get("first_thread_ends"):
         live_without_the_first_thread(spec)
-    live(spec)
-
-
-def stay_beside(pipe, spec, socks):
-    for sock in socks:
-        sock.close()
-    os.write(pipe, b"%d" % os.getpid())
     live(spec)
 
 
@@ -176,14 +171,13 @@ def main():
     told = {"pid": os.getpid(), "children": [], "strangers": []}
     for number in range(spec.get("children", 0)):
         named = {"name": spec["first"]} if "first" in spec and number == 0 else {}
-        child, pid = forked(serve, {**spec, **named, "respawns": False}, socks)
+        child, pid = forked({**spec, **named, "respawns": False}, socks)
         told["children"].append(pid)
         if spec.get("double_fork"):
             os.waitpid(child, 0)
-        told["strangers"] += [forked(stay_beside, spec, socks)[0] for _ in range(spec.get("strangers", 0))]
-    if spec.get("silent_parent"):
-        for sock in socks:
-            sock.close()
+        told["strangers"] += [forked({"strange": True}, socks)[0] for _ in range(spec.get("strangers", 0))]
+    for sock in socks if spec.get("silent_parent") else []:
+        sock.close()
     if spec.get("starts"):
         told["children"].append(start(spec, socks))
     if spec.get("runs"):

@@ -6,7 +6,6 @@ address, port, listening, pid, inode and v6only; processes pid, parent, name, co
 
 from __future__ import annotations
 
-import os
 from typing import Any, Callable, Iterable
 
 import port_manager as pm
@@ -32,7 +31,7 @@ write, status, on_terminal = pm.write_line, pm._status, pm._on_terminal
 clean, title, age, decoded, short_folder = pm._clean, pm._title, pm._age, pm._decoded, pm._short_folder
 bind_error, run, answer = pm._bind_error, pm._run, pm._Answer
 proc_is_ours, forget, system_of = pm._proc_is_ours, pm._proc_is_ours.cache_clear, pm._system_of
-families, is_in_the_family = pm._families, pm._is_a_worker
+families, is_in_the_family, ancestors = pm._families, pm._is_a_worker, pm._Ancestry
 
 # What a test may put in the place of a part: stand_in(patch, "bind", answer).
 PARTS: dict[str, tuple[Any, str]] = {
@@ -45,6 +44,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "preview": (pm, "_preview"),  # (port, host, options) -> PortResult
     "freeing": (pm, "_ensure"),  # (port, host, options) -> PortResult
     "must stay": (pm, "_must_stay"),  # (look, holder, …) -> an iterator over the reasons
+    "ancestry": (pm._Linux, "ancestry"),  # (system) -> this process and those above it, as in ancestors
     "superuser": (pm._Linux, "is_superuser"),  # (system) -> whether this process counts as root
     "folder": (pm._Linux, "folder"),  # (system, pid, cwd) -> its working directory, None: out of reach
 }
@@ -205,11 +205,6 @@ def in_cgroups(patch: Any, paths: dict[Any, str]) -> None:
     real = pm._file_of
     told = {pid: f"12:pids:/\n0::/{path}\n".encode() for pid, path in paths.items()}
     patch.setattr(pm, "_file_of", lambda pid, name: told[pid] if name == "cgroup" and pid in told else real(pid, name))
-
-
-def ancestry_is_hidden(patch: Any, oldest: float) -> None:
-    """Let this process alone be seen of its line, and the oldest seen one have started then."""
-    patch.setattr(pm._Linux, "ancestry", lambda self: pm._Ancestry([os.getpid()], oldest))
 
 
 # Stop and verify

@@ -246,7 +246,7 @@ def test_what_is_told_of_a_holder_keeps_it_alive(port, hold, monkeypatch, said, 
         return found
 
     seam.readings(monkeypatch, "linux", read)
-    seam.ancestry_is_hidden(monkeypatch, oldest)
+    seam.stand_in(monkeypatch, "ancestry", lambda _: seam.ancestors([os.getpid()], oldest))
     assert ensure_port_available(port, MINE) is False
     assert sentence in said() and sent == [] and held.alive()
 
