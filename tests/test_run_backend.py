@@ -364,17 +364,13 @@ def test_a_page_is_for_folders_without_code(project, call, capsys):
     assert "small page" in call("--dry-run --host 127.0.0.3").stdout
 
 
-@pytest.mark.parametrize(
-    "files",
-    [
-        {"backend/app/main.py": "from app.db import x\n" + FASTAPI, "backend/app/db.py": ""},
-        {"backend/manage.py": DJANGO, "backend/shop/wsgi.py": GET_WSGI, "server/shop.py": FACTORY},
-        {"one/main.py": FROM_DB, "one/db.py": "", "two/main.py": FASTAPI, "The Shop/app.py": FLASK},
-        {"a/b/c.py": FLASK, "my-shop/web/api.py": FACTORY, "v1.0/app.py": FLASK, "My Tools/serve.py": UNGUARDED},
-        {"shop/manage.py": DJANGO, "web.py": KEEP_ALIVE, "main.py": "bot()", "jobs.py": NEEDY},
-    ],
-    ids="-".join,
-)
+@pytest.mark.parametrize("files", [
+    {"backend/app/main.py": "from app.db import x\n" + FASTAPI, "backend/app/db.py": ""},
+    {"backend/manage.py": DJANGO, "backend/shop/wsgi.py": GET_WSGI, "server/shop.py": FACTORY},
+    {"one/main.py": FROM_DB, "one/db.py": "", "two/main.py": FASTAPI, "The Shop/app.py": FLASK},
+    {"a/b/c.py": FLASK, "my-shop/web/api.py": FACTORY, "v1.0/app.py": FLASK, "My Tools/serve.py": UNGUARDED},
+    {"shop/manage.py": DJANGO, "web.py": KEEP_ALIVE, "main.py": "bot()", "jobs.py": NEEDY},
+], ids="-".join)  # fmt: skip
 def test_each_line_that_is_printed_works(project, port, call, installed, files):
     folder = project(files)
     for file in (RUN_BACKEND, PORT_MANAGER):
@@ -404,28 +400,25 @@ def test_the_interpreter_beside_the_app(project, call, installed, name):
 OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
 
 
-@pytest.mark.parametrize(
-    ("freed", "words", "files"),
-    [
-        # the repository's own, unless another is told
-        ("8000", "", APP),
-        ("5006", "", OF_5006),
-        ("5007", "", {**APP, "Procfile": "web: gunicorn app:app -b :${PORT:-5007}"}),
-        ("5008", "", {**APP, ".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008"}),
-        ("8081", "", {"run.py": "import uvicorn\nuvicorn.run('web:app', port=8081)", "web/__init__.py": FASTAPI}),
-        ("9000", "PORT=9000", OF_5006),
-        ("9001", "PORT=9000 --port=9001", OF_5006),
-        # that of a given command
-        ("§", "--port § -- sleep 0", {}),
-        ("§", "--port § -- sh -c 'true ${PORT:-8000}'", {}),
-        ("§", f"--port § -- {sys.executable} manage.py runserver_plus", {}),
-        ("§", "--port § -- nohup uvicorn m:app --port 7", {}),  # the named port is the port
-        ("§", "PORT=§ -- sleep 0", {}),
-        ("", "-- sleep 0", {}),
-        ("§", "-- nice -n 5 uvicorn m:app --port §", {}),
-        ("", f"PORT=§ -- {sys.executable} manage.py migrate", {}),
-    ],
-)
+@pytest.mark.parametrize(("freed", "words", "files"), [
+    # the repository's own, unless another is told
+    ("8000", "", APP),
+    ("5006", "", OF_5006),
+    ("5007", "", {**APP, "Procfile": "web: gunicorn app:app -b :${PORT:-5007}"}),
+    ("5008", "", {**APP, ".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008"}),
+    ("8081", "", {"run.py": "import uvicorn\nuvicorn.run('web:app', port=8081)", "web/__init__.py": FASTAPI}),
+    ("9000", "PORT=9000", OF_5006),
+    ("9001", "PORT=9000 --port=9001", OF_5006),
+    # that of a given command
+    ("§", "--port § -- sleep 0", {}),
+    ("§", "--port § -- sh -c 'true ${PORT:-8000}'", {}),
+    ("§", f"--port § -- {sys.executable} manage.py runserver_plus", {}),
+    ("§", "--port § -- nohup uvicorn m:app --port 7", {}),  # the named port is the port
+    ("§", "PORT=§ -- sleep 0", {}),
+    ("", "-- sleep 0", {}),
+    ("§", "-- nice -n 5 uvicorn m:app --port §", {}),
+    ("", f"PORT=§ -- {sys.executable} manage.py migrate", {}),
+])  # fmt: skip
 def test_the_port_that_is_freed(project, port, call, freed, words, files):
     project(files)
     done = call(f"--dry-run {words}", port)
@@ -467,15 +460,11 @@ def test_a_program_whose_interpreter_is_missing(project, port, call):
 # The page and the server of the standard library
 
 
-@pytest.mark.parametrize(
-    ("files", "host", "at", "option", "told"),
-    [
-        ({}, "::1", "::1", "--page", "on [::1]:§: http://[::1]:§ (a small page)"),
-        ({"wsgi.py": WSGI}, "0.0.0.0", "127.0.0.1", "--wsgiref\0wsgi:application",
-         "on 0.0.0.0:§: http://127.0.0.1:§ (wsgiref, no reload)"),
-    ],
-    ids=["page", "wsgiref"],
-)  # fmt: skip
+@pytest.mark.parametrize(("files", "host", "at", "option", "told"), [
+    ({}, "::1", "::1", "--page", "on [::1]:§: http://[::1]:§ (a small page)"),
+    ({"wsgi.py": WSGI}, "0.0.0.0", "127.0.0.1", "--wsgiref\0wsgi:application",
+     "on 0.0.0.0:§: http://127.0.0.1:§ (wsgiref, no reload)"),
+], ids=["page", "wsgiref"])  # fmt: skip
 def test_the_next_run_takes_the_port_over(project, port, start, files, host, at, option, told):
     project(files)
     servers = []
