@@ -87,6 +87,7 @@ MADE = IMPORTED + "app = create_app()\n"
 SHOP = {"shop/__init__.py": FACTORY}
 NEEDY = FACTORY.replace("=None", "")
 FROM_DB, FROM_SHOP = (f"from {place} import x\n{FASTAPI}" for place in ("db", "shop.db"))
+MAKE = "from fastapi import FastAPI\ndef make(name):\n    return FastAPI()\n"
 CALLED_API = FASTAPI.replace("app =", "api =")
 GET_WSGI = "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()"
 DJANGOS = {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}
@@ -115,7 +116,6 @@ FOLDERS = [
     ("PYTHONPATH=src python uvicorn shop.main:app", {
       "src/shop/__init__.py": "", "src/shop/main.py": FROM_SHOP, "src/shop/db.py": ""}),
     ("PYTHONPATH=shop python gunicorn shop:app", {"shop/__init__.py": "from db import x\n" + FLASK, "shop/db.py": ""}),
-    ("PYTHONPATH=app python uvicorn main:app", {"app/main.py": FROM_DB, "app/db.py": ""}),
     # who builds it, through the imports of this repository
     ("gunicorn run:app", {
       **SHOP, "run.py": IMPORTED + "if __name__ == '__main__':\n    fill()\nelse:\n    app = create_app()\n"}),
@@ -174,9 +174,6 @@ FOLDERS = [
     # declared
     *((command, {**files, "Procfile": f"worker: x\nweb: {web}\n"}) for command, web, files in [
       ("gunicorn shop.wsgi:application --workers 2", "gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT", DJANGOS),
-      ("gunicorn main:app -k uvicorn.workers.UvicornWorker",
-        "python manage.py migrate && exec gunicorn -k uvicorn.workers.UvicornWorker main:app", MAIN),
-      ("-m hypercorn main:app --bind 0.0.0.0:§", "hypercorn main:app --bind=0.0.0.0:$PORT", MAIN),
       ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", "waitress-serve --port=$PORT --threads=2 app:app", APP),
       ("gunicorn shop:app", "flask --app shop run -p $PORT", {**APP, "shop.py": FLASK}),
       ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK}),
@@ -184,7 +181,8 @@ FOLDERS = [
       ("gunicorn app:app", "no-such-yarn app", APP),
       ("server.py", "python server.py", {"server.py": "import http.server"}),
       ("uvicorn a.b:app --app-dir backend", "uvicorn a.b:app --app-dir backend --port $PORT", {"backend/a/b.py": ""}),
-      ("cd backend && python gunicorn a:app", "cd backend && gunicorn a:app", {"backend/a.py": FLASK}),
+      ("cd backend && python gunicorn a:app -k gevent", "cd backend && exec gunicorn -k gevent a:app", {
+        "backend/a.py": FLASK}),
       ("gunicorn a:app --chdir backend", "gunicorn a:app --chdir backend", {"backend/a.py": FLASK}),
       ("gunicorn shop:app", "python run_backend.py shop:app", {**APP, "shop.py": FLASK}),
       ("gunicorn app:app", "python run_backend.py", APP),
@@ -200,15 +198,16 @@ FOLDERS = [
     ("uvicorn b:app", {**MAIN, "b.py": FASTAPI, "pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'b:app'"}),
     # named on the command line
     ("gunicorn shop.web:app", {"shop/web.py": FLASK}, "shop/web.py"),
-    ("gunicorn shop.wsgi:application", {"shop/wsgi.py": WSGI}, "shop.wsgi"),
     ("gunicorn shop:create_app('dev')", SHOP, "\"shop:create_app('dev')\""),
     ("gunicorn shop:create_app()", SHOP, "shop:create_app"),
     ("uvicorn main:app --log-config debug", {**MAIN, "debug.py": ""}, "--log-config debug"),
     ("uvicorn main:app --reload --workers 2", MAIN, "--reload main:app --workers 2"),
+    ("uvicorn main:app --new", {**MAIN, "uvicorn/__main__.py": "", "uvicorn/__init__.py": ""}, "--new"),  # it has no help
+    ("-m hypercorn main:make('x') --bind 0.0.0.0:§", {"main.py": MAKE}, "\"main:make('x')\""),  # uvicorn takes no words
     ("manage.py runserver 0.0.0.0:§ --noreload", {"manage.py": DJANGO}, "manage.py --noreload"),
     ("uvicorn json.tool:app", {}, "json.tool:app"),  # of an installed package
     ("gunicorn web:app", {**MAIN, "web.py": FLASK}, "APP=web:app"),
-    ("--page --host 0.0.0.0 --port §", {"README.md": "", "tests/x.py": "", "test/x.py": ""}),
+    ("--page --host 0.0.0.0 --port §", {"README.md": FASTAPI, "tests/x.py": "", "test/x.py": "", "venv/x.py": ""}),
     # the first that is installed
     ("-m hypercorn main:app --bind 0.0.0.0:§", MAIN, "", "hypercorn granian daphne"),
     ("-m granian --interface asgi main:app --host 0.0.0.0 --port §", MAIN, "", "granian daphne"),
@@ -329,6 +328,7 @@ STOPS_NOBODY = [
     (0, f"Found main:app: FastAPI object in main.py\nPort §: {HELD}", {**MAIN,
       ".venv/lib/python3.9/site-packages/uvicorn/__init__.py": ""}, "--dry-run"),  # without a Python of its own
     (0, f"Found json.tool:app: as named\nPort §: {HELD}", {}, "json.tool:app --dry-run"),
+    (0, f"Found sh: Procfile web line\nPort §: {HELD}", {"Procfile": "web: sh start"}, "--dry-run"),
     (1, "the policy 'refuse' stops nobody\n", {}, "--dry-run"),
     (0, f"Found manage.py: Django's manage.py\nPort §: {HELD}", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
     (1, "outside development", MAIN, "--dry-run ENVIRONMENT=production"),
@@ -554,8 +554,8 @@ def test_a_command_that_names_no_port_frees_none(call, encoding, sign):
     assert (done.stdout, done.returncode) == (f"{sign}Starting true, which names no port\n", 0)
 
 
-def test_windows_waits_for_the_command_and_names_it_in_full(project, port, monkeypatch):
-    """It has no exec; npm is npm.cmd there; and the console has told the child of Ctrl+C as well."""
+def test_windows_has_neither_exec_nor_gunicorn(project, port, installed, monkeypatch, capsys):
+    """The command is waited for; npm is npm.cmd there; and the console has told the child of Ctrl+C as well."""
     popen = mock.Mock()
     popen.return_value.wait.side_effect = [KeyboardInterrupt, 3]
     monkeypatch.setattr(run_backend, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))
@@ -565,3 +565,6 @@ def test_windows_waits_for_the_command_and_names_it_in_full(project, port, monke
     monkeypatch.setenv("HOST", "127.0.0.1")
     assert run_backend.main(["--port", str(port), "--", "npm", "run", "dev"]) == 3
     assert popen.mock_calls[0] == mock.call([r"C:\node\npm.CMD", "run", "dev"]) and os.environ["PORT"] == str(port)
+    project({"web.py": FLASK})
+    monkeypatch.syspath_prepend(installed(SERVERS))
+    assert run_backend.main(["--dry-run"]) == 0 and "-m waitress " in capsys.readouterr().out
