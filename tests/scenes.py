@@ -14,7 +14,7 @@ from typing import Any, Iterator, Sequence
 
 import pytest
 
-from .conftest import PORT_MANAGER, birth, eventually
+from .conftest import PATIENCE, PORT_MANAGER, ROOT, birth, eventually
 
 TOOL = (sys.executable, PORT_MANAGER)
 SERVE = (
@@ -51,17 +51,15 @@ class Answer:
 def free(*ports: int, cwd: Any = None, before: Sequence[str] = TOOL, host: str = "", **environ: str) -> Answer:
     """Type ``free PORT…`` in a folder; before: the words that start the tool."""
     words = [*before, "free", *map(str, ports), "--json", "--grace", "2", *(["--host", host] if host else [])]
-    environment = {**os.environ, **environ}
-    done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    return Answer(done)
+    options = {"env": {**os.environ, **environ}, "capture_output": True, "text": True, "timeout": PATIENCE}
+    return Answer(subprocess.run(words, cwd=cwd, check=False, **options))
 
 
 def listening(port: int, host: str = "127.0.0.1") -> bool:
-    try:
+    with contextlib.suppress(OSError):
         socket.create_connection((host, port), 1).close()
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def wait_for(*ports: int) -> None:
@@ -79,10 +77,9 @@ def witness(*others: int, **pids: int) -> Iterator[None]:
 
 
 def children(pid: int) -> list[int]:
-    try:
+    with contextlib.suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    return []
 
 
 def below(pid: int) -> list[int]:
@@ -122,9 +119,8 @@ engines = pytest.mark.parametrize("engine", ["docker", pytest.param("podman", ma
 
 def run_container(image: str, options: Sequence[str], command: Sequence[str], engine: str = "docker") -> str:
     """Start a container in which the repository is /tool; its name."""
-    root = str(Path(PORT_MANAGER).parent)
     name = f"pm-{os.getpid()}-{os.urandom(3).hex()}"
-    docker("run", "-d", "--name", name, "-v", f"{root}:/tool:ro", *options, image, *command, engine=engine)
+    docker("run", "-d", "--name", name, "-v", f"{ROOT}:/tool:ro", *options, image, *command, engine=engine)
     return name
 
 

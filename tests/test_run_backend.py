@@ -202,7 +202,7 @@ FOLDERS = [
     ("gunicorn shop:create_app()", SHOP, "shop:create_app"),
     ("uvicorn main:app --log-config debug", {**MAIN, "debug.py": ""}, "--log-config debug"),
     ("uvicorn main:app --reload --workers 2", MAIN, "--reload main:app --workers 2"),
-    ("uvicorn main:app --new", {**MAIN, "uvicorn/__main__.py": "", "uvicorn/__init__.py": ""}, "--new"),  # it has no help
+    ("uvicorn main:app --new", {**MAIN, "uvicorn/__main__.py": "", "uvicorn/__init__.py": ""}, "--new"),  # no help
     ("-m hypercorn main:make('x') --bind 0.0.0.0:§", {"main.py": MAKE}, "\"main:make('x')\""),  # uvicorn takes no words
     ("manage.py runserver 0.0.0.0:§ --noreload", {"manage.py": DJANGO}, "manage.py --noreload"),
     ("uvicorn json.tool:app", {}, "json.tool:app"),  # of an installed package
