@@ -5,15 +5,12 @@ A line is named by words that stand in it alone. Whoever adds one to the lists a
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from .conftest import PORT_MANAGER, ROOT, RUN_BACKEND
+from .conftest import PORT_MANAGER, ROOT, RUN_BACKEND, python
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -94,9 +91,7 @@ def test_troubleshooting_quotes_messages_that_exist_and_are_tested(table, least)
 @pytest.mark.parametrize(("groups", "status"), [("machine", 1), ("machine packages", 0)])
 def test_skips_are_counted(tmp_path, groups, status):
     (tmp_path / "test_one.py").write_text("import pytest\ndef test_it(): pytest.skip('granian is not installed')")
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "tests.skips", "-p", "no:cacheprovider", str(tmp_path)]
-    environ = {**os.environ, "SKIPS": groups}
-    done = subprocess.run(words, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True, check=False)
+    done = python("-m", "pytest", "-p", "tests.skips", "-p", "no:cacheprovider", str(tmp_path), SKIPS=groups)
     assert (done.returncode, "Skipped: granian" in done.stdout) == (status, status == 1)
 
 

@@ -488,7 +488,7 @@ def test_a_dead_mount_hangs_nobody(tmp_path):
     assert asked["free 8000 --policy own"].returncode == asked["a start"].returncode == 1
 
 
-# The policy "ask", and guard()
+# The policy "ask"
 
 
 @pytest.mark.parametrize("terminal", ["stdin", "stderr"])
@@ -499,16 +499,3 @@ def test_to_ask_takes_a_terminal_at_both_ends(port, hold, monkeypatch, said, ter
         monkeypatch.setattr(sys, name, stream)
     assert ensure_port_available(port, MINE, policy="ask") is False
     assert "the policy 'ask' needs a terminal to ask on" in said() and held.alive()
-
-
-def test_guard_below_a_launcher_that_waits_for_its_server(port, hold, tmp_path):
-    """The launcher's command line names the server, as a master's would."""
-    start = "import subprocess, sys; subprocess.call([sys.executable, 'served/uvicorn', 'main:app', *sys.argv[-2:]])"
-    (tmp_path / "served").mkdir()
-    (tmp_path / "served/uvicorn").write_text("import port_manager; port_manager.guard(); print('loaded')")
-    (tmp_path / "pipenv").write_text(start)
-    held = hold((MINE, port), cwd=str(tmp_path))
-    words = [sys.executable, "pipenv", "run", "uvicorn", "main:app", "--port", str(port)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=environ)
-    assert done.stdout == "loaded\n" and held.alive() == [], done
