@@ -83,11 +83,13 @@ def call(installed):
 START = {"uvicorn": "-m uvicorn {} --host 0.0.0.0 --port §", "gunicorn": "-m gunicorn {} --bind 0.0.0.0:§"}
 MAIN, APP = {"main.py": FASTAPI}, {"app.py": FLASK}
 IMPORTED = "from shop import create_app\n"
+IF_MAIN = "if __name__ == '__main__':\n    "
 MADE = IMPORTED + "app = create_app()\n"
 SHOP = {"shop/__init__.py": FACTORY}
 NEEDY = FACTORY.replace("=None", "")
 FROM_DB, FROM_SHOP = (f"from {place} import x\n{FASTAPI}" for place in ("db", "shop.db"))
 MAKE = "from fastapi import FastAPI\ndef make(name):\n    return FastAPI()\n"
+RUNS_ITSELF = f"import uvicorn\n{FASTAPI}{IF_MAIN}uvicorn.run(app)\n"
 CALLED_API = FASTAPI.replace("app =", "api =")
 GET_WSGI = "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()"
 DJANGOS = {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}
@@ -117,18 +119,17 @@ FOLDERS = [
       "src/shop/__init__.py": "", "src/shop/main.py": FROM_SHOP, "src/shop/db.py": ""}),
     ("PYTHONPATH=shop python gunicorn shop:app", {"shop/__init__.py": "from db import x\n" + FLASK, "shop/db.py": ""}),
     # who builds it, through the imports of this repository
-    ("gunicorn run:app", {
-      **SHOP, "run.py": IMPORTED + "if __name__ == '__main__':\n    fill()\nelse:\n    app = create_app()\n"}),
+    ("gunicorn run:app", {**SHOP, "run.py": f"{IMPORTED}{IF_MAIN}fill()\nelse:\n    app = create_app()\n"}),
     ("gunicorn shop:create_app()", {
-      **SHOP, "run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app()\n    app.run()\n",
-      "seed.py": MADE + "with app.app_context():\n    fill()\n",
-      "ask.py": IMPORTED + "client = create_app().test_client()\n"}),
+      **SHOP, "run.py": f"{IMPORTED}{IF_MAIN}app = create_app()\n    app.run()\n",
+      "seed.py": MADE + "with app.app_context():\n    fill()\n", "ask.py": IMPORTED + "client = create_app().x()\n"}),
     ("gunicorn shop:app", {
       "microblog.py": "from shop import app, db\n", "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n",
       "shop/routes.py": "from shop import app\n"}),
     ("gunicorn manage:app", {
       "manage.py": f"from flask_script import Manager\n{IMPORTED}app = create_app('dev')\nManager(app).run()\n",
       "shop/__init__.py": NEEDY}),
+    ("gunicorn run:app", {"shop/__init__.py": FLASK, "run.py": f"from shop import app\n{IF_MAIN}app.run()\n"}),
     ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
     ("uvicorn one:app", {"one.py": "from two import app as two\n" + FASTAPI, "two.py": FASTAPI}),
     ("gunicorn app:app", {"app.py": FLASK + "from werkzeug.middleware.proxy_fix import ProxyFix\napp = ProxyFix(app)"}),
@@ -136,9 +137,8 @@ FOLDERS = [
     ("gunicorn wsgi:app", {
       "wsgi.py": "from pyramid.config import Configurator\nwith Configurator() as c:\n    app = c.make_wsgi_app()\n"}),
     ("gunicorn web:application", {"web.py": WSGI}),
-    ("uvicorn shop.web:app", {
-      "main.py": "import uvicorn\nif __name__ == '__main__':\n    uvicorn.run('shop.web:app', port=int(PORT))\n",
-      "shop/__init__.py": "", "shop/web.py": FASTAPI}),
+    ("uvicorn shop.web:app", {"shop/__init__.py": "", "shop/web.py": FASTAPI,
+      "main.py": f"import uvicorn\n{IF_MAIN}uvicorn.run('shop.web:app', port=int(PORT))\n"}),
     ("gunicorn shop.web:app", {**{f"{name}.py": FASTAPI for name in SKIPPED.split()}, "shop/web.py": FLASK}),
     ("gunicorn app:create_app()", {
       "app.py": IMPORTED, "shop/__init__.py": "from .app import create_app\n", "shop/app.py": FACTORY}),
@@ -152,13 +152,12 @@ FOLDERS = [
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
     ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
     ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
-    ("PYTHONPATH=shop-api python uvicorn shop.main:app", {
-      "shop-api/shop/main.py": FROM_SHOP, "shop-api/shop/db.py": "", "package.json": "{}"}),
+    ("PYTHONPATH=my-shop python uvicorn shop.main:app", {"my-shop/shop/main.py": FROM_SHOP, "my-shop/shop/db.py": ""}),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
     ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
     ("gunicorn web:app", {"web.py": FLASK, "chat.py": UNGUARDED}),
     # it runs itself, but not when it is imported
-    ("uvicorn main:app", {"main.py": f"import uvicorn\n{FASTAPI}if __name__ == '__main__':\n    uvicorn.run(app)\n"}),
+    ("uvicorn main:app", {"main.py": RUNS_ITSELF}),
     ("gunicorn web:app", {"web.py": FLASK + "if __name__ == '__main__': app.run()\n"}),
     ("gunicorn web:application", {"web.py": "from bottle import default_app\napplication = default_app()\n",
       "local.py": "import bottle\nfrom bottle import run\napp = bottle.default_app()\nrun(reloader=True)\n"}),
@@ -183,7 +182,7 @@ FOLDERS = [
       ("uvicorn a.b:app --app-dir backend", "uvicorn a.b:app --app-dir backend --port $PORT", {"backend/a/b.py": ""}),
       ("cd backend && python gunicorn a:app -k gevent", "cd backend && exec gunicorn -k gevent a:app", {
         "backend/a.py": FLASK}),
-      ("gunicorn a:app --chdir backend", "gunicorn a:app --chdir backend", {"backend/a.py": FLASK}),
+      ("gunicorn a.wsgi:application --chdir backend", "gunicorn a.wsgi --chdir backend", {"backend/a/wsgi.py": WSGI}),
       ("gunicorn shop:app", "python run_backend.py shop:app", {**APP, "shop.py": FLASK}),
       ("gunicorn app:app", "python run_backend.py", APP),
       ("gunicorn app:app -w 2", "python run_backend.py -- gunicorn app:app -w 2", APP),
@@ -254,7 +253,7 @@ STOPS_NOBODY = [
     (1, "shop:create_app(config) needs arguments: name it with them", {"shop.py": NEEDY}),
     (1, "cd server && python ", {"server/app.py": FLASK, "server/requirements.txt": "flask"}),
     (1, "try:\n  cd backend && python ../run_backend.py main:app  # FastAPI object in backend/main.py\n", {
-      "backend/main.py": f"import uvicorn\n{FASTAPI}if __name__ == '__main__':\n    uvicorn.run(app)\n"}),
+      "backend/main.py": RUNS_ITSELF}),
     (1, "name one:\n  cd backend && python ../run_backend.py main:app  #", {
       "backend/main.py": FASTAPI, "backend_old/main.py": FROM_DB, "backend_old/db.py": ""}),
     (1, "can serve; as a program: python run_backend.py -- python app.py\n", {"Procfile": "web: gunicorn app.py",
@@ -269,7 +268,7 @@ STOPS_NOBODY = [
     # what starts a server of its own is named
     *((1, f"try:\n  python run_backend.py -- {command}", files) for command, files in [
       ("python run.py", {"run.py": UNGUARDED}),
-      ("python web/app.py", {"web/app.py": "from bottle import run\nif __name__ == '__main__':\n    run(host='x')\n"}),
+      ("python web/app.py", {"web/app.py": f"from bottle import run\n{IF_MAIN}run(host='x')\n"}),
       ("python entry.py", {**AIOHTTP, "entry.py": "from app import app\nif 1:\n    web.run_app(app)\n"}),
       ("python server.py", {"server.py": "def main():\n    app.listen(80)\n    IOLoop.current().start()\n"}),
       ("python web.py", {"web.py": "import gradio as gr\nwith gr.Blocks() as demo:\n    pass\ndemo.launch()\n"}),
@@ -284,8 +283,7 @@ STOPS_NOBODY = [
       ("chainlit run shop/chat.py", {"shop/chat.py": "import chainlit as cl\n", "shop/__init__.py": ""}),
       ("streamlit run ui.py", {"ui.py": "import streamlit as st\nst.title('x')\n"}),
       ("python app.py", {"app.py": "load_plugins()\n"}),
-      ("python run.py", {"shop/__init__.py": NEEDY,
-        "run.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app(Config)\n    app.run()\n"}),
+      ("python run.py", {"shop/__init__.py": NEEDY, "run.py": f"{IMPORTED}{IF_MAIN}app = create_app(x)\n    app.run()"}),
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
@@ -407,8 +405,8 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     ("5007", "", {**APP, "Procfile": "web: gunicorn app:app -b :${PORT:-5007}"}),
     ("5008", "", {**APP, ".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008"}),
     ("8081", "", {"run.py": "import uvicorn\nuvicorn.run('web:app', port=8081)", "web/__init__.py": FASTAPI}),
-    ("9000", "PORT=9000", OF_5006),
-    ("9001", "PORT=9000 --port=9001", OF_5006),
+    ("1", "PORT=1", OF_5006),
+    ("65535", "PORT=9000 --port=65535", OF_5006),
     # that of a given command
     ("§", "--port § -- sleep 0", {}),
     ("§", "--port § -- sh -c 'true ${PORT:-8000}'", {}),
@@ -473,12 +471,12 @@ def test_the_next_run_takes_the_port_over(project, port, start, files, host, at,
         assert eventually(lambda: f"Process {servers[-1].pid} " in asked(port, at), 10)
     first, second = servers
     assert first.wait(10) == -signal.SIGTERM and option in Path(f"/proc/{second.pid}/cmdline").read_text()
-    with socket.create_connection((at, port)) as connection:
+    with socket.create_connection((at, port)), socket.create_connection((at, port)) as connection:
         connection.sendall(b"HEAD / HTTP/1.0\r\n\r\n")
         head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+        os.kill(second.pid, signal.SIGINT)
+        assert second.wait(10) == 130, "the first client, which says nothing, is not waited for"
     assert files or (re.search(rb" 200 OK(?s:.+)\nContent-Length: \d{3}", head) and body == b"")
-    os.kill(second.pid, signal.SIGINT)
-    assert second.wait(10) == 130
     said = second.stdout.read()
     assert f"✅ Starting server {told}".replace("§", str(port)) in said and "Traceback" not in said
 
