@@ -63,7 +63,7 @@ def holding(*bind: tuple[str, int] | int, **spec: Any) -> list[str]:
     return [sys.executable, "-S", "-E", str(ROOT / "tests/holder.py"), json.dumps(spec)]
 
 
-class Held:
+class Held(contextlib.AbstractContextManager):
     """A holder with its children, started in a folder and with more words behind its command line."""
 
     def __init__(self, *bind: tuple[str, int] | int, cwd: Any = None, more: Sequence[str] = (), **spec: Any) -> None:
@@ -80,9 +80,6 @@ class Held:
 
     def living(self) -> list[int]:
         return [pid for pid, born in self.births.items() if born and birth(pid) == born]
-
-    def __enter__(self) -> Any:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.end()

@@ -30,6 +30,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
 write, status, on_terminal = pm.write_line, pm._status, pm._on_terminal
 clean, title, age, decoded, short_folder = pm._clean, pm._title, pm._age, pm._decoded, pm._short_folder
 bind_error, run, answer = pm._bind_error, pm._run, pm._Answer
+youngest_first = pm._pids_from_the_youngest  # the PIDs, in the order in which they are looked at
 proc_is_ours, forget, system_of = pm._proc_is_ours, pm._proc_is_ours.cache_clear, pm._system_of
 families, is_in_the_family, ancestors = pm._families, pm._is_a_worker, pm._Ancestry
 
@@ -44,6 +45,7 @@ PARTS: dict[str, tuple[Any, str]] = {
     "preview": (pm, "_preview"),  # (port, host, options) -> PortResult
     "freeing": (pm, "_ensure"),  # (port, host, options) -> PortResult
     "must stay": (pm, "_must_stay"),  # (look, holder, …) -> an iterator over the reasons
+    "contents": (pm, "_contents"),  # (path) -> bytes
     "ancestry": (pm._Linux, "ancestry"),  # (system) -> this process and those above it, as in ancestors
     "superuser": (pm._Linux, "is_superuser"),  # (system) -> whether this process counts as root
     "folder": (pm._Linux, "folder"),  # (system, pid, cwd) -> its working directory, None: out of reach
@@ -182,12 +184,6 @@ def masters(system: str, known: list[Any]) -> tuple[int | None, list[int]]:
     asked = _system(system)
     asked.known.update({process.pid: process for process in known})
     return pm._master(asked, known[0].pid)[0], pm._masters(asked, [listener(known[0].pid, 80, "0.0.0.0", None)])
-
-
-def youngest_first(patch: Any, contents: Callable[[str], bytes]) -> list[int]:
-    """The PIDs in the order in which they are looked at, where contents(path) stands for reading /proc."""
-    patch.setattr(pm, "_contents", contents)
-    return pm._pids_from_the_youngest()
 
 
 # Who must stay

@@ -188,7 +188,8 @@ UPWARDS = [900, 500, 300, 70, 2]
 ])  # fmt: skip
 def test_the_youngest_have_the_pids_up_to_the_one_given_last(monkeypatch, loadavg, pids):
     monkeypatch.setattr(os, "listdir", lambda _: ["70", "900", "self", "2", "300", "500"])
-    assert seam.youngest_first(monkeypatch, Mock(side_effect=[loadavg])) == pids
+    seam.stand_in(monkeypatch, "contents", Mock(side_effect=[loadavg]))
+    assert seam.youngest_first() == pids
 
 
 def test_a_process_may_vanish_at_any_moment(port, hold, monkeypatch):
