@@ -87,8 +87,10 @@ IF_MAIN = "if __name__ == '__main__':\n    "
 MADE = IMPORTED + "app = create_app()\n"
 SHOP = {"shop/__init__.py": FACTORY}
 NEEDY = FACTORY.replace("=None", "")
+NEEDY_SHOP = {"shop/__init__.py": NEEDY}
 FROM_DB, FROM_SHOP = (f"from {place} import x\n{FASTAPI}" for place in ("db", "shop.db"))
 MAKE = "from fastapi import FastAPI\ndef make(name):\n    return FastAPI()\n"
+ENTRY = {"pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'b:app'"}
 RUNS_ITSELF = f"import uvicorn\n{FASTAPI}{IF_MAIN}uvicorn.run(app)\n"
 CALLED_API = FASTAPI.replace("app =", "api =")
 GET_WSGI = "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()"
@@ -127,8 +129,7 @@ FOLDERS = [
       "microblog.py": "from shop import app, db\n", "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n",
       "shop/routes.py": "from shop import app\n"}),
     ("gunicorn manage:app", {
-      "manage.py": f"from flask_script import Manager\n{IMPORTED}app = create_app('dev')\nManager(app).run()\n",
-      "shop/__init__.py": NEEDY}),
+      **NEEDY_SHOP, "manage.py": f"from flask_script import Manager\n{IMPORTED}app = create_app(1)\nManager(app).run()"}),
     ("gunicorn run:app", {"shop/__init__.py": FLASK, "run.py": f"from shop import app\n{IF_MAIN}app.run()\n"}),
     ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
     ("uvicorn one:app", {"one.py": "from two import app as two\n" + FASTAPI, "two.py": FASTAPI}),
@@ -187,16 +188,17 @@ FOLDERS = [
       ("gunicorn app:app", "python run_backend.py", APP),
       ("gunicorn app:app -w 2", "python run_backend.py -- gunicorn app:app -w 2", APP),
       ("gunicorn app:app", ";", APP)]),
-    ("gunicorn shop:app", {**APP, ".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK}),
+    ("gunicorn shop:app", {**APP, **ENTRY, ".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK}),
     ('gunicorn shop:make("dev")', {
       ".env": "export FLASK_APP='shop.py:make(\"dev\")'", "shop.py": FLASK + "def make(name):\n    return app\n"}),
     *(("-m flask --app a:app run --host 0.0.0.0 --port § --debug", {
       ".env": f"FLASK_APP=a\nFLASK_DEBUG={yes}", "a.py": FLASK}) for yes in ("1", "True", "yes", "on")),
     ("uvicorn shop.web:api", {**MAIN, "shop/web.py": CALLED_API,
       "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n"}),
-    ("uvicorn b:app", {**MAIN, "b.py": FASTAPI, "pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'b:app'"}),
+    ("uvicorn b:app", {**MAIN, **ENTRY, "b.py": FASTAPI}),
     # named on the command line
     ("gunicorn shop.web:app", {"shop/web.py": FLASK}, "shop/web.py"),
+    ("uvicorn src.shop.main:app", {"src/shop/main.py": FASTAPI}, "shop.main:app"),
     ("gunicorn shop:create_app('dev')", SHOP, "\"shop:create_app('dev')\""),
     ("gunicorn shop:create_app()", SHOP, "shop:create_app"),
     ("uvicorn main:app --log-config debug", {**MAIN, "debug.py": ""}, "--log-config debug"),
@@ -245,6 +247,7 @@ STOPS_NOBODY = [
     *((1, NONE, files) for files in [
       {"main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"},
       {"main.py": FASTAPI.replace("app", "_app")},
+      {"main.py": MAKE.replace("return", "app =")},
       {"jobs.py": "from celery import Celery\napp = Celery()\n"}]),
     (1, "run_backend.py -- python serve.py", {
       "serve.py": "from waitress import serve\nfrom shop import make\napp = make()\nserve(app.server, port=8049)\n",
@@ -283,7 +286,7 @@ STOPS_NOBODY = [
       ("chainlit run shop/chat.py", {"shop/chat.py": "import chainlit as cl\n", "shop/__init__.py": ""}),
       ("streamlit run ui.py", {"ui.py": "import streamlit as st\nst.title('x')\n"}),
       ("python app.py", {"app.py": "load_plugins()\n"}),
-      ("python run.py", {"shop/__init__.py": NEEDY, "run.py": f"{IMPORTED}{IF_MAIN}app = create_app(x)\n    app.run()"}),
+      ("python run.py", {**NEEDY_SHOP, "run.py": f"{IMPORTED}{IF_MAIN}app = create_app(x)\n    app.run()"}),
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
@@ -373,7 +376,7 @@ def test_each_line_that_is_printed_works(project, port, call, installed, files):
     folder = project(files)
     for file in (RUN_BACKEND, PORT_MANAGER):
         shutil.copy(file, folder)
-    told = call("", program="run_backend.py").stderr
+    told = call("--port §", port, program="run_backend.py").stderr
     lines = re.findall("^  (.+?)  #", told, re.MULTILINE)
     assert lines and len({*lines}) == len(lines) and "(config)" not in told
     environ = {**os.environ, "PYTHONPATH": installed(SERVERS)}
@@ -514,12 +517,12 @@ def test_sigterm_ends_the_first_process_of_a_container(project, port, start):
     assert inside.wait(10) == 128 + signal.SIGTERM
 
 
-def test_the_app_is_in_the_folder_of_the_program(project, call):
+def test_the_app_is_in_the_folder_of_the_program(project, port, call):
     folder = project({"shop/main.py": FASTAPI, "elsewhere/README": ""}) / "shop"
     for file in (RUN_BACKEND, PORT_MANAGER):
         shutil.copy(file, folder)
     os.chdir("elsewhere")
-    done = call("", program=str(folder / "run_backend.py"))
+    done = call("--port §", port, program=str(folder / "run_backend.py"))
     assert done.returncode == 1 and f"cd {folder} && python run_backend.py" in done.stderr
 
 
