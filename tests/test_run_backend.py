@@ -129,7 +129,7 @@ FOLDERS = [
       "microblog.py": "from shop import app, db\n", "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n",
       "shop/routes.py": "from shop import app\n"}),
     ("gunicorn manage:app", {
-      **NEEDY_SHOP, "manage.py": f"from flask_script import Manager\n{IMPORTED}app = create_app(1)\nManager(app).run()"}),
+      **NEEDY_SHOP, "manage.py": f"from flask_script import Manager\n{IMPORTED}app = create_app(1)\nManager(app)"}),
     ("gunicorn run:app", {"shop/__init__.py": FLASK, "run.py": f"from shop import app\n{IF_MAIN}app.run()\n"}),
     ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
     ("uvicorn one:app", {"one.py": "from two import app as two\n" + FASTAPI, "two.py": FASTAPI}),
@@ -336,6 +336,8 @@ STOPS_NOBODY = [
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     (2, "leave out --next", {}, "--next -- python -m http.server §"),
+    (1, "the policy 'refuse' stops nobody\nPort §: available\n", {}, "PORT_MANAGER_POLICY=refuse --dry-run -- "
+      f"{sys.executable} -m waitress --listen '127.0.0.1:§ 127.0.0.2:§' shop:app"),
 ]  # fmt: skip
 
 
