@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -53,6 +54,7 @@ UVICORN = Server("uvicorn", "python -m uvicorn app:app --port {port}", APP)
 GUNICORN = Server("gunicorn", "python -m gunicorn app:app -b 127.0.0.1:{port} -w 4", {"app.py": WSGI}, 5)
 HYPERCORN = Server("hypercorn", "python -m hypercorn app:app -b 127.0.0.1:{port}", APP, 3)
 GRANIAN = Server("granian", "python -m granian --interface asgi app:app --port {port} --workers 2", APP, 3)
+program = functools.partial(shutil.which, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 NGINX_COMMAND = "nginx -p {folder} -e stderr -c {folder}/nginx.conf"
 REDIS = "redis-server --port {port} --bind 127.0.0.1 --save '' --dir {folder}"
 SERVERS = {
@@ -74,10 +76,6 @@ SERVERS = {
     "redis": Server("redis-server", REDIS, {}, 1, lambda port: "" if can_bind(port) else "PONG"),
     "nginx": Server("nginx", NGINX_COMMAND, {"nginx.conf": NGINX}, 3),  # root's has workers of another user
 }
-
-
-def program(name: str) -> str | None:
-    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
 class Run(NamedTuple):

@@ -336,8 +336,8 @@ STOPS_NOBODY = [
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     (2, "leave out --next", {}, "--next -- python -m http.server §"),
-    (1, "the policy 'refuse' stops nobody\nPort §: available\n", {}, "PORT_MANAGER_POLICY=refuse --dry-run -- "
-      f"{sys.executable} -m waitress --listen '127.0.0.1:§ 127.0.0.2:§' shop:app"),
+    (1, "the policy 'refuse' stops nobody\nPort §: available\n", {},
+      f"PORT_MANAGER_POLICY=refuse --dry-run -- {sys.executable} -m waitress --listen '127.0.0.1:§ 127.0.0.2:§' a:app"),
 ]  # fmt: skip
 
 
