@@ -149,14 +149,12 @@ FOLDERS = [
     ("gunicorn app:create_app()", {"app.py": MADE.replace("shop", "app"), "app/__init__.py": FACTORY}),
     ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK, "broken.py": "= 1"}),
     # one module or folder deeper, beside other code
-    ("PYTHONPATH=src python uvicorn shop.web.main:app", {"src/shop/web/main.py": FROM_SHOP, "src/shop/db.py": ""}),
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
     ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
     ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
     ("PYTHONPATH=my-shop python uvicorn shop.main:app", {"my-shop/shop/main.py": FROM_SHOP, "my-shop/shop/db.py": ""}),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
     ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
-    ("gunicorn web:app", {"web.py": FLASK, "chat.py": UNGUARDED}),
     # it runs itself, but not when it is imported
     ("uvicorn main:app", {"main.py": RUNS_ITSELF}),
     ("gunicorn web:app", {"web.py": FLASK + "if __name__ == '__main__': app.run()\n"}),
@@ -262,7 +260,6 @@ STOPS_NOBODY = [
     (1, "can serve; as a program: python run_backend.py -- python app.py\n", {"Procfile": "web: gunicorn app.py",
       "app.py": FLASK + "app.run(debug=True)\n"}),
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
-    (1, "cd backend && python ../run_backend.py shop.web:app  #", {"backend/shop/web.py": FASTAPI, "run.py": "call()"}),
     (1, "try:\n  python run_backend.py services.web.api.main:app  #", {"services/web/api/main.py": FASTAPI}),
     (1, "one:\n  python run_backend.py shop/manage.py  # Django's shop/manage.py\n  python run_backend.py web.a:app", {
       "web/a.py": FASTAPI, "shop/manage.py": DJANGO}),
