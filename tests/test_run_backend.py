@@ -195,7 +195,8 @@ FOLDERS = [
       "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n"}),
     ("uvicorn b:app", {**MAIN, **ENTRY, "b.py": FASTAPI}),
     # named on the command line
-    ("gunicorn shop.web:app", {"shop/web.py": FLASK}, "shop/web.py"),
+    ("gunicorn shop.web:app", {"shop/web.py": FLASK}, "APP=nosuch:app shop/web.py"),
+    ("uvicorn main:app", {"main.py": "from json.tool import *\n"}, "main.py"),
     ("uvicorn src.shop.main:app", {"src/shop/main.py": FASTAPI}, "shop.main:app"),
     ("gunicorn shop:create_app('dev')", SHOP, "\"shop:create_app('dev')\""),
     ("gunicorn shop:create_app()", SHOP, "shop:create_app"),
