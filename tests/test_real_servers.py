@@ -267,12 +267,11 @@ class Session(NamedTuple):
 
     def told(self, name):
         """What is said next about this, a response or an event."""
-        while True:
+        message = {}
+        while name not in (message.get("event"), message.get("command")):
             size = int(self.answers.readline().rpartition(b":")[2])
-            self.answers.readline()
-            message = json.loads(self.answers.read(size))
-            if name in (message.get("event"), message.get("command")):
-                return message.get("body")
+            message = json.loads(self.answers.read(2 + size))  # with the end of the line before it
+        return message.get("body")
 
     def begin(self, how, configuration, file):
         self.ask("initialize", adapterID="python", pathFormat="path")
@@ -286,8 +285,8 @@ def test_a_breakpoint_in_the_app_is_met(tmp_path, port, start):
     pytest.importorskip("uvicorn")
     pytest.importorskip("debugpy", reason="no debugpy; .ci/run installs it")
     (tmp_path / "app.py").write_text(ASGI)
-    launch = {"request": "launch", "type": "debugpy", "program": RUN_BACKEND, "args": ["app:app", "--port", str(port)]}
-    launch = {**launch, "cwd": str(tmp_path), "console": "internalConsole", "python": [sys.executable]}
+    launch = {"request": "launch", "type": "debugpy", "program": RUN_BACKEND, "args": ["app:app", "--port", str(port)],
+              "cwd": str(tmp_path), "console": "internalConsole", "python": [sys.executable]}  # fmt: skip
     adapter = start(sys.executable, "-m", "debugpy.adapter", stdin=subprocess.PIPE, text=False)
     timer = threading.Timer(PATIENCE, adapter.kill)
     timer.start()
