@@ -463,8 +463,8 @@ def test_a_program_whose_interpreter_is_missing(project, port, call):
 
 @pytest.mark.parametrize(("files", "host", "at", "option", "told"), [
     ({}, "::1", "::1", "--page", "on [::1]:§: http://[::1]:§ (a small page)"),
-    ({"wsgi.py": WSGI}, "0.0.0.0", "127.0.0.1", "--wsgiref\0wsgi:application",
-     "on 0.0.0.0:§: http://127.0.0.1:§ (wsgiref, no reload)"),
+    ({"wsgi.py": WSGI + "def make(name):\n    return application\n", ".env": "FLASK_APP=wsgi:make('x:y')"}, "0.0.0.0",
+     "127.0.0.1", "--wsgiref\0wsgi:make('x:y')", "on 0.0.0.0:§: http://127.0.0.1:§ (wsgiref, no reload)"),
 ], ids=["page", "wsgiref"])  # fmt: skip
 def test_the_next_run_takes_the_port_over(project, port, start, files, host, at, option, told):
     project(files)
@@ -505,6 +505,7 @@ def test_the_next_port_where_nobody_holds_the_first(project, port, hold, call):
     hold(("::1", port))
     said = call("--port § --next --dry-run", port).stdout
     assert said.startswith(f"Port {port} cannot be had: ") and " is taken instead\n" in said
+    assert "instead" not in call("--port § --next --dry-run --host 127.0.0.2", port).stdout
 
 
 @pytest.mark.skipif(not (ROOT_USER and shutil.which("unshare")), reason="needs root and unshare")
