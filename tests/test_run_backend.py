@@ -105,7 +105,7 @@ FOLDERS = [
     # by the conventions of fastapi and flask, and by ours
     ("uvicorn src.main:app", {
       "src/main.py": "from src.db import x\nopen('imported', 'w')\n" + FASTAPI, "src/db.py": "", "main.py": FLASK}),
-    ("gunicorn app:app", {**APP, "other.py": FLASK}),
+    ("gunicorn app:app", {"app.py": FACTORY + "app = create_app()\n", "other.py": FLASK}),
     ("uvicorn main:app", {"main.py": "\ufeffimport os.path\n" + FASTAPI, "api.py": "x = = 1"}),
     ("gunicorn wsgi:application", {"wsgi.py": "from app import app as application\n", **APP}),
     # a module of any name, and any name in it
@@ -142,7 +142,8 @@ FOLDERS = [
       "main.py": f"import uvicorn\n{IF_MAIN}uvicorn.run('shop.web:app', port=int(PORT))\n"}),
     ("gunicorn shop.web:app", {**{f"{name}.py": FASTAPI for name in SKIPPED.split()}, "shop/web.py": FLASK}),
     ("gunicorn app:create_app()", {
-      "app.py": IMPORTED, "shop/__init__.py": "from .app import create_app\n", "shop/app.py": FACTORY}),
+      "app.py": IMPORTED, "shop/__init__.py": "from .app import create_app\n",
+      "shop/app.py": FACTORY.replace("config=None", "**config")}),
     ("gunicorn shop.app:app", {**SHOP, "shop/app.py": MADE.replace("shop", ".")}),
     ("uvicorn --factory main:make", {"main.py": "import fastapi\n@cache\ndef make():\n    return fastapi.FastAPI()\n"}),
     # the package hides the module of its name
@@ -175,7 +176,7 @@ FOLDERS = [
       ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", "waitress-serve --port=$PORT --threads=2 app:app", APP),
       ("gunicorn shop:app", "flask --app shop run -p $PORT", {**APP, "shop.py": FLASK}),
       ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK}),
-      ("gunicorn app:app", "gunicorn app:app", {**APP, "gunicorn.py": ""}),
+      ("gunicorn app:app", "cd no-such && gunicorn app:app", {**APP, "gunicorn.py": ""}),
       ("gunicorn app:app", "no-such-yarn app", APP),
       ("server.py", "python server.py", {"server.py": "import http.server"}),
       ("uvicorn a.b:app --app-dir backend", "uvicorn a.b:app --app-dir backend --port $PORT", {"backend/a/b.py": ""}),
@@ -201,7 +202,7 @@ FOLDERS = [
     ("gunicorn shop:create_app('dev')", SHOP, "\"shop:create_app('dev')\""),
     ("gunicorn shop:create_app()", SHOP, "shop:create_app"),
     ("uvicorn main:app --log-config debug", {**MAIN, "debug.py": ""}, "--log-config debug"),
-    ("uvicorn main:app --reload --workers 2", MAIN, "--reload main:app --workers 2"),
+    ("uvicorn main:app --workers 2 --reload", MAIN, "--workers 2 main.py --reload"),
     ("uvicorn main:app --new", {**MAIN, "uvicorn/__main__.py": "", "uvicorn/__init__.py": ""}, "--new"),  # no help
     ("-m hypercorn main:make('x') --bind 0.0.0.0:§", {"main.py": MAKE}, "\"main:make('x')\""),  # uvicorn takes no words
     ("manage.py runserver 0.0.0.0:§ --noreload", {"manage.py": DJANGO}, "manage.py --noreload"),
@@ -211,7 +212,7 @@ FOLDERS = [
     # the first that is installed
     ("-m hypercorn main:app --bind 0.0.0.0:§", MAIN, "", "hypercorn granian daphne"),
     ("-m granian --interface asgi main:app --host 0.0.0.0 --port §", MAIN, "", "granian daphne"),
-    ("-m daphne -b 0.0.0.0 -p § main:app", MAIN, "", "daphne"),
+    ("-m daphne -b 127.0.0.1 -p § main:app", MAIN, "HOST=127.0.0.1", "daphne"),
     ("-m waitress --listen 0.0.0.0:§ app:app", APP, "", "waitress"),
     ("-m waitress --listen 0.0.0.0:§ --call app:create_app", {"app.py": FACTORY}, "", "waitress"),
     ("-m waitress --listen 0.0.0.0:§ app:app", {"Procfile": "web: gunicorn app:app --preload", **APP}, "", "waitress"),
@@ -317,6 +318,7 @@ STOPS_NOBODY = [
     # it cannot be started
     (127, "no-such-program is not installed, or not on PATH", {}, "-- no-such-program x"),
     (126, "./tool.py is not executable", {"tool.py": ""}, "-- ./tool.py"),
+    (0, f"{sys.executable} -m x\n", {}, f"PATH=/nowhere --dry-run -- {os.path.basename(sys.executable)} -m x"),
     (1, "Host name 'no-such-host.invalid' is unknown", MAIN, "--host no-such-host.invalid"),
     (1, "PRODUCTION", MAIN, "main.py ENVIRONMENT=production"),
     (1, f"Found no app: {NO_CODE}\n⚠️  Port § is already in use", {}),
@@ -396,6 +398,8 @@ def test_the_interpreter_beside_the_app(project, call, installed, name):
     done = call("--dry-run", present="")
     assert done.returncode == 0 and f"with {name}/bin/python" in done.stdout
     assert shlex.split(done.stdout.splitlines()[-1])[0] == str(folder / name / "bin/python")
+    project({"Procfile": "web: python main.py"})
+    assert call("--dry-run", present="").stdout.endswith(f"/{name}/bin/python main.py\n")
 
 
 OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
