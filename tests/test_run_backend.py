@@ -179,6 +179,7 @@ FOLDERS = [
       ("gunicorn app:app", "cd no-such && gunicorn app:app", {**APP, "gunicorn.py": ""}),
       ("gunicorn app:app", "no-such-yarn app", APP),
       ("server.py", "python server.py", {"server.py": "import http.server"}),
+      ("manage.py runserver 0.0.0.0:§", "python manage.py runserver 0.0.0.0:$PORT", DJANGOS),
       ("uvicorn a.b:app --app-dir backend", "uvicorn a.b:app --app-dir backend --port $PORT", {"backend/a/b.py": ""}),
       ("cd backend && python gunicorn a:app -k gevent", "cd backend && exec gunicorn -k gevent a:app", {
         "backend/a.py": FLASK}),
@@ -389,13 +390,13 @@ def test_each_line_that_is_printed_works(project, port, call, installed, files):
         assert done.returncode == 0, (line, done)
 
 
-@pytest.mark.parametrize("name", [".venv", "venv"])
-def test_the_interpreter_beside_the_app(project, call, installed, name):
-    """What the app needs is installed there."""
+@pytest.mark.parametrize(("name", "present"), [(".venv", ""), ("venv", "uvicorn")])
+def test_the_interpreter_beside_the_app(project, call, installed, name, present):
+    """What the app needs is installed there; and perhaps also here, where no environment is activated."""
     folder = project({**MAIN, f"{name}/pyvenv.cfg": "", f"{name}/bin/python": ""})
     shutil.copytree(installed("uvicorn"), f"{name}/lib/python3.12/site-packages")
     os.chmod(f"{name}/bin/python", 0o755)
-    done = call("--dry-run", present="")
+    done = call("--dry-run", present=present)
     assert done.returncode == 0 and f"with {name}/bin/python" in done.stdout
     assert shlex.split(done.stdout.splitlines()[-1])[0] == str(folder / name / "bin/python")
     project({"Procfile": "web: python main.py"})
