@@ -119,7 +119,8 @@ FOLDERS = [
     # where imports begin
     ("PYTHONPATH=src python uvicorn shop.main:app", {
       "src/shop/__init__.py": "", "src/shop/main.py": FROM_SHOP, "src/shop/db.py": ""}),
-    ("PYTHONPATH=shop python gunicorn shop:app", {"shop/__init__.py": "from db import x\n" + FLASK, "shop/db.py": ""}),
+    ("PYTHONPATH=shop python gunicorn shop:app", {
+      "shop/__init__.py": "import top\nfrom db import x\n" + FLASK, "shop/db.py": "", "top.py": ""}),
     # who builds it, through the imports of this repository
     ("gunicorn run:app", {**SHOP, "run.py": f"{IMPORTED}{IF_MAIN}fill()\nelse:\n    app = create_app()\n"}),
     ("gunicorn shop:create_app()", {
@@ -132,11 +133,11 @@ FOLDERS = [
       **NEEDY_SHOP, "manage.py": f"from flask_script import Manager\n{IMPORTED}app = create_app(1)\nManager(app)"}),
     ("gunicorn run:app", {"shop/__init__.py": FLASK, "run.py": f"from shop import app\n{IF_MAIN}app.run()\n"}),
     ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
-    ("uvicorn one:app", {"one.py": "from two import app as two\n" + FASTAPI, "two.py": FASTAPI}),
+    ("uvicorn a.b:app", {"a/__init__.py": "", "a/b.py": "from a.c import app as x\n" + FASTAPI, "a/c.py": FASTAPI}),
     ("gunicorn app:app", {"app.py": FLASK + "from werkzeug.middleware.proxy_fix import ProxyFix\napp = ProxyFix(app)"}),
     ("uvicorn app:app", {"app.py": FLASK + "from asgiref.wsgi import WsgiToAsgi\napp = WsgiToAsgi(app)\n"}),
     ("gunicorn wsgi:app", {
-      "wsgi.py": "from pyramid.config import Configurator\nwith Configurator() as c:\n    app = c.make_wsgi_app()\n"}),
+      "wsgi.py": "import pyramid\nif 1:\n    with pyramid.Configurator() as c:\n        app = c.make_wsgi_app()"}),
     ("gunicorn web:application", {"web.py": WSGI}),
     ("uvicorn shop.web:app", {"shop/__init__.py": "", "shop/web.py": FASTAPI,
       "main.py": f"import uvicorn\n{IF_MAIN}uvicorn.run('shop.web:app', port=int(PORT))\n"}),
@@ -151,7 +152,7 @@ FOLDERS = [
     ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK, "broken.py": "= 1"}),
     # one module or folder deeper, beside other code
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
-    ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
+    ("uvicorn a.server.app:app", {"a/server/__init__.py": "", "a/server/app.py": FASTAPI}),
     ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
     ("PYTHONPATH=my-shop python uvicorn shop.main:app", {"my-shop/shop/main.py": FROM_SHOP, "my-shop/shop/db.py": ""}),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
@@ -163,9 +164,8 @@ FOLDERS = [
       "local.py": "import bottle\nfrom bottle import run\napp = bottle.default_app()\nrun(reloader=True)\n"}),
     ("gunicorn server:app", {"server.py": "import connexion\napp = connexion.App('x')\n"}),
     # frameworks with servers of their own
-    ("manage.py runserver 0.0.0.0:§", DJANGOS),
+    ("manage.py runserver 0.0.0.0:§", {**DJANGOS, "seed.py": "from django.core.management import call_command\n"}),
     ("-m litestar --app app:app run --host 0.0.0.0 --port §", {"app.py": "import litestar as l\napp = l.Litestar()"}),
-    ("-m hypercorn app:app --bind 0.0.0.0:§", {"app.py": "from quart import Quart\napp = Quart('x')"}),
     ("-m sanic app:app --host 0.0.0.0 --port § --fast", {"app.py": SANIC}, "--fast"),
     ("gunicorn app:server", {"app.py": DASH + "server = app.server\n"}),
     *(("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}, words) for words in ("", "app:app.server")),
@@ -175,10 +175,12 @@ FOLDERS = [
       ("gunicorn shop.wsgi:application --workers 2", "gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT", DJANGOS),
       ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", "waitress-serve --port=$PORT --threads=2 app:app", APP),
       ("gunicorn shop:app", "flask --app shop run -p $PORT", {**APP, "shop.py": FLASK}),
-      ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK}),
+      ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK, "run.py": ""}),
+      ("-m hypercorn a:app --bind 0.0.0.0:§", "quart -A a run", {**APP, "a.py": "import quart\napp = quart.Quart()"}),
       ("gunicorn app:app", "cd no-such && gunicorn app:app", {**APP, "gunicorn.py": ""}),
       ("gunicorn app:app", "no-such-yarn app", APP),
       ("server.py", "python server.py", {"server.py": "import http.server"}),
+      ("-m http.server 8001 app", "python -m http.server 8001 app", APP),
       ("manage.py runserver 0.0.0.0:§", "python manage.py runserver 0.0.0.0:$PORT", DJANGOS),
       ("uvicorn a.b:app --app-dir backend", "uvicorn a.b:app --app-dir backend --port $PORT", {"backend/a/b.py": ""}),
       ("cd backend && python gunicorn a:app -k gevent", "cd backend && exec gunicorn -k gevent a:app", {
@@ -204,10 +206,10 @@ FOLDERS = [
     ("gunicorn shop:create_app()", SHOP, "shop:create_app"),
     ("uvicorn main:app --log-config debug", {**MAIN, "debug.py": ""}, "--log-config debug"),
     ("uvicorn main:app --workers 2 --reload", MAIN, "--workers 2 main.py --reload"),
-    ("uvicorn main:app --new", {**MAIN, "uvicorn/__main__.py": "", "uvicorn/__init__.py": ""}, "--new"),  # no help
+    ("uvicorn main:app --new", {**MAIN, "uvicorn/__main__.py": "1/0", "uvicorn/__init__.py": ""}, "--new"),
     ("-m hypercorn main:make('x') --bind 0.0.0.0:§", {"main.py": MAKE}, "\"main:make('x')\""),  # uvicorn takes no words
     ("manage.py runserver 0.0.0.0:§ --noreload", {"manage.py": DJANGO}, "manage.py --noreload"),
-    ("uvicorn json.tool:app", {}, "json.tool:app"),  # of an installed package
+    ("uvicorn json.tool:main", {}, "json.tool:main"),  # of an installed package
     ("gunicorn web:app", {**MAIN, "web.py": FLASK}, "APP=web:app"),
     ("--page --host 0.0.0.0 --port §", {"README.md": FASTAPI, "tests/x.py": "", "test/x.py": "", "venv/x.py": ""}),
     # the first that is installed
@@ -290,11 +292,11 @@ STOPS_NOBODY = [
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
-    (1, "  # app.run in keep_alive.py\n  python run_backend.py -- python main.py  # program in main.py", {
-      "keep_alive.py": KEEP_ALIVE, "main.py": "from keep_alive import keep_alive\nbot()\n"}),
+    (1, "run in keep_alive.py\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python ", {
+      "keep_alive.py": KEEP_ALIVE, "main.py": "bot()\n", "z.py": FLASK}),
     (1, "try:\n  python run_backend.py example.one:app  #", {"example/one.py": FLASK, "shop/__init__.py": "x = 1"}),
     # code, but nothing to start
-    (1, f"{NONE}; name it, as in src.main:app, or put a command after", {"docs/a/b/c/tool.go": ""}),
+    (1, f"{NONE}; name it, as in src.main:app, or put a command after", {"docs/a/b/x.go": "", "b.py": "app.run() = 1"}),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 3)", {"src/main.py": "import os\n\napp = = 1\n"}),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 1)", {"src/main.py": "app = = 1\n"}, "src.main:app"),
     (1, "main.py has no nope at its top", MAIN, "main:nope"),
@@ -323,7 +325,8 @@ STOPS_NOBODY = [
     (1, "Host name 'no-such-host.invalid' is unknown", MAIN, "--host no-such-host.invalid"),
     (1, "PRODUCTION", MAIN, "main.py ENVIRONMENT=production"),
     (1, f"Found no app: {NO_CODE}\n⚠️  Port § is already in use", {}),
-    (1, f"main:app needs uvicorn, which is not installed: {sys.executable} -m pip install uvicorn\n", MAIN, "", ""),
+    (1, f"main:app needs uvicorn, which is not installed: {sys.executable} -m pip install uvicorn\n",
+      {**MAIN, "lib/uvicorn/folder": ""}, "PYTHONPATH=lib", ""),
     (1, "app:app needs gunicorn, which is not installed: ", APP, "--workers 2", ""),
     (1, "manage.py needs django, which is not installed: ", {"manage.py": DJANGO}, "", ""),
     # it is only shown, or started elsewhere
@@ -332,7 +335,7 @@ STOPS_NOBODY = [
     (0, f"Found json.tool:app: as named\nPort §: {HELD}", {}, "json.tool:app --dry-run"),
     (0, f"Found sh: Procfile web line\nPort §: {HELD}", {"Procfile": "web: sh start"}, "--dry-run"),
     (1, "the policy 'refuse' stops nobody\n", {}, "--dry-run"),
-    (0, f"Found manage.py: Django's manage.py\nPort §: {HELD}", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
+    (0, "): stop PID: SIGTERM, then SIGKILL after 5 s\n", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
     (1, "outside development", MAIN, "--dry-run ENVIRONMENT=production"),
     (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
@@ -381,7 +384,7 @@ def test_each_line_that_is_printed_works(project, port, call, installed, files):
         shutil.copy(file, folder)
     told = call("--port §", port, program="run_backend.py").stderr
     lines = re.findall("^  (.+?)  #", told, re.MULTILINE)
-    assert lines and len({*lines}) == len(lines) and "(config)" not in told
+    assert lines and len({*lines}) == len(lines) and "(config)" not in told and f"cd {folder}" not in told
     environ = {**os.environ, "PYTHONPATH": installed(SERVERS)}
     for line in lines:
         typed = line.replace("run_backend.py", f"run_backend.py --dry-run --port {port}")
@@ -450,6 +453,11 @@ def test_a_path_without_the_scripts_folder(call):
     assert call("--version", python=["-I"]).stdout == f"run_backend {port_manager.__version__}\n"
 
 
+def test_ctrl_c_before_anything_has_begun(monkeypatch, capsys):
+    monkeypatch.setattr(run_backend, "take_options", mock.Mock(side_effect=KeyboardInterrupt))
+    assert run_backend.main([]) == 130 and capsys.readouterr().err == "Interrupted\n"
+
+
 def test_a_working_directory_that_has_been_removed(tmp_path):
     removed = ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", sys.executable, RUN_BACKEND]
     done = subprocess.run(removed, stderr=subprocess.PIPE, encoding="utf-8", check=False, cwd=tmp_path)
@@ -468,7 +476,8 @@ def test_a_program_whose_interpreter_is_missing(project, port, call):
 
 @pytest.mark.parametrize(("files", "host", "at", "option", "told"), [
     ({}, "::1", "::1", "--page", "on [::1]:§: http://[::1]:§ (a small page)"),
-    ({"wsgi.py": WSGI + "def make(name):\n    return application\n", ".env": "FLASK_APP=wsgi:make('x:y')"}, "0.0.0.0",
+    ({"wsgi.py": WSGI + "def make(_):\n    return os.environ['X'] and application\n",
+      ".env": "FLASK_APP=wsgi:make('x:y')\nX=1"}, "0.0.0.0",
      "127.0.0.1", "--wsgiref\0wsgi:make('x:y')", "on 0.0.0.0:§: http://127.0.0.1:§ (wsgiref, no reload)"),
 ], ids=["page", "wsgiref"])  # fmt: skip
 def test_the_next_run_takes_the_port_over(project, port, start, files, host, at, option, told):
