@@ -292,8 +292,8 @@ STOPS_NOBODY = [
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
-    (1, "run in keep_alive.py\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python ", {
-      "keep_alive.py": KEEP_ALIVE, "main.py": "bot()\n", "z.py": FLASK}),
+    (1, "run in alive.py\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python ", {
+      "alive.py": KEEP_ALIVE, "main.py": "bot()\n", "z.py": FLASK}),
     (1, "try:\n  python run_backend.py example.one:app  #", {"example/one.py": FLASK, "shop/__init__.py": "x = 1"}),
     # code, but nothing to start
     (1, f"{NONE}; name it, as in src.main:app, or put a command after", {"docs/a/b/x.go": "", "b.py": "app.run() = 1"}),
@@ -512,6 +512,12 @@ def test_a_page_stops_nobody_who_was_faster(project, port, hold, monkeypatch):
     monkeypatch.setenv("PORT_MANAGER_POLICY", "")
     with pytest.raises(SystemExit, match=r"\d"):
         run_backend.main(["--page", "--port", str(port)])
+
+
+def test_a_page_beside_another_program_is_no_reason_to_stop_both(project, port, hold, call):
+    project({})
+    held = [hold(("127.0.0.1", port), more=["run_backend.py --page"]), hold(("127.0.0.2", port))]
+    assert call("--port §", port).returncode == 1 and all(each.alive() for each in held)
 
 
 def test_the_next_port_where_nobody_holds_the_first(project, port, hold, call):
