@@ -130,7 +130,7 @@ FOLDERS = [
       "microblog.py": "from shop import app, db\n", "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n",
       "shop/routes.py": "from shop import app\n"}),
     ("gunicorn manage:app", {
-      **NEEDY_SHOP, "manage.py": f"from flask_script import Manager\n{IMPORTED}app = create_app(1)\nManager(app)"}),
+      **NEEDY_SHOP, "manage.py": "from flask_script import Manager\nimport shop.x\napp = shop.create_app(1)\nManager(app)"}),
     ("gunicorn run:app", {"shop/__init__.py": FLASK, "run.py": f"from shop import app\n{IF_MAIN}app.run()\n"}),
     ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
     ("uvicorn a.b:app", {"a/__init__.py": "", "a/b.py": "from a.c import app as x\n" + FASTAPI, "a/c.py": FASTAPI}),
@@ -179,7 +179,7 @@ FOLDERS = [
       ("-m hypercorn a:app --bind 0.0.0.0:§", "quart -A a run", {**APP, "a.py": "import quart\napp = quart.Quart()"}),
       ("gunicorn app:app", "cd no-such && gunicorn app:app", {**APP, "gunicorn.py": ""}),
       ("gunicorn app:app", "no-such-yarn app", APP),
-      ("server.py", "python server.py", {"server.py": "import http.server"}),
+      ("server.py", "python3 server.py", {"server.py": "import http.server"}),
       ("-m http.server 8001 app", "python -m http.server 8001 app", APP),
       ("manage.py runserver 0.0.0.0:§", "python manage.py runserver 0.0.0.0:$PORT", DJANGOS),
       ("uvicorn a.b:app --app-dir backend", "uvicorn a.b:app --app-dir backend --port $PORT", {"backend/a/b.py": ""}),
@@ -214,7 +214,7 @@ FOLDERS = [
     ("--page --host 0.0.0.0 --port §", {"README.md": FASTAPI, "tests/x.py": "", "test/x.py": "", "venv/x.py": ""}),
     # the first that is installed
     ("-m hypercorn main:app --bind 0.0.0.0:§", MAIN, "", "hypercorn granian daphne"),
-    ("-m granian --interface asgi main:app --host 0.0.0.0 --port §", MAIN, "", "granian daphne"),
+    ("-m granian --interface asgi main:app --host ::1 --port §", MAIN, "--host [::1]", "granian daphne"),
     ("-m daphne -b 127.0.0.1 -p § main:app", MAIN, "HOST=127.0.0.1", "daphne"),
     ("-m waitress --listen 0.0.0.0:§ app:app", APP, "", "waitress"),
     ("-m waitress --listen 0.0.0.0:§ --call app:create_app", {"app.py": FACTORY}, "", "waitress"),
