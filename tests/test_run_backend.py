@@ -130,7 +130,7 @@ FOLDERS = [
       "microblog.py": "from shop import app, db\n", "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n",
       "shop/routes.py": "from shop import app\n"}),
     ("gunicorn manage:app", {
-      **NEEDY_SHOP, "manage.py": "from flask_script import Manager\nimport shop.x\napp = shop.create_app(1)\nManager(app)"}),
+      **NEEDY_SHOP, "manage.py": "import flask_script as f\nimport shop.x\napp = shop.create_app(1)\nf.Manager(app)"}),
     ("gunicorn run:app", {"shop/__init__.py": FLASK, "run.py": f"from shop import app\n{IF_MAIN}app.run()\n"}),
     ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
     ("uvicorn a.b:app", {"a/__init__.py": "", "a/b.py": "from a.c import app as x\n" + FASTAPI, "a/c.py": FASTAPI}),
