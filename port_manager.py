@@ -128,10 +128,7 @@ class Holder(NamedTuple):
 
 
 class Manager(NamedTuple):
-    """What runs a process, and the command that stops it: ``the docker container web``, ``docker stop web``.
-
-    ``stop`` is empty if no command is known.
-    """
+    """What runs a process: ``the docker container web``; the command to stop it: ``docker stop web``, or empty."""
 
     name: str
     stop: str
@@ -231,6 +228,7 @@ class _Obstacle(NamedTuple):
 
     held: bool | None  # True: a process holds the port; False: neither waiting nor stopping helps; None: cannot tell
     reason: str
+    error: str  # the name of the system's error
 
 
 class _Answer(NamedTuple):
@@ -251,7 +249,7 @@ class _Ancestry(NamedTuple):
 if TYPE_CHECKING:
     _Address = tuple[int, tuple[Any, ...]]  # (family, address), as bind() takes them
     _Sockets = list[_Socket]
-    _Told = list[_Socket] | None  # None: cannot tell, which does not mean "none"
+    _MaybeSockets = list[_Socket] | None  # None: cannot tell, which does not mean "none"
     _Pids = Collection[int]
     _Processes = dict[int, _Process]
     _Managers = dict[int | None, Manager]  # by PID; None: of a hidden process
@@ -304,8 +302,7 @@ def _encodable(text: str, stream: TextIO | None) -> str:
 def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
     """Write a line, and return why that failed; a closed stream or pipe is not a failure.
 
-    Python's own streams are written past their buffer: text that fails to be written stays in the buffer,
-    fails again at exit, and makes the exit status 120.
+    Python's own streams are written past their buffer: text left there fails again at exit, and makes the status 120.
     """
     if stream is None:  # its descriptor was closed at startup, or this is pythonw.exe
         return None
@@ -398,14 +395,14 @@ def _age(holder: Holder) -> str:
 
 def _title(holder: Holder, children: Sequence[Holder] = (), full: bool = False) -> str:
     """A process as messages name it: ``38146 (python server.py, in ~/shop) and its child 38147``."""
-    facts = [_short_command(holder.command) or "unknown"]
+    details = [_short_command(holder.command) or "unknown"]
     if holder.user and (full or not holder.command):
-        facts.append(f"user {holder.user}")
+        details.append(f"user {holder.user}")
     if full and holder.started:
-        facts.append(f"started {_age(holder)} ago")
+        details.append(f"started {_age(holder)} ago")
     if holder.cwd:
-        facts.append(f"in {_short_folder(holder.cwd)}")
-    return f"{holder.pid or '?'} ({', '.join(facts)}){_and_children(children)}"
+        details.append(f"in {_short_folder(holder.cwd)}")
+    return f"{holder.pid or '?'} ({', '.join(details)}){_and_children(children)}"
 
 
 def _and_children(children: Sequence[Holder]) -> str:
@@ -506,8 +503,7 @@ def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = Non
     return None
 
 
-# localhost is available if one of its two families is switched off.
-_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)  # one of localhost's families may be
 
 
 def _probe(port: int, host: str) -> _Obstacle | None:
@@ -515,16 +511,19 @@ def _probe(port: int, host: str) -> _Obstacle | None:
     try:
         addresses = _addresses(host, port)
     except PortError as unknown:
-        return _Obstacle(False, unknown.reason)
+        return _Obstacle(False, unknown.reason, "")
     absent = 0
     for family, address in addresses:
         error, shadow = _bind_error(family, address), _ThisSystem.shadows.get(address[0])
-        if error is None and shadow:
+        if shadow and not error:
             error = _bind_error(family, (shadow, port))
             if error and error.errno != errno.EADDRINUSE:
                 continue
-        absent += error is not None and error.errno in _ABSENT
-        if error and not (host == "localhost" and error.errno in _ABSENT and absent < len(addresses)):
+        if error and error.errno in _ABSENT:
+            absent += 1
+            if host == "localhost" and absent < len(addresses):
+                continue
+        if error:
             return _explained(error, address[0], port)
     return None
 
@@ -549,7 +548,7 @@ def _explained(error: OSError, address: str, port: int) -> _Obstacle:
     held = {"EADDRINUSE": True, "10013": True, "EMFILE": None, "ENFILE": None}.get(name, False)
     rule = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
     reason = _REASONS.get(name, "{address} port {port} cannot be bound: {error}")
-    return _Obstacle(held, reason.format(address=address, port=port, rule=rule, error=error.strerror or error))
+    return _Obstacle(held, reason.format(address=address, port=port, rule=rule, error=error.strerror or error), name)
 
 
 def _conflict(held: _Socket, wanted: str) -> bool | None:
@@ -686,23 +685,21 @@ def _matches(pattern: str, text: str) -> list[dict[str, str]]:
     return [found.groupdict("") for found in map(row.match, text.splitlines()) if found]
 
 
-def _listeners(pattern: str, heading: str, text: str) -> _Told:
+def _listeners(pattern: str, heading: str, text: str) -> _MaybeSockets:
     """The listeners of a table; None for a text without rows and heading, both given as patterns."""
     rows = []
-    for told in _matches(pattern, text):
-        only = told.get("v6only") or told["local"].partition(":")[0]  # ss writes a dual-stack wildcard as *
-        local = _endpoint(told["local"], v6=only != "tcp4")
+    for fields in _matches(pattern, text):
+        only = fields.get("v6only") or fields["local"].partition(":")[0]  # ss writes a dual-stack wildcard as *
+        local = _endpoint(fields["local"], v6=only != "tcp4")
         if local:
             v6only = {"*": False, "0": False, "tcp46": False, "1": True, "tcp6": True}.get(only)
-            pid, inode = _number(told.get("pid", ""), 2), _number(told.get("inode", ""))
-            rows.append(_Socket(*local, True, None, pid, _number(told.get("uid", "")), inode or 0, v6only))
+            pid, inode = _number(fields.get("pid", ""), 2), _number(fields.get("inode", ""))
+            rows.append(_Socket(*local, True, None, pid, _number(fields.get("uid", "")), inode or 0, v6only))
     return rows if rows or _matches(heading, text) else None
 
 
 # On Linux, the tools are not asked for PIDs: /proc says which process holds a socket.
-
-
-def _ask_ss(port: int | None) -> _Told:
+def _ask_ss(port: int | None) -> _MaybeSockets:
     """Linux: ss, from iproute2."""
     return _parse_ss(_output("ss", "-ltne"))
 
@@ -716,7 +713,7 @@ _parse_ss = partial(
 )
 
 
-def _ask_netstat(port: int | None) -> _Told:
+def _ask_netstat(port: int | None) -> _MaybeSockets:
     """Linux: netstat, from net-tools or busybox (which may have been built without -e)."""
     return _parse_netstat(_output("netstat", "-ltne") or _output("netstat", "-ltn"))
 
@@ -726,7 +723,7 @@ _parse_netstat = partial(
 )
 
 
-def _ask_sockstat(port: int | None) -> _Told:
+def _ask_sockstat(port: int | None) -> _MaybeSockets:
     """FreeBSD: sockstat."""
     return _parse_sockstat(_output("sockstat", "-46lw", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
 
@@ -738,7 +735,7 @@ _parse_sockstat = partial(
 )
 
 
-def _ask_lsof(port: int | None) -> _Told:
+def _ask_lsof(port: int | None) -> _MaybeSockets:
     """macOS, the BSDs, Linux: lsof. It exits with 1 and prints nothing if no process holds the port."""
     answer = _run("lsof", "-nP", "-iTCP" if port is None else f"-iTCP:{port}", "-F", "pftdPnT")
     if answer is None or answer.status not in (0, 1):
@@ -747,11 +744,10 @@ def _ask_lsof(port: int | None) -> _Told:
     return None if complaints and not answer.output.strip() else _parse_lsof(answer.output)
 
 
-def _parse_lsof(text: str) -> _Told:
+def _parse_lsof(text: str) -> _MaybeSockets:
     """Field output: a letter and its value on each line; p begins a process, f one of its files.
 
-    A text without a p line is not lsof's field output: busybox's lsof ignores all options and lists every
-    open file of the system.
+    A text without a p line is not lsof's field output: busybox's lsof ignores all options, and lists every open file.
     """
     rows, known = [], not text.strip()
     for process in "\n".join(["", *text.splitlines()]).split("\np")[1:]:
@@ -759,15 +755,15 @@ def _parse_lsof(text: str) -> _Told:
         pid = _number(head.split("\n")[0], 2)
         known = known or pid is not None
         for file in map(str.splitlines, files if pid else ()):
-            told = {line[:1]: line[1:] for line in file if line[:1] != "T"}
-            local = _endpoint(told.get("n", ""), v6=told.get("t") == "IPv6")
+            fields = {line[:1]: line[1:] for line in file if line[:1] != "T"}
+            local = _endpoint(fields.get("n", ""), v6=fields.get("t") == "IPv6")
             listening = "TST=LISTEN" in file
-            if local and told.get("P") == "TCP" and (listening or "TST=CLOSED" in file):  # closed: only bound
-                rows.append(_Socket(*local, listening, None, pid, None, _number(told.get("d", "")) or 0, None))
+            if local and fields.get("P") == "TCP" and (listening or "TST=CLOSED" in file):  # closed: only bound
+                rows.append(_Socket(*local, listening, None, pid, None, _number(fields.get("d", "")) or 0, None))
     return rows if known else None
 
 
-def _ask_macos(port: int | None) -> _Told:
+def _ask_macos(port: int | None) -> _MaybeSockets:
     """macOS: lsof, and netstat for whether ``::`` also takes IPv4."""
     rows = _ask_lsof(port)
     if not rows or all(row.address != "::" for row in rows):
@@ -778,9 +774,9 @@ def _ask_macos(port: int | None) -> _Told:
 
 def _parse_netstat_bsd(text: str) -> dict[int, bool]:
     """For each port with a listener on ``::``, whether that is IPv6 only; ports with both kinds are left out."""
-    rows = _matches(r"tcp(?P<dual>4?)6 \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN(?!\S)", text)
-    told = {(int(row["port"]), row["dual"]) for row in rows}
-    return {port: not dual for port, dual in told if (port, "" if dual else "4") not in told}
+    row = r" \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN(?!\S)"
+    v6only, dual = ({int(found["port"]) for found in _matches(kind + row, text)} for kind in ("tcp6", "tcp46"))
+    return {port: port in v6only for port in v6only ^ dual}
 
 
 def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
@@ -799,8 +795,8 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
         program = programs.get(row["pid"]) or command.split(" ", 1)[0]
         name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
         zombie, leader = row["state"][0] == "Z", "s" in row["state"] and tty != ""
-        facts = (start, started, _clean(row["user"]), name, command, zombie, False, leader)
-        processes[pid] = _Process(pid, parent, group, tty, *facts)
+        rest = (start, started, _clean(row["user"]), name, command, zombie, False, leader)
+        processes[pid] = _Process(pid, parent, group, tty, *rest)
     return processes
 
 
@@ -826,12 +822,11 @@ _PROXIES = (
     "com.docker.backend", "com.docker.back", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
 )  # fmt: skip
 
-# Process managers that are ordinary programs: the beginning of the process's name, the manager's own name, and its
-# tool.
+# Managers that are ordinary programs: how the name of their process begins, their own name, and their tool.
 _MANAGERS = (("PM2 v", "PM2", "pm2"), ("supervisord", "supervisord", "supervisorctl"))
 
 
-class _Facts(NamedTuple):
+class _Description(NamedTuple):
     """Further facts about a process; an unknown one is empty."""
 
     user: str
@@ -846,7 +841,7 @@ class _System:
     recognised before it is signalled. The PIDs that a tool prints are verified if the system allows it.
     """
 
-    sources: Sequence[Callable[..., _Told]] = (_ask_lsof,)  # the fastest first
+    sources: Sequence[Callable[..., _MaybeSockets]] = (_ask_lsof,)  # the fastest first
     shadows: Mapping[str, str] = {}  # addresses that hide each other, if only equal addresses conflict
     forwarders: Mapping[str, str] = _FORWARDERS  # names of protected programs, and what to do about each
     first_pids = (0, 1)  # the system itself
@@ -865,10 +860,10 @@ class _System:
     def __exit__(self, *error: object) -> None:
         self.release()
 
-    def sockets(self, port: int | None) -> _Told:
+    def sockets(self, port: int | None) -> _MaybeSockets:
         """The listeners on a port (None: on every port); None: cannot tell."""
-        told = (ask(port) for ask in self.sources)
-        return next(([row for row in rows if port in (None, row.port)] for rows in told if rows is not None), None)
+        answers = (ask(port) for ask in self.sources)
+        return next(([row for row in rows if port in (None, row.port)] for rows in answers if rows is not None), None)
 
     def every_socket(self, port: int) -> _Sockets:
         """The sockets on a port in every state, as far as the system shows them."""
@@ -882,7 +877,7 @@ class _System:
         """
         return sockets
 
-    def listeners_of(self, pids: _Pids) -> _Told:
+    def listeners_of(self, pids: _Pids) -> _MaybeSockets:
         """The listening sockets of these processes, on every port."""
         rows = self.sockets(None)
         if rows is None:
@@ -906,7 +901,7 @@ class _System:
             self.known.update(self.read(pid))
         return self.known.get(pid)
 
-    def describe(self, process: _Process) -> _Facts:
+    def describe(self, process: _Process) -> _Description:
         raise NotImplementedError
 
     def environ(self, pid: int) -> dict[str, str]:
@@ -996,9 +991,9 @@ class _System:
     def sleep(self, pins: Iterable[_Pin], seconds: float) -> None:
         """Sleep until one of the processes exits, or the time is over; if one has no handle, only briefly."""
         handles = [pin.handle for pin in pins]
-        told = [handle for handle in handles if handle is not None]
-        if len(told) == len(handles):
-            self.wait(told, seconds)
+        known = [handle for handle in handles if handle is not None]
+        if len(known) == len(handles):
+            self.wait(known, seconds)
         else:
             time.sleep(min(seconds, 0.01))
 
@@ -1070,13 +1065,13 @@ class _System:
         import json
         import shlex
 
-        told = self.environ(pid)
-        supervised = told.get("SUPERVISOR_GROUP_NAME"), told.get("SUPERVISOR_PROCESS_NAME")
-        name = ":".join(dict.fromkeys(filter(None, supervised))) or ("pm_id" in told and told.get("name"))
+        environ = self.environ(pid)
+        supervised = environ.get("SUPERVISOR_GROUP_NAME"), environ.get("SUPERVISOR_PROCESS_NAME")
+        name = ":".join(dict.fromkeys(filter(None, supervised))) or ("pm_id" in environ and environ.get("name"))
         if not name:
             try:  # PM2's cluster mode
-                facts = json.loads(told.get("pm2_env", "{}"))
-                name = str(facts.get("PORT", port)) == str(port) and facts.get("name")
+                settings = json.loads(environ.get("pm2_env", "{}"))
+                name = str(settings.get("PORT", port)) == str(port) and settings.get("name")
             except (ValueError, AttributeError):
                 return ""
         return shlex.quote(_clean(str(name))) if name else ""
@@ -1125,7 +1120,7 @@ _SIBLINGS = 4  # checked on either side of a holder: workers whose master holds 
 _HOST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's proc_ns.h: not that of a container
 
 
-def _ask_sock_diag(port: int | None, every: bool = False) -> _Told:
+def _ask_sock_diag(port: int | None, every: bool = False) -> _MaybeSockets:
     """The kernel's table, over netlink (see linux/inet_diag.h and sock_diag(7)): listeners, or every state.
 
     The older request is used: it returns both families at once, and each walk through the table costs time.
@@ -1170,8 +1165,8 @@ def _parse_sock_diag(data: bytes) -> tuple[_Sockets, bool]:
 
 
 def _v6only_attribute(attributes: bytes) -> bool | None:
-    told = dict(_parts(attributes, "=HH")).get(11)  # INET_DIAG_SKV6ONLY
-    return bool(told[0]) if told else None
+    value = dict(_parts(attributes, "=HH")).get(11)  # INET_DIAG_SKV6ONLY
+    return bool(value[0]) if value else None
 
 
 def _parts(data: bytes, head: str) -> Iterator[tuple[int, bytes]]:
@@ -1185,7 +1180,7 @@ def _parts(data: bytes, head: str) -> Iterator[tuple[int, bytes]]:
         data = data[max(size, (length + 3) & ~3) :]
 
 
-def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") -> _Told:
+def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") -> _MaybeSockets:
     """/proc/net/tcp and tcp6, if netlink is refused: listeners, or every state."""
     rows: _Sockets = []
     for name in (protocol, f"{protocol}6"):
@@ -1283,9 +1278,8 @@ class _Linux(_System):
     def owners(self, sockets: _Sockets, thorough: bool, among: _Pids | None = None) -> _Sockets:
         """Known processes are checked first, then the others from the youngest down.
 
-        A development server is young, and its relatives often share its sockets: they are checked next. An
-        unrelated process that shares the socket is found when the caller looks again after stopping; a
-        thorough search checks every process.
+        A development server is young, and its relatives often share its sockets: they come next. An unrelated process
+        that shares the socket is found when the caller looks again after stopping; a thorough search checks them all.
         """
         links = {f"socket:[{row.inode}]": row.inode for row in sockets if row.inode}
         if not links or not _proc_is_ours(os.getpid()):
@@ -1317,12 +1311,12 @@ class _Linux(_System):
         return {process.parent, *siblings[first : first + 2 * (_SIBLINGS + 1)], *self.children(pid)}
 
     def children(self, pid: int) -> list[int]:
-        told = [_file_of(pid, f"task/{thread}/children").split() for thread in _threads_of(pid)]
-        if not any(told) and not os.path.exists("/proc/thread-self/children"):  # this kernel was built without it
+        lists = [_file_of(pid, f"task/{thread}/children").split() for thread in _threads_of(pid)]
+        if not any(lists) and not os.path.exists("/proc/thread-self/children"):  # this kernel was built without it
             for each in _pids_from_the_youngest():
                 self.process(each)
             return super().children(pid)
-        return [int(child) for children in told for child in children]
+        return [int(child) for children in lists for child in children]
 
     def read(self, pid: int) -> _Processes:
         """From /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
@@ -1347,11 +1341,11 @@ class _Linux(_System):
             return False
         return None
 
-    def describe(self, process: _Process) -> _Facts:
+    def describe(self, process: _Process) -> _Description:
         uids = _numbers(process.pid, "Uid")  # not the owner of /proc/PID, which is root after setuid
         command = os.fsdecode(_file_of(process.pid, "cmdline").rstrip(b"\0")).replace("\0", " ")
         cwd = _link(f"/proc/{process.pid}/cwd")
-        return _Facts(_user_name(uids[1]) if uids else "", _clean(command), _clean(cwd))
+        return _Description(_user_name(uids[1]) if uids else "", _clean(command), _clean(cwd))
 
     def environ(self, pid: int) -> dict[str, str]:
         variables = os.fsdecode(_file_of(pid, "environ")).split("\0")
@@ -1620,10 +1614,10 @@ class _BSD(_System):
         # The second ps lists the programs, whose names may contain blanks.
         return _parse_ps(_output("ps", "-axww", *options), _output("ps", "-axww", "-o", "pid=", "-o", "comm="))
 
-    def describe(self, process: _Process) -> _Facts:
+    def describe(self, process: _Process) -> _Description:
         answer = _run("lsof", "-a", "-p", str(process.pid), "-d", "cwd", "-F", "n")
         cwd = answer.output.partition("\nn")[2].partition("\n")[0] if answer else ""
-        return _Facts(process.user, process.command, _clean(_unescaped(cwd)))
+        return _Description(process.user, process.command, _clean(_unescaped(cwd)))
 
     def sleep(self, pins: Iterable[_Pin], seconds: float) -> None:
         """By the kernel's event queue."""
@@ -1763,14 +1757,14 @@ class _Windows(_System):
     forwarders = _WINDOWS_SERVICES
     born_of: Mapping[int, int] = {}
 
-    def sockets(self, port: int | None) -> _Told:
+    def sockets(self, port: int | None) -> _MaybeSockets:
         rows = _tcp_tables()
         if not rows:
             return rows
         rows = [row for row in rows if port in (None, row.port)]
         if not all(row.pid for row in rows):
-            told = _parse_netstat_ano(_output(_windows_tool("NETSTAT.EXE"), "-ano"))
-            rows = [row._replace(pid=row.pid or told.get(Endpoint(row.address, row.port))) for row in rows]
+            owners = _parse_netstat_ano(_output(_windows_tool("NETSTAT.EXE"), "-ano"))
+            rows = [row._replace(pid=row.pid or owners.get(Endpoint(row.address, row.port))) for row in rows]
         self.known = self.read(0) or self.known  # since the last look, a PID may have been reused
         return [row._replace(pid=pid) for row in rows for pid in self.heirs(row.pid)]
 
@@ -1787,24 +1781,26 @@ class _Windows(_System):
 
     def read(self, pid: int) -> _Processes:
         """Every process of the machine: one table has them all."""
-        told = _parse_processes(*_told("ntdll", lambda ntdll, _, *to: ntdll.NtQuerySystemInformation(5, *to)))
-        self.born_of = {each: parent for each, (parent, _, _) in told.items()}
+        entries = _parse_processes(*_written_by("ntdll", lambda ntdll, *to: ntdll.NtQuerySystemInformation(5, *to)))
+        self.born_of = {each: parent for each, (parent, _, _) in entries.items()}
         found = {}
-        for each, (parent, start, name) in told.items():
-            parent = parent if parent in told and not 0 < start < told[parent][1] else 0
+        for each, (parent, start, name) in entries.items():
+            parent = parent if parent in entries and not 0 < start < entries[parent][1] else 0
             started = start / 1e7 - 11644473600 if start else None  # a file time counts 100 ns since 1601
             found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False)
         return found
 
-    def describe(self, process: _Process) -> _Facts:
+    def describe(self, process: _Process) -> _Description:
         handle = self.open(process.pid)
         if handle is None:
-            return _Facts("", "", "")
-        user, ours = _user_of(handle), _user_of(-1)  # the second stands for this process
-        # ProcessCommandLineInformation: since Windows 8.1.
-        told = _told("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle)
+            return _Description("", "", "")
+        # 60: ProcessCommandLineInformation, since Windows 8.1.
+        text = _written_by("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle)
+        user = _user_of(handle)
         _winapi().CloseHandle(handle)
-        return _Facts(self.me() if user == ours != "" else user, _clean(_parse_text(*told)), "")
+        if user and user == _user_of(-1):  # the handle of this process
+            user = self.me()
+        return _Description(user, _clean(_parse_text(*text)), "")
 
     def open(self, pid: int) -> int | None:
         """A handle, which keeps the PID from being reused."""
@@ -1848,33 +1844,34 @@ class _Windows(_System):
         return _is_shell(process.name) and ("-noexit" in words or not words & {"/c", "-c", "-command"})
 
 
-def _tcp_tables() -> _Told:
+def _tcp_tables() -> _MaybeSockets:
     """Every listener; if IPv6 is switched off, it has no table."""
-    four, six = (  # the families, as Windows numbers them; 3: TCP_TABLE_OWNER_PID_LISTENER
-        _told("iphlpapi", lambda api, family, to, *size: api.GetExtendedTcpTable(to, size[1], 0, family, 3, 0), of)[0]
-        for of in (2, 23)
+    four, six = (  # 2 and 23: AF_INET and AF_INET6 of Windows; 3: TCP_TABLE_OWNER_PID_LISTENER
+        _written_by("iphlpapi", lambda api, rows, _, size, af=af: api.GetExtendedTcpTable(rows, size, 0, af, 3, 0))[0]
+        for af in (2, 23)
     )
     return _parse_tcp_table(four, False) + _parse_tcp_table(six, True) if four else None
 
 
 def _user_of(process: int) -> str:
-    opened, _ = _told("advapi32", lambda api, of, to, *_: not api.OpenProcessToken(of, 8, to), process)
+    """The SID of the user of a process, by its handle; empty: cannot tell."""
+    opened, _ = _written_by("advapi32", lambda api, of, token, *_: not api.OpenProcessToken(of, 8, token), process)
     if not opened:
         return ""
     token = int.from_bytes(opened[:8], "little")
-    told = _told("advapi32", lambda api, of, *to: not api.GetTokenInformation(of, 1, *to), token)
+    user = _written_by("advapi32", lambda api, of, *buffer: not api.GetTokenInformation(of, 1, *buffer), token)
     _winapi().CloseHandle(token)
-    return _parse_user(*told)
+    return _parse_user(*user)
 
 
-def _told(library: str, ask: Callable[..., int], of: int = 0) -> tuple[bytes, int]:
-    """What a function writes, and its address. It is called with a handle or number, a buffer, its size, a size out."""
+def _written_by(library: str, call: Callable[..., int], *handles: int) -> tuple[bytes, int]:
+    """What a call writes, and its address; it gets the library, the handles, a buffer, its size, a size; 0: success."""
     import ctypes
 
     windows: Any = ctypes  # WinDLL exists only on Windows
     for size in (1 << 16, 1 << 20, 1 << 23):  # few processes need the second, few machines the third
         buffer, needed = ctypes.create_string_buffer(size), (ctypes.c_uint32 * 1)(size)
-        if ask(windows.WinDLL(library), ctypes.c_void_p(of), buffer, size, needed) == 0:
+        if call(windows.WinDLL(library), *map(ctypes.c_void_p, handles), buffer, size, needed) == 0:
             return buffer.raw, ctypes.addressof(buffer)
     return b"", 0
 
@@ -1964,7 +1961,8 @@ def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
 
     Beside a listener at the same address, a bind probe fails in any case. Then only a socket of the listeners' master
     counts, which would restart them: granian's binds without listening, and spawns its workers from Python 3.14 on.
-    If another socket is in the way, the next look finds it, without the listeners."""
+    If another socket is in the way, the next look finds it, without the listeners.
+    """
     listening = [row for row in rows if row.listening]
     masters = {_master(system, row.pid, spawned=True)[0] for row in listening if len(listening) < len(rows)}
 
@@ -2012,12 +2010,12 @@ def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> lis
         process = system.process(pid)
         if process:
             name, (user, command, cwd) = process.name, system.describe(process)
-            facts = (process.parent, user, name, command or name, cwd, process.started)
+            fields = (process.parent, user, name, command or name, cwd, process.started)
         elif pid is None or system.exists(pid) is not False:
-            facts = (None, _user_name(uid) if uid is not None else "", "", "", "", None)
+            fields = (None, _user_name(uid) if uid is not None else "", "", "", "", None)
         else:  # it has just exited, and holds nothing any more
             continue
-        holders.append(Holder(pid, *facts, tuple(dict.fromkeys(addresses))))
+        holders.append(Holder(pid, *fields, tuple(dict.fromkeys(addresses))))
     return _roots_first(holders)
 
 
@@ -2086,9 +2084,8 @@ def _decide(look: _Look, options: _Options) -> tuple[str | None, str]:
     """Why the holders are left alone, and the question to ask before all of them are stopped.
 
     The first reason to leave one alone counts for all. "Cannot tell" is such a reason: a process that cannot be seen
-    or read (_must_stay), a socket that might not be in the way (_should_stay), other ports that cannot be listed
-    (_would_end_too). If not even the sockets can be listed, _search raises CannotTell; and _System.stop signals no
-    process that it cannot recognise.
+    or read (_must_stay), a socket that might not be in the way (_is_not_meant), other ports that cannot be listed
+    (_would_end_too). If no source lists the sockets, _search raises CannotTell; _System.stop verifies each process.
     """
     if not look.holders:
         return look.system.hint(look.port, look.host), ""
@@ -2143,10 +2140,10 @@ def _must_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) ->
         yield "it may be one of our own ancestors, which this system does not tell; stop it by hand if you know better"
     if process.leader and (holder.parent in look.pids or _is_shell(process.name)):
         yield "it runs on a terminal of its own, and has only inherited the port; end it there"
-    yield from _should_stay(look, holder, whose, options)
+    yield from _is_not_meant(look, holder, whose, options)
 
 
-def _should_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) -> Iterator[str]:
+def _is_not_meant(look: _Look, holder: Holder, whose: _Whose, options: _Options) -> Iterator[str]:
     """The rest: it may not be in the way; it is another user's or project's; the policy leaves it alone."""
     rows = [row for row in look.sockets if row.pid == holder.pid]
     wanted = _addresses(look.host, look.port) if rows else []
@@ -2310,17 +2307,18 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[in
             if firmly and left:
                 _say(WARNING, f"Process {_listed(left)} did not stop within {options.grace:g} s: forced")
             for pin in left:
-                if not firmly:
+                if not firmly:  # counted before the signal, so that Ctrl+C names this process, too
                     asked.append(pin)
                 try:
                     system.stop(pin, options, firmly)
                 except OSError as error:
                     if not firmly:
                         asked.pop()
-                    if not isinstance(error, ProcessLookupError):  # which has ended by itself, or when it was asked
-                        why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
-                        why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
-                        break
+                    if isinstance(error, ProcessLookupError):  # it has ended by itself, or when it was asked
+                        continue
+                    why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
+                    why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
+                    break
             left = _wait_for_exit(system, left, 0 if why else seconds)
             if why:
                 break
@@ -2401,16 +2399,16 @@ class _Freeing:
 
     def is_new(self, look: _Look) -> bool:
         """Whether the port was taken again after a stop, and not held by another process all the time."""
-        if not self.gone:
-            self.sockets |= {row.inode for row in look.system.every_socket(self.port) if row.inode}
+        if not self.gone or all(look.system.has_gone(holder.pid) for holder in look.holders):
             return False
-        if all(look.system.has_gone(holder.pid) for holder in look.holders):
-            return False
-        young = self.sockets or any((holder.started or 0.0) > self.began for holder in look.holders)
-        return bool(young) and not any(row.inode in self.sockets for row in look.sockets)
+        if self.sockets:
+            return not any(row.inode in self.sockets for row in look.sockets)
+        return any((holder.started or 0.0) > self.began for holder in look.holders)
 
     def stop(self, look: _Look) -> str | None:
         """Stop all holders that a look found, or none; return why one lives on."""
+        if not self.gone:
+            self.sockets |= {row.inode for row in look.system.every_socket(self.port) if row.inode}
         families = _families(look.holders)
         agreed, self.agreed = self.agreed, None
         roots: list[object] = [(root.pid, root.started) for root, _ in families]
@@ -2427,7 +2425,8 @@ class _Freeing:
             return why or "the answer was no: nobody was stopped"
         system, began, above = look.system, time.monotonic(), self.supervisors_of(look)
         held = system.still_hold(look.pids, look.sockets, self.port)
-        held |= {h.parent for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
+        owners = {row.pid for row in look.sockets}
+        held |= {each.parent for each in look.holders if each.pid in held} - owners  # a master that owns no socket
         pins = [system.pins[pid] for pid in look.pids if pid in system.pins and pid in held]
         gone, why = _stop(system, pins, self.options)
         for root, children in _families([holder for holder in look.holders if gone.get(holder.pid or 0)]):
@@ -2509,7 +2508,7 @@ def _ensure(port: int, host: str, options: _Options) -> PortResult:
         _say(INFO, "Attempting to free up port...")
         result = _Freeing(port, host, options).run()
         if result.reason:
-            _complain(result.reason if "10013" not in obstacle.reason else obstacle.reason)
+            _complain(obstacle.reason if obstacle.error == "10013" else result.reason)
     if result.available:
         _say(INFO, f"✅ Port {port} is now available")
     elif options.starting:
@@ -2799,10 +2798,9 @@ class PortManager:
         return holders[0].pid if holders else None
 
     def kill_process(self, pid: int) -> bool:
-        """Stop one process, unless it must stay: ask it, then force it; True if it has gone.
+        """Stop one process, unless it must stay: ask it, then force it; True if it has gone, also if it had before.
 
-        A process that has ended before counts as stopped. Outside development nothing is done. TypeError
-        for a PID that is not an integer.
+        Outside development nothing is done. TypeError for a PID that is not an integer.
         """
         if not isinstance(pid, int) or isinstance(pid, bool):
             raise TypeError(f"a PID is an integer, not {pid!r}")
@@ -2843,13 +2841,13 @@ class Server:
     """The options and variables of a server for its address and its app. Each text is a list, separated by blanks.
 
     hosts, ports, binds: options for a host, a port, and [host:]port (*: a bare word).
-    variables: of the host and of the port. Instead of the first, an address may stand: the host to use if the
-    variable of the port is set (gunicorn's PORT).
+    variables: of the host and of the port. "0.0.0.0 PORT": none of the host; if PORT is set, the host is 0.0.0.0.
     elsewhere: options and variables for a socket without a port (a Unix socket, a descriptor).
     files: files, and options and variables for one, that may set the port (NAME=TEXT: only if the file contains this
     text; for an option: only if this variable is set).
     serves: kinds of app; start: the words that serve APP on HOST and PORT (ADDRESS: both); factory: the option for
-    an app factory, "()" if it is given as APP(), "" if it cannot be served."""
+    an app factory, "()" if it is given as APP(), "" if it cannot be served.
+    """
 
     hosts = ports = binds = variables = elsewhere = files = serves = start = factory = ""
 
@@ -3114,10 +3112,10 @@ def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
     key, at = find_server(sys.argv) or ("", -1)
     if _is_reloaded() or (at != 0 and not script):  # neither a server's program nor a script has loaded us
         return
-    told = server_endpoints(sys.argv, None if at == 0 else {})
+    endpoints = server_endpoints(sys.argv, None if at == 0 else {})
     own = [Endpoint(host, port)] if port is not None and not _given(_SERVES_NOTHING, sys.argv, {}) else []
     try:
-        for endpoint in told or own:
+        for endpoint in endpoints or own:
             if not _is_a_worker(key, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
                 raise SystemExit(1)
     except KeyboardInterrupt as interruption:
@@ -3229,8 +3227,7 @@ Exit status: 0 the port is in that state, 1 it was not in time""",
 Exit status: 0 the port is printed, 1 none is free""",
 }  # fmt: skip
 _NAMES = {**{verb: verb for verb in _VERBS}, "stop": "free", "kill": "free"}
-# Each option is declared by its line of help: short form, long form, kind of value; after the bar, the verbs that
-# have it.
+# Each option is declared by its line of help: short, long, kind of value; after the bar, the verbs that have it.
 _OPTIONS = """\
   -n, --dry-run              stop nobody; say who would be stopped, or why not | free
       --grace SECONDS        time for the holder to stop by itself (5) | free
@@ -3392,13 +3389,14 @@ def _print_results(results: Iterable[PortResult]) -> None:
     """The JSON of list, check and free."""
     system, ports = _ThisSystem(), []
     for result in results:
-        holders = [_facts(system, result, holder) for holder in result.holders]
-        ports.append({**result._asdict(), "host": result.host or None, "holders": holders})
-        del ports[-1]["plan"], ports[-1]["managers"]
+        holders = [_holder_as_json(system, result, holder) for holder in result.holders]
+        fields = result._asdict()
+        del fields["plan"], fields["managers"]
+        ports.append({**fields, "host": result.host or None, "holders": holders})
     _print(_json({"ports": ports}))
 
 
-def _facts(system: _System, result: PortResult, holder: Holder) -> dict[str, Any]:
+def _holder_as_json(system: _System, result: PortResult, holder: Holder) -> dict[str, Any]:
     """A holder for JSON; its ancestry begins at a shell, or at the service above it."""
     ancestry: list[dict[str, object]] = []
     for process in map(system.process, system.parents(holder.pid)[:12]):
@@ -3420,12 +3418,9 @@ def _facts(system: _System, result: PortResult, holder: Holder) -> dict[str, Any
 
 
 def _place(system: _System, holder: Holder) -> tuple[str, str]:
-    """The folder of a holder, even if it has been stopped since, and its project, if that has a mark.
-
-    The folder is empty if it is out of reach from here.
-    """
-    told = _folder_of(system, holder.pid or 0)
-    folder = "" if told is None else told or holder.cwd
+    """The folder (empty: out of reach from here) and the marked project of a holder, even of one stopped since."""
+    current = _folder_of(system, holder.pid or 0)
+    folder = "" if current is None else current or holder.cwd
     return folder, _clean(_root_of(folder, _MARKS))
 
 
@@ -3491,10 +3486,10 @@ def _screen(result: PortResult) -> str:
 
 def _about(system: _System, result: PortResult, root: Holder, children: list[Holder], room: int) -> dict[str, str]:
     """The facts about a holder and its children, by label; empty ones are not shown."""
-    facts, command = _facts(system, result, root), _short_command(root.command, room - 10)
+    data, command = _holder_as_json(system, result, root), _short_command(root.command, room - 10)
     states = {"suspended": "suspended (Ctrl+Z)", "deleted": "its program was deleted or replaced"}
-    branch, age, manager = facts["branch"], _age(root), facts["manager"]
-    line = [process["name"] for process in facts["ancestry"]]
+    branch, age, manager = data["branch"], _age(root), data["manager"]
+    line = [process["name"] for process in data["ancestry"]]
     return {
         "process": f"{root.pid} ({command})" if root.pid else "one that you may not see",
         "children": _listed(sorted(children)),
@@ -3502,8 +3497,8 @@ def _about(system: _System, result: PortResult, root: Holder, children: list[Hol
         "started": (f"{age} ago " if age else "")
         + (f"by {root.user}" if root.user else "")
         + (f": {' → '.join([*line, root.name])}" if line else ""),
-        "state": states.get(facts["state"], ""),
-        "listens on": ", ".join(facts["addresses"]),
+        "state": states.get(data["state"], ""),
+        "listens on": ", ".join(data["addresses"]),
         "managed by": manager["name"] if manager and manager["name"] not in (result.reason or "") else "",
     }
 

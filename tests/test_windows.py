@@ -126,7 +126,7 @@ class Windows:
 
     def GetExtendedTcpTable(self, buffer, size, ordered, family, kind, reserved):
         assert (ordered, kind, reserved) == (0, 3, 0)  # TCP_TABLE_OWNER_PID_LISTENER
-        v6 = {2: False, 23: True}[family.value]
+        v6 = {2: False, 23: True}[family]
         return self.told(buffer, size[0], listeners(self.listeners, v6) if self.ipv6 in (v6, True) else b"")
 
     def OpenProcessToken(self, process, access, place):
