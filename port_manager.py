@@ -3197,30 +3197,35 @@ dev, development, local, test, testing, debug."""
 _VERBS = {
     "list": """\
 [PORT...] [OPTION...]
+Show the processes that listen, by port.
 
   port_manager.py list 8000-8010 --json  only these ports, for programs
 
 Exit status: 0 listed, 1 the system does not tell""",
     "check": """\
 PORT... [OPTION...]
+Show what holds a port, and what free would do; nothing is stopped.
 
   port_manager.py check 3000-3100  the held ones of 101 ports
 
 Exit status: 0 every port is available, 1 one is not""",
     "free": """\
 PORT... [OPTION...]
+Stop what holds a port, if that is safe, and verify that it is free.
 
   port_manager.py free 8000 9229 -n  only say who would be stopped
 
 Exit status: 0 every port is available (after -n: would be), 1 one is not""",
     "wait": """\
 PORT [OPTION...]
+Wait until a port is free, or until a server listens on it.
 
   port_manager.py wait 8000 --until listening  until a server is up
 
 Exit status: 0 the port is in that state, 1 it was not in time""",
     "pick": """\
 [PORT or range] [OPTION...]
+Print a free port: the one given (8000), a later one, or one of the range.
 
   port_manager.py pick 3000-3010  print a free one of these
 
@@ -3367,8 +3372,10 @@ def _no_port(word: str, names: list[str]) -> _WrongCall:
 
     near = difflib.get_close_matches(word.partition("=")[0], names, 1, 0.7)
     hint = f"did you mean {near[0]}?" if near else "a port is a number from 1 to 65535, a range is 3000-3010"
-    if word[:1] == "-" and word[1:].isdecimal():
-        hint = f"a signal is named with -s {word[1:]}"
+    if word[:1] == "-" and not near:
+        hint = "no verb has this option; port_manager.py free --help lists those of free"
+        if word[1:].isdecimal():
+            hint = f"a signal is named with -s {word[1:]}"
     return _WrongCall(f"{_clean(word)!r} is neither a port nor a verb or option; {hint}")
 
 
