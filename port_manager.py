@@ -302,7 +302,7 @@ def _encodable(text: str, stream: TextIO | None) -> str:
 def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
     """Write a line, and return why that failed; a closed stream or pipe is not a failure.
 
-    Python's own streams are written past their buffer: text left there fails again at exit, and makes the status 120.
+    Python's own streams are written past their buffer: a text that fails stays there, fails again at exit: status 120.
     """
     if stream is None:  # its descriptor was closed at startup, or this is pythonw.exe
         return None
@@ -495,7 +495,7 @@ def _bound(family: int, address: tuple[Any, ...], v6only: bool | None = None, li
 
 
 def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = None) -> OSError | None:
-    """The error that a server gets when it binds an address."""
+    """The error that a server gets when it binds an address; None if it can."""
     try:
         _bound(family, address, v6only).close()
     except OSError as error:
@@ -503,7 +503,7 @@ def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = Non
     return None
 
 
-_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)  # one of localhost's families may be
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)  # localhost: one family may be off
 
 
 def _probe(port: int, host: str) -> _Obstacle | None:
@@ -1042,7 +1042,7 @@ class _System:
         return _user_name(os.geteuid())
 
     def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
-        """What runs a process, and has the command that stops it; ``pids`` are all holders of the port.
+        """What runs a process, and the command that stops it; ``pids`` are all holders of the port.
 
         Here: a container engine, which holds a published port by a process of its own; PM2; supervisord.
         """
@@ -1189,7 +1189,7 @@ def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") 
                 if "local_address" not in table.readline():  # WSL 1 has an empty one
                     return None
                 rows += _parse_proc_net(table, every)
-        except OSError as error:  # if only tcp6 is missing, IPv6 is switched off
+        except OSError as error:  # without tcp6, IPv6 is switched off; without tcp, nothing is known
             if name == protocol or not isinstance(error, FileNotFoundError):
                 return None
     return rows
@@ -1586,7 +1586,7 @@ def _unit_of(process: _Process | None) -> Manager | None:
         if not unit or unit in ours or unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
             continue
         desktop = unit.startswith("dbus-") or (unit.startswith("app-") and "@" in unit)
-        if not (user and (desktop or (process and process.tty))):  # a terminal is a unit, the programs in it are not
+        if not (user and (desktop or (process and process.tty))):  # a terminal is a unit; a program in it is not
             return Manager(f"the systemd service {unit}", f"systemctl {user}stop {unit}")
     return None
 
@@ -1865,7 +1865,7 @@ def _user_of(process: int) -> str:
 
 
 def _written_by(library: str, call: Callable[..., int], *handles: int) -> tuple[bytes, int]:
-    """What a call writes, and its address; it gets the library, the handles, a buffer, its size, a size; 0: success."""
+    """What a call writes, and its address. Arguments: library, handles, buffer, size, size needed; 0: success."""
     import ctypes
 
     windows: Any = ctypes  # WinDLL exists only on Windows
@@ -1914,7 +1914,7 @@ class _Look(NamedTuple):
 
     @property
     def pids(self) -> list[int]:
-        """The holders that are not hidden."""
+        """The PIDs of the holders that are not hidden."""
         return [holder.pid for holder in self.holders if holder.pid]
 
 
@@ -2144,7 +2144,7 @@ def _must_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) ->
 
 
 def _is_not_meant(look: _Look, holder: Holder, whose: _Whose, options: _Options) -> Iterator[str]:
-    """The rest: it may not be in the way; it is another user's or project's; the policy leaves it alone."""
+    """The rest: it might not be in the way; it is another user's or project's; the policy leaves it alone."""
     rows = [row for row in look.sockets if row.pid == holder.pid]
     wanted = _addresses(look.host, look.port) if rows else []
     if rows and not any(":" in row.address for row in rows) and all(address[0] == "::" for _, address in wanted):
@@ -2401,7 +2401,7 @@ class _Freeing:
         """Whether the port was taken again after a stop, and not held by another process all the time."""
         if not self.gone or all(look.system.has_gone(holder.pid) for holder in look.holders):
             return False
-        if self.sockets:
+        if self.sockets:  # empty if the system shows no inodes
             return not any(row.inode in self.sockets for row in look.sockets)
         return any((holder.started or 0.0) > self.began for holder in look.holders)
 
@@ -2856,8 +2856,8 @@ class Server:
         self.__dict__.update(texts)
 
 
-# By program; a second word is the verb without which it serves nothing. For each kind of app, the first server is
-# preferred. To add a server: write its line here; run_backend.py reads the same table.
+# By program; a second word is the verb without which it serves nothing. For each kind of app, the first one
+# installed is preferred. To add a server: write its line here; run_backend.py reads the same table.
 SERVERS = {
     "uvicorn": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="UVICORN_HOST UVICORN_PORT",
                       elsewhere="--uds --fd UVICORN_UDS UVICORN_FD", files="--env-file=UVICORN_PORT", serves="asgi",
