@@ -201,6 +201,7 @@ class _Process(NamedTuple):
     command: str
     zombie: bool
     kernel: bool  # a thread of the kernel
+    forked: bool  # it runs what its parent ran: no program was started in it since the fork
     leader: bool  # the leader of a session that has a terminal
 
 
@@ -795,7 +796,7 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
         program = programs.get(row["pid"]) or command.split(" ", 1)[0]
         name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
         zombie, leader = row["state"][0] == "Z", "s" in row["state"] and tty != ""
-        rest = (start, started, _clean(row["user"]), name, command, zombie, False, leader)
+        rest = (start, started, _clean(row["user"]), name, command, zombie, False, False, leader)
         processes[pid] = _Process(pid, parent, group, tty, *rest)
     return processes
 
@@ -882,7 +883,15 @@ class _System:
         rows = self.sockets(None)
         if rows is None:
             return None
-        return [row for row in self.owners(rows, True, pids) if row.listening and row.pid in pids]
+        rows = self.owners(rows, True, pids)
+        hidden = {row.uid for row in rows if row.pid is None}  # whose sockets may be of a process that cannot be read
+        if any(map(hidden.intersection, map(self.unreadable, pids))):
+            return None
+        return [row for row in rows if row.listening and row.pid in pids]
+
+    def unreadable(self, pid: int) -> list[int]:
+        """The user IDs of a process whose sockets cannot be read; none if they can."""
+        return []
 
     def read(self, pid: int) -> _Processes:
         """Read this process again, or all processes if that costs the same; empty: cannot tell."""
@@ -1086,6 +1095,10 @@ class _System:
     def ends_a_terminal(self, process: _Process) -> bool:
         """Whether a terminal ends together with this process."""
         return process.leader
+
+    def ends_the_container(self, pids: _Pids) -> bool:
+        """Whether the first process of the container that we are in waits for these, and would end with them."""
+        return False
 
     def state(self, pid: int) -> str:
         """One of "suspended", "deleted" (its program was deleted or replaced), or empty."""
@@ -1328,9 +1341,12 @@ class _Linux(_System):
         except (OSError, ValueError, AttributeError):
             return {}
         name = _clean(os.fsdecode(head.partition(b"(")[2]))
-        gone, kernel = state in b"ZXx" and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
-        leader = session == pid and tty != 0
-        return {pid: _Process(pid, parent, group, tty, start, started, "", name, "", gone, kernel, leader)}
+        gone, leader = state in b"ZXx" and threads <= 1, session == pid and tty != 0
+        kernel, forked = bool(flags & 0x00200000), bool(flags & 0x40)  # PF_KTHREAD, PF_FORKNOEXEC
+        return {pid: _Process(pid, parent, group, tty, start, started, "", name, "", gone, kernel, forked, leader)}
+
+    def unreadable(self, pid: int) -> list[int]:
+        return [] if os.access(f"/proc/{pid}/fd", os.R_OK) else _numbers(pid, "Uid")
 
     def exists(self, pid: int) -> bool | None:
         if _proc_is_ours(os.getpid()) and _numbers(pid, "Tgid") == [pid]:
@@ -1372,6 +1388,8 @@ class _Linux(_System):
     def wait(self, handles: list[int], seconds: float) -> bool:
         import select
 
+        if not hasattr(select, "poll"):  # eventlet removes it
+            return bool(select.select(handles, (), (), seconds)[0])
         poll = select.poll()
         for handle in handles:
             poll.register(handle, select.POLLIN)
@@ -1411,6 +1429,22 @@ class _Linux(_System):
         if holder.pid == 1 and _has_own_pids():
             return "it is this container's main process: restart the container"
         return super().protects(holder)
+
+    def ends_the_container(self, pids: _Pids) -> bool:
+        """That is so if it has no other child in its session (docker exec starts another session)."""
+        ending = {*pids}
+        try:
+            first = os.getsid(1)
+            for pid in (pid for pid in pids if _has_own_pids() and os.getsid(pid) == first):
+                for parent in self.parents(pid):
+                    shell = self.process(parent)
+                    job = shell and _is_shell(shell.name) and os.getpgid(parent) != os.getpgid(pid)
+                    if job or first in map(os.getsid, {*self.children(parent)} - ending):
+                        break
+                    ending.add(parent)
+        except OSError:  # one has just exited, or is hidden
+            return False
+        return 1 in ending
 
     def state(self, pid: int) -> str:
         if _file_of(pid, "stat").rpartition(b")")[2].startswith(b" T"):
@@ -1787,7 +1821,7 @@ class _Windows(_System):
         for each, (parent, start, name) in entries.items():
             parent = parent if parent in entries and not 0 < start < entries[parent][1] else 0
             started = start / 1e7 - 11644473600 if start else None  # a file time counts 100 ns since 1601
-            found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False)
+            found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False, False)
         return found
 
     def describe(self, process: _Process) -> _Description:
@@ -2191,6 +2225,8 @@ def _would_end_too(look: _Look, options: _Options) -> str | None:
     for process in filter(None, map(system.process, below[len(look.pids) :])):
         if system.ends_a_terminal(process):
             return f"end a terminal ({process.name} {process.pid})"
+    if 1 not in look.ancestry.pids and system.ends_the_container(look.pids):
+        return "end this container, whose first process waits for it; restart the container"
     rows = system.listeners_of(below)
     if rows is None:
         return "close other ports, perhaps, which this system does not tell"
@@ -2215,9 +2251,10 @@ def _whose(system: _System, pid: int) -> _Whose:
     folder, ours = _folder_of(system, pid), _our_project()
     if folder is None:
         return _Whose("another project, perhaps, whose folder is out of reach from here", True)
-    # A repository inside another is a project of its own, such as a worktree.
+    # A repository inside another is a project of its own, such as a worktree; in a mere folder, any project is.
+    marks = (".git",) if _root_of(ours, _MARKS) else _MARKS
     below = ours and (folder + os.sep).startswith(ours + os.sep)
-    if below and len(_root_of(folder, (".git",))) <= len(ours):
+    if below and len(_root_of(folder, marks)) <= len(ours):
         return _Whose("", False)
     theirs = _root_of(folder, _MARKS)
     if theirs:
@@ -2272,20 +2309,34 @@ def _in_time(question: Callable[[], Any], otherwise: Any) -> Any:
     def ask() -> None:
         try:
             answers.append(question())
-        except OSError:
+        except (OSError, ValueError):  # the latter: a path with a NUL in it
             return
 
     asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(FILE_TIMEOUT)
+    try:
+        asking.start()
+        asking.join(FILE_TIMEOUT)
+    except RuntimeError:  # no more threads can be started
+        pass
     return answers[-1]
 
 
 def _can_ask() -> bool:
-    return _on_terminal(sys.stdin) and _on_terminal(sys.stderr)
+    """Whether a person can answer: in the background, reading from the terminal would suspend this process."""
+    try:
+        background = os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp()
+    except (OSError, ValueError, AttributeError):  # another session's terminal; a stand-in for a stream; Windows
+        background = False
+    return _on_terminal(sys.stdin) and _on_terminal(sys.stderr) and not background
 
 
 def _agreed(question: str) -> bool:
+    try:
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)  # what was typed before the question is no answer to it
+    except (ImportError, OSError, ValueError, AttributeError):  # Windows; a stand-in for a stream
+        pass
     write_line(sys.stderr, question, end="")
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -2826,9 +2877,13 @@ def _stop_process(pid: int, port: int, host: str, options: _Options) -> str | No
         if not exists or not system.pins:
             return f"process {pid} is left alone: it is a thread of another process, or may not be seen"
         own = [row.port for row in system.listeners_of([pid]) or []]  # naming a process includes its ports
-        why, question = _decide(look, options._replace(ports=(*options.ports, *own)))
+        options = options._replace(ports=(*options.ports, *own))
+        why, question = _decide(look, options)
         if question and not _agreed(question):
             return "the answer was no: nobody was stopped"
+        if question:  # the answer may have taken a while: decide again about the same process
+            system.known.clear()
+            why, _ = _decide(look, options._replace(policy="kill"))
         return why or _stop(system, [*system.pins.values()], options)[1]
 
 
@@ -2910,6 +2965,7 @@ _ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-comp
 # Options whose value is the next word; that word is neither a verb nor a port.
 _VALUED = "-A --app -e --env-file -v --verbosity --settings --pythonpath -d --directory"
 _SERVES_NOTHING = "--help --version --check-config --print-config"
+_WITH_A_VERB = {key.partition(" ")[0] for key in SERVERS if " " in key}
 
 
 def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None = None) -> list[Endpoint]:
@@ -2929,8 +2985,7 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     words = next(filter(find_server, commands), commands[-1] if commands else [])
     key, at = find_server(words) or ("", len(words))
     if not key:
-        programs = {key.partition(" ")[0] for key in SERVERS if " " in key}
-        if any(_program(word) in programs for words in commands for word in words):  # such as manage.py migrate
+        if any(_program(word) in _WITH_A_VERB for words in commands for word in words):  # such as manage.py migrate
             return []
         scripts = (at for at, word in enumerate(words) if word.endswith((".py", ".js", ".mjs", ".cjs", ".ts")))
         at = next(scripts, at)
@@ -3113,9 +3168,12 @@ def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
     if _is_reloaded() or (at != 0 and not script):  # neither a server's program nor a script has loaded us
         return
     endpoints = server_endpoints(sys.argv, None if at == 0 else {})
-    own = [Endpoint(host, port)] if port is not None and not _given(_SERVES_NOTHING, sys.argv, {}) else []
+    elsewhere = f"{_SERVES_NOTHING} {SERVERS.get(key, _SCRIPT).elsewhere}"  # served there, or nothing is
+    idle = _given(elsewhere, sys.argv[at + 1 :], os.environ) or (not key and _program(sys.argv[0]) in _WITH_A_VERB)
+    if port is not None and not endpoints and not idle:
+        endpoints = [Endpoint(host, port)]
     try:
-        for endpoint in endpoints or own:
+        for endpoint in endpoints:
             if not _is_a_worker(key, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
                 raise SystemExit(1)
     except KeyboardInterrupt as interruption:
@@ -3135,13 +3193,14 @@ def _is_a_worker(key: str, host: str, port: int) -> bool:
     system = _ThisSystem()
     if not system.native and _probe(port, host) is None:  # to find out more would start a tool
         return False
-    ancestors = system.ancestry().pids
-    parent = next(map(system.process, ancestors[1:]), None)
+    me, parent = (system.process(pid) for pid in (os.getpid(), os.getppid()))
+    if me and me.forked and me.parent != 1:  # 1: that of a daemon
+        return True
     words = system.describe(parent).command.split() if parent and key and not system.redirects else []
-    if words and (_is_command_of(key, words) or _master(system, os.getpid())[0]):
+    if words and _is_command_of(key, words):
         return True
     # A master may bind, and let its workers listen.
-    return not _pids_on(system, port, None).isdisjoint(ancestors)
+    return not _pids_on(system, port, None).isdisjoint(system.ancestry().pids)
 
 
 def _is_command_of(key: str, command: Sequence[str]) -> bool:

@@ -165,7 +165,7 @@ def sockets(system: str, port: int) -> list[Any] | None:
 
 def process(pid: int, parent: int | None, name: str = "python", tty: object = 0) -> Any:
     """A process that does not exist."""
-    return pm._Process(pid, parent, pid, tty, 1, 1.0, "", name, "", False, False, False)
+    return pm._Process(pid, parent, pid, tty, 1, 1.0, "", name, "", False, False, False, False)
 
 
 def read(pid: int) -> Any:

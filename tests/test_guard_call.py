@@ -16,7 +16,8 @@ import port_manager
 from port_manager import server_endpoints
 
 from . import seam
-from .conftest import LINUX, bound_is_told
+from .apart import boxed
+from .conftest import LINUX, bound_is_told, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -162,7 +163,7 @@ def app(tmp_path):
     shutil.copy(port_manager.__file__, tmp_path)
     (tmp_path / "main.py").write_text(GUARD.format(""))
     (tmp_path / "named.py").write_text(GUARD.format("int(os.environ['PORT']), '127.0.0.1'"))
-    (tmp_path / "manage.py").write_text("import main\n" + GUARD.format(""))
+    (tmp_path / "manage.py").write_text((tmp_path / "named.py").read_text())
     for name in ("uvicorn", "gunicorn", "hypercorn"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
@@ -203,6 +204,7 @@ SPAWNS = (  # what a reloader does
     ("-m hypercorn named:app -c conf.py", True),
     ("-m hypercorn main:app -c conf.py", False),  # its port may stand there
     ("-m hypercorn named:app --check-config", False),
+    ("-m uvicorn named:app --uds s", False),  # it needs no port
     ("main.py migrate", False),  # a script that names none, whatever PORT is
     ("manage.py migrate --port {port}", False),
     ("-c 'import main' --port {port}", False),
@@ -255,6 +257,20 @@ def test_in_a_masters_child_the_port_is_the_family_s(app, port, hold, listen):
     words = shlex.join([sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)])
     held = hold(port, listen=listen, runs=f"{words} 2>&1", cwd=app.folder)
     assert held.said == "loaded main\n" and held.alive() == [held.pid]
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+@boxed
+def test_a_worker_is_forked_by_a_process_that_lives(daemon):
+    """Whatever that has written over its command line; the one that forked a daemon has ended."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        if daemon and os.fork():
+            os._exit(0)
+        eventually(lambda: (os.getppid() == 1) is daemon)
+        os.write(write, b"%d" % seam.is_in_the_family("", "127.0.0.1", 8000))
+        os._exit(0)
+    assert os.read(read, 1) == b"%d" % (not daemon)
 
 
 def test_where_nobody_can_tell_it_is_no_family_s(app, port, hold, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations  # noqa: I001
 import os
 import shlex
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from . import seam
 from .apart import boxed
 from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT_USER, as_nobody, can_bind, command_line
 from .conftest import eventually, holding, on_a_terminal
-from .scenes import wait_for
+from .scenes import children, wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
@@ -482,12 +483,46 @@ def test_ask_on_a_terminal(port, hold, answer):
     assert f"{shown}{after}".count("Process using port:") == 1
 
 
-def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, stays):
+@pytest.mark.parametrize("how", ["by port", "by PID"])
+def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, said, how):
     """While the person thinks, the holder may become one who must stay."""
     held = hold(port)
     seam.stand_in(monkeypatch, "terminal", lambda: True)
     seam.stand_in(monkeypatch, "question", lambda *_: seam.precious(monkeypatch, held.pid) or True)
-    stays(held, port, "it is precious", policy="ask")
+    manager = PortManager(port, policy="ask")
+    assert (manager.check_and_clean_port() if how == "by port" else manager.kill_process(held.pid)) is False
+    assert "it is precious" in said() and held.alive() == [held.pid]
+
+
+WAITS = "import os, select, signal; signal.alarm(2); print(end='[y/N]', flush=True); select.select([0], [], []); "
+BEHIND = "import os, subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]], preexec_fn=os.setpgrp))"
+
+
+def test_what_was_typed_before_the_question_is_no_answer(port, hold):
+    held = hold(port)
+    code = f"{WAITS}import port_manager; port_manager.ensure_port_available({port}, policy='ask')"
+    _, after, status = on_a_terminal("-c", code, answer=b"y\n", question="[y/N]")
+    assert after.count("[y/N]") == 1 and held.alive() == [held.pid] and status == 0  # the alarm has ended it
+
+
+def test_in_the_background_nobody_is_asked(port, hold):
+    """There, a program that reads from the terminal is suspended."""
+    held = hold(port)
+    words = [PORT_MANAGER, "free", "--policy", "ask", str(port)]
+    _, after, status = on_a_terminal("-c", BEHIND, *words)
+    assert status == 1 and held.alive() == [held.pid] and "the policy 'ask' needs a terminal to ask on" in after
+
+
+@as_root
+def test_the_first_process_of_a_container_waits_for_the_holder(port, start):
+    """It would end with that, and all others with it, this program as well."""
+    script = '"$@"; exit 7'
+    first = start("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh", *holding(port))
+    first.stdout.readline()
+    inside = ["nsenter", "-t", str(children(first.pid)[0]), "-p", "-m", "setsid", sys.executable, PORT_MANAGER]
+    done = subprocess.run([*inside, "free", str(port)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and first.poll() is None and not can_bind(port)
+    assert "it would also end this container, whose first process waits for it; restart the container" in done.stderr
 
 
 @boxed

@@ -109,7 +109,7 @@ def test_macos_reads_ps(macos, fp):
     fp.register(["ps", "-axww", "-o", "pid=", "-o", "comm="], stdout=COMM)
     processes, begun = seam.reader("bsd")(38146), "Mon Nov 23 09:00:01 2026"
     started = time.mktime((2026, 11, 23, 9, 0, 1, 0, 0, -1))
-    shell = (701, 700, 701, "ttys001", begun, started, "alice", "-zsh", "-zsh", False, False, True)
+    shell = (701, 700, 701, "ttys001", begun, started, "alice", "-zsh", "-zsh", False, False, False, True)
     assert processes[701] == shell and processes == seam.reader("macos")(None)
     assert processes[555].name == "OrbStack Helper" and processes[501].name == "firefox"
     assert not processes[38146].leader and not processes[1].leader

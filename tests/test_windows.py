@@ -328,7 +328,7 @@ def test_a_parent_counts_if_it_began_before_its_child(windows):
     windows.processes = {pid: (*each, "a.exe") for pid, each in begun.items()}
     found = seam.reader("windows")(0)
     assert {pid: each.parent for pid, each in found.items()} == {4: 0, 700: 0, 800: 700, 804: 800, 808: 0, 812: 800}
-    other = (None, None, 50, 50 / 1e7 - 11644473600, "", "a.exe", "", False, False, False)
+    other = (None, None, 50, 50 / 1e7 - 11644473600, "", "a.exe", "", False, False, False, False)
     assert found[700] == (700, 0, *other) and (found[4].start, found[4].started) == (0, None)
 
 
