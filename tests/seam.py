@@ -25,8 +25,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_ss, "lsof": pm._parse_lsof,
     "netstat": pm._parse_netstat, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
     "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
-    # Windows; the second takes bytes, and whether it is a table of IPv6
-    "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table,
+    "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)),
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
 write, status, on_terminal = pm.write_line, pm._status, pm._on_terminal

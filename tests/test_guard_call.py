@@ -55,7 +55,7 @@ ENDPOINTS = {
         "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app", "PORT=9000 manage.py migrate",
         "UVICORN_UDS=/tmp/s uvicorn main:app", "UVICORN_FD=3 uvicorn main:app", "GRANIAN_UDS=/tmp/s granian main:app",
         "LISTEN_FDS=1 gunicorn main:app",
-        "uvicorn main:app --port 0",  # any port will do
+        "uvicorn main:app --port 65536", "uvicorn main:app --port 0",  # any port will do
         "flask --app run routes",  # a value is no verb
         "manage.py runserver --retries 80",  # a port, or the value of an option?
         "server --port 9000 -- child --port 5432",  # what is not known may be a client of that port
@@ -68,7 +68,7 @@ ENDPOINTS = {
         "PORT=3000 sh -c ' ; '", "PORT=8000 make run PORT=3000", "PORT=3000 sh -c 'npm run dev'",
     ],
     "0.0.0.0:8000": [
-        "python -m http.server -d 9000",
+        "python -m http.server -d 9000 /srv",
         "PORT=8000 wait-for-it db:5432 -t 5",  # PORT is a port that was named
     ],
     "[::1]:9000": ["node server.js --port=9000 --host ::1"],
