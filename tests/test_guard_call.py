@@ -24,53 +24,43 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 # Where a server listens, by its words, and by the variables before them; "": they name no port.
 ENDPOINTS = {
     "127.0.0.1:8000": [
-        "bash -e --rcfile rc -c 'uvicorn main:app'", "runner --fd=3 uvicorn main:app",
-        "/lib/uvicorn/__main__.py main:app", "manage.py runserver -v 2", "uvicorn main:app --env-file f",
+        "bash -e --rcfile rc -c 'uvicorn main:app'", "runner --fd=3 uvicorn main:app", "manage.py runserver -v 2",
+        "/lib/uvicorn/__main__.py main:app", r"C:/venv/Scripts/uvicorn.exe main:app",
         "sh -c 'echo \"\" && uvicorn main:app'", "sh -c 'uvicorn main:app\npg_isready --port 5432'",
-        "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", "uv run --with uvloop uvicorn main:app",
-        r"C:/venv/Scripts/uvicorn.exe main:app",
+        "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app",
         "PORT=9000 HOST=:: uvicorn main:app",  # uvicorn does not read these
     ],
     "127.0.0.1:9000": [
-        'sh -c "uvicorn main:app --port \'9000\'"', "python manage.py runserver 9000",
-        "gunicorn main:app -b tcp://127.0.0.1:9000", "gunicorn main:app --bi 127.0.0.1:9000",
-        "bash -c 'exec uvicorn main:app --port 9000$THERE_IS_NONE'",
-        "python -m debugpy --listen 5678 -m uvicorn main:app --port 9000",
+        'sh -c "uvicorn main:app --port \'9000\'"', "gunicorn main:app --bi 127.0.0.1:9000",
+        "gunicorn main:app -b tcp://127.0.0.1:9000", "bash -c 'exec uvicorn main:app --port 9000$THERE_IS_NONE'",
         "honcho run flask --app main --debug run -p 9000",
         "nohup bash -lc 'cd api && exec uvicorn main:app --port ${PORT:-9000} >log 2>&1 &'",
-        "UVICORN_PORT=9001 python3.11 -m uvicorn main:app --port 9000",
     ],
     "0.0.0.0:9000": [
         "PORT=9000 python run.py uvicorn", "gunicorn -b :9000", "PORT=9000 sudo --preserve-env PORT gunicorn main:app",
-        "python server.py --port 9000", "PORT=9000 gunicorn main:app", "waitress-serve --listen=*:9000 main:app",
+        "python server.py --port 9000", "waitress-serve --listen=*:9000 main:app",
         "sudo -u alice gunicorn shop.wsgi -b :9000", "PORT=9000 sh -c 'gunicorn main:app -b :$PORT'",
         "PORT=9000 sh -c 'gunicorn main:app -b :${PORT:-9001}'",
     ],
     "": [
         "tool uvicorn -x:app", "gunicorn main:app -b ''", "cp uvicorn a/b:c", "gunicorn main:app -b unix:/tmp/s",
-        "docker run -p 8000:80 web", "server --port http", "gunicorn main:app --check-config", "uvicorn --help",
-        "gunicorn main:app --print-config", "gunicorn main:app -cconf.py", "manage.py runserver -6",
-        "manage.py runserver --ipv6 9000", "flask run --host unix:///tmp/f.sock", "sh -c 'echo \"'",
-        "docker run -p 8000:80 web uvicorn main:app --port 80", "pip install uvicorn gunicorn",
-        "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app", "PORT=9000 manage.py migrate",
+        "uvicorn --help", "gunicorn main:app --print-config", "gunicorn main:app -cconf.py", "sh -c 'echo \"'",
+        "flask run --host unix:///tmp/f.sock", "docker run -p 8000:80 web uvicorn main:app --port 80",
+        "pip install uvicorn gunicorn", "PORT=9000 manage.py migrate", "LISTEN_FDS=1 gunicorn main:app",
+        "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app",
         "UVICORN_UDS=/tmp/s uvicorn main:app", "UVICORN_FD=3 uvicorn main:app", "GRANIAN_UDS=/tmp/s granian main:app",
-        "LISTEN_FDS=1 gunicorn main:app",
         "uvicorn main:app --port 65536", "uvicorn main:app --port 0",  # any port will do
         "flask --app run routes",  # a value is no verb
         "manage.py runserver --retries 80",  # a port, or the value of an option?
         "server --port 9000 -- child --port 5432",  # what is not known may be a client of that port
-        "psql --port 5432",  # it connects there
         "ssh host uvicorn main:app --port 9000",  # on another machine
         "UVICORN_PORT=9000 uvicorn main:app --env-file f",  # it reads that for the app alone
     ],
     "0.0.0.0:3000": [
         "next dev -p3000", "vite --host --port 3000", "vite --port 3000 --host", "PORT=1 npm run dev -- --port 3000",
-        "PORT=3000 sh -c ' ; '", "PORT=8000 make run PORT=3000", "PORT=3000 sh -c 'npm run dev'",
+        "PORT=3000 sh -c ' ; '", "PORT=8000 make run PORT=3000",
     ],
-    "0.0.0.0:8000": [
-        "python -m http.server -d 9000 /srv",
-        "PORT=8000 wait-for-it db:5432 -t 5",  # PORT is a port that was named
-    ],
+    "0.0.0.0:8000": ["python -m http.server -d 9000 /srv", "PORT=8000 wait-for-it db:5432 -t 5"],
     "[::1]:9000": ["node server.js --port=9000 --host ::1"],
     "localhost:8000": ["hypercorn -b localhost main:app"],
     "127.0.0.1:65535": ["uvicorn main:app --port 65535"],
@@ -100,10 +90,8 @@ DOCUMENTED = {
     "waitress-serve main:app": ("0.0.0.0:8080", "--host", "--port", "--listen", "--unix-socket", ""),
     "python -m waitress main:app": ("0.0.0.0:8080", "--host", "--port", "--listen", "--unix-socket", ""),
     "flask run": ("127.0.0.1:5000", "-h --host", "-p --port", "", "", "FLASK_RUN_HOST FLASK_RUN_PORT"),
-    "manage.py runserver": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
-    "manage.py runserver_plus": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
-    "django-admin runserver": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
-    "django runserver": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
+    **dict.fromkeys(("manage.py runserver", "manage.py runserver_plus", "django-admin runserver", "django runserver"),
+                    ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", "")),
     "litestar run": ("127.0.0.1:8000", "-H --host", "-p --port", "",
                      "-U --uds --unix-domain-socket -F --fd --file-descriptor", "LITESTAR_HOST LITESTAR_PORT"),
     "sanic main:app": ("127.0.0.1:8000", "-H --host", "-p --port", "", "-u --unix", ""),
@@ -111,11 +99,9 @@ DOCUMENTED = {
     "fastapi dev": ("127.0.0.1:8000", "--host", "--port", "", "", "- PORT"),
     "fastapi run": ("0.0.0.0:8000", "--host", "--port", "", "", "- PORT"),
     "python -m http.server": ("0.0.0.0:8000", "-b --bind", "", "", "", ""),
-    "next dev": ("0.0.0.0:3000", "-H --hostname", "-p --port", "", "", "- PORT"),
-    "next start": ("0.0.0.0:3000", "-H --hostname", "-p --port", "", "", "- PORT"),
+    **dict.fromkeys(("next dev", "next start"), ("0.0.0.0:3000", "-H --hostname", "-p --port", "", "", "- PORT")),
     "php": ("", "", "", "-S", "", ""),
-    **dict.fromkeys(("npm start", "pnpm dev", "yarn dev", "bun dev", "vite"),
-                    ("", "", "--port", "", "", "HOST PORT")),
+    **dict.fromkeys(("npm start", "pnpm dev", "yarn dev", "bun dev", "vite"), ("", "", "--port", "", "", "HOST PORT")),
 }  # fmt: skip
 
 
