@@ -16,7 +16,7 @@ import pytest
 from port_manager import SERVERS, find_listeners, find_server, server_endpoints
 
 from . import samples, seam
-from .conftest import LINUX, TELLS_BOUND, can_bind
+from .conftest import LINUX, TELLS_BOUND, bound_is_told, can_bind
 from .test_guard_call import ENDPOINTS
 
 SEED = int(os.environ.get("SEED", "20261125"))
@@ -59,22 +59,11 @@ def test_two_sockets_exclude_each_other_as_the_kernel_says(port, address, v6only
                 assert seam.conflict(address, wanted, v6only) is kernel, wanted
 
 
-@on_linux
-def test_among_several_sockets_a_holder_is_found_where_the_kernel_refuses(ports):
-    """And nobody where it does not, unless one only has bound the port: that one may be named although it shares it."""
-    rng, port = random.Random(SEED), ports()
-    for _ in range(100):
-        made = [(*rng.choice(ADDRESSES), *rng.choice(WAYS)) for _ in range(rng.randrange(2, 5))]
-        with contextlib.ExitStack() as stack:
-            held = []
-            for each in made:
-                with contextlib.suppress(OSError):
-                    stack.enter_context(bound(port, *each))
-                    held.append(each)
-            shared = any(not listening and reuse for *_, listening, reuse in held)
-            for wanted in rng.sample(HOSTS, 2):  # each look walks through every process of the machine
-                found, kernel = bool(find_listeners(port, wanted)), not can_bind(port, wanted)
-                assert found == kernel or (found and shared), (SEED, held, wanted)
+@bound_is_told
+def test_one_that_only_has_bound_the_port_is_found_beside_a_listener_at_another_address(port):
+    with bound(port, "127.0.0.1", listening=True), bound(port, "127.0.0.2", reuse=False):
+        (holder,) = find_listeners(port, "0.0.0.0", thorough=True)
+        assert [str(address) for address in holder.addresses] == [f"127.0.0.1:{port}", f"127.0.0.2:{port}"]
 
 
 # Listings: no exception, and no PID or inode out of thin air
