@@ -1,7 +1,5 @@
 """guard(): one line at the top of an app module, which acts only where a server is about to bind."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -49,7 +47,7 @@ ENDPOINTS = {
         "pip install uvicorn gunicorn", "PORT=9000 manage.py migrate", "LISTEN_FDS=1 gunicorn main:app",
         "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app",
         "UVICORN_UDS=/tmp/s uvicorn main:app", "UVICORN_FD=3 uvicorn main:app", "GRANIAN_UDS=/tmp/s granian main:app",
-        "uvicorn main:app --port 65536", "uvicorn main:app --port 0",  # any port will do
+        "uvicorn main:app --port 65536", "uvicorn main:app --port 0",  # no port; any port
         "flask --app run routes",  # a value is no verb
         "manage.py runserver --retries 80",  # a port, or the value of an option?
         "server --port 9000 -- child --port 5432",  # what is not known may be a client of that port
@@ -127,7 +125,6 @@ def test_what_each_server_documents(command):
 @pytest.mark.parametrize(("name", "text", "command", "where"), [
     (".env", "SECRET_KEY=x\n", "flask run", "127.0.0.1:5000"),
     (".env", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
-    (".flaskenv", "SECRET_KEY=x\n", "flask run", "127.0.0.1:5000"),
     (".flaskenv", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
     (".flaskenv", "FLASK_RUN_PORT=5001\n", "flask run -p 9000", "127.0.0.1:9000"),
     ("gunicorn.conf.py", "from settings import *", "gunicorn main:app", ""),
@@ -253,7 +250,7 @@ def test_where_nobody_can_tell_it_is_no_family_s(app, port, hold, monkeypatch):
 
 
 def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, hold, monkeypatch):
-    asked: list[str] = []
+    asked = []
     seam.on_system(monkeypatch, "darwin", "alice")
     seam.stand_in(monkeypatch, "run a tool", lambda tool, *_, **__: asked.append(tool))
     assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False and asked == []

@@ -1,7 +1,5 @@
 """What holds for every input, tried with random ones: a failure shows the seed, and TESTS_SEED=NUMBER tries others."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
@@ -23,9 +21,6 @@ SEED = int(os.environ.get("SEED", "20261125"))
 ROUNDS = 3000
 PORT = 8000
 on_linux = pytest.mark.skipif(not LINUX, reason="real sockets on Linux")
-
-
-# Two sockets, against the kernel's own word
 
 
 HOSTS = ("0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1", "::ffff:127.0.0.1")
@@ -225,9 +220,6 @@ def test_a_v6only_attribute_that_is_cut_or_endless():
     for attributes in (b"", b"\x05\0\x0b\0", b"\0\0\x01\0\x01", b"\x01\0\x07\0\x09" * 5, b"\xff\xff\x0c\0\x09"):
         assert seam.parse("v6only", attributes) is None
     assert seam.parse("v6only", b"\x05\0\x08\0\0\0\0\0\x05\0\x0b\0\x01\0\0\0") is True
-
-
-# Command lines
 
 
 def test_a_command_line_names_no_port_that_it_does_not_contain(tmp_path, monkeypatch):

@@ -53,14 +53,12 @@ CALLS += [wait_until_free, wait_until_listening]
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
 def test_what_is_no_port_or_host(call):
-    of_one = PortManager() if call is PortManager else None
-    for ask in (call, *((of_one.is_port_in_use, of_one.get_process_using_port) if of_one else ())):
-        for port in (-1, 65536, 10**9, *([] if call is bind_port else [0])):
-            with pytest.raises(ValueError, match="a port is an integer from 1 to 65535, not "):
-                ask(port)
-        for port in ("8000", 80.5, True, b"80", [80], *([] if call is find_listeners else [None])):
-            with pytest.raises(TypeError, match="a port is an integer from 1 to 65535, not "):
-                ask(port)
+    for ask in (call, PortManager().is_port_in_use, PortManager().get_process_using_port):
+        for port in (-1, 65536, 10**9, 0, "8000", 80.5, True, b"80", [80], None):
+            if (ask, port) not in ((bind_port, 0), (find_listeners, None)):
+                kind = ValueError if type(port) is int else TypeError
+                with pytest.raises(kind, match="a port is an integer from 1 to 65535, not "):
+                    ask(port)
     with pytest.raises(TypeError, match="a host is a text such as '127.0.0.1', not 127"):
         call(8000, 127)
 
