@@ -204,16 +204,15 @@ def test_sock_diag(monkeypatch):
     monkeypatch.delattr(socket, "AF_NETLINK", raising=False)
     assert seam.ask("sock_diag", 80) is None
     assert [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
+    another_family = sock_diag(PORT)[:16] + b"\1" + sock_diag(PORT)[17:]
+    assert seam.parse("sock_diag", another_family) == (rows[1:], True)
     for _ in range(ROUNDS):
         data = bytearray(sock_diag(PORT))
         for _ in range(rng.randrange(1, 8)):
             data[rng.randrange(len(data))] = rng.randrange(256)
-        data = data[: rng.randrange(len(data) + 1)] if rng.random() < 0.3 else data
-        try:
-            rows, _ = seam.parse("sock_diag", bytes(data))
-        except ValueError:
-            continue
-        assert all(0 <= row.port <= 65535 and row.pid is None for row in rows)
+        with contextlib.suppress(ValueError):  # and with no other error
+            rows, _ = seam.parse("sock_diag", bytes(data[: rng.randrange(1, 2 * len(data))]))
+            assert all(row.pid is None for row in rows)
 
 
 def test_a_v6only_attribute_that_is_cut_or_endless():
