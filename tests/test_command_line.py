@@ -333,7 +333,7 @@ def test_json_of_check_and_free(ports, hold, tmp_path):
     (root / "pyproject.toml").touch()
     holder = hold(held, cwd=root / "src")
     first, second = entries("check", str(free), str(held))
-    nobody = dict.fromkeys(["holders", "stopped", "would_stop"], [])
+    nobody = {"holders": [], "stopped": [], "would_stop": []}
     assert first == {"port": free, "host": "0.0.0.0", "available": True, "reason": None, **nobody}
     assert (second["available"], second["would_stop"], second["stopped"]) == (False, [holder.pid], [])
     told, shown = second["holders"][0], f"{tmp_path}/a?b"

@@ -255,14 +255,12 @@ def test_a_port_manager(port, hold, monkeypatch, said):
 
 def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said):
     assert preview_port(port) == PortResult(port, "0.0.0.0", True, [], [], [], None, None, {})
-    held = hold(port, children=1)
-    found = preview_port(port, grace=2)
-    family = [held.pid, *held.children]
-    assert ([holder.pid for holder in found.holders], found.would_stop, found.stopped) == (family, family, [])
-    assert found.plan == f"stop {held.pid} and its child {held.children[0]}: SIGTERM, then SIGKILL after 2 s"
-    assert not found.available and found.reason == f"port {port} is already in use"
+    held, family = hold(port, children=1), find_listeners(port)
+    plan = f"stop {held.pid} and its child {held.children[0]}: SIGTERM, then SIGKILL after 2 s"
+    told = family, [], [held.pid, *held.children], f"port {port} is already in use", plan, {}
+    assert preview_port(port, grace=2) == PortResult(port, "0.0.0.0", False, *told)
     assert (preview_port(port, policy="refuse").would_stop, preview_port(port, policy="refuse").plan) == ([], None)
-    assert held.alive() == family and said() == ""
+    assert held.alive() == [held.pid, *held.children] and said() == ""
 
 
 @boxed
