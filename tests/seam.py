@@ -29,7 +29,7 @@ PARSERS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
 write, status, on_terminal = pm.write_line, pm._status, pm._on_terminal
-clean, title, decoded, short_folder = pm._clean, pm._title, pm._decoded, pm._short_folder
+title, decoded, short_folder = pm._title, pm._decoded, pm._short_folder
 bind_error, run, answer = pm._bind_error, pm._run, pm._Answer
 proc_is_ours, forget, system_of = pm._proc_is_ours, pm._proc_is_ours.cache_clear, pm._system_of
 families, is_in_the_family = pm._families, pm._is_a_worker

@@ -48,7 +48,6 @@ ENDPOINTS = {
         "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app",
         "UVICORN_UDS=/tmp/s uvicorn main:app", "UVICORN_FD=3 uvicorn main:app", "GRANIAN_UDS=/tmp/s granian main:app",
         "uvicorn main:app --port 65536", "uvicorn main:app --port 0",  # no port; any port
-        "flask --app run routes",  # a value is no verb
         "manage.py runserver --retries 80",  # a port, or the value of an option?
         "server --port 9000 -- child --port 5432",  # what is not known may be a client of that port
         "ssh host uvicorn main:app --port 9000",  # on another machine
@@ -59,10 +58,8 @@ ENDPOINTS = {
         "PORT=3000 sh -c ' ; '", "PORT=8000 make run PORT=3000",
     ],
     "0.0.0.0:8000": ["python -m http.server -d 9000 /srv", "PORT=8000 wait-for-it db:5432 -t 5"],
-    "[::1]:9000": ["node server.js --port=9000 --host ::1"],
-    "localhost:8000": ["hypercorn -b localhost main:app"],
-    "127.0.0.1:65535": ["uvicorn main:app --port 65535"],
-    "127.0.0.1:1024": ["manage.py runserver --insecure 1024"],
+    "[::1]:9000": ["node server.js --port=9000 --host ::1"], "localhost:8000": ["hypercorn -b localhost main:app"],
+    "127.0.0.1:65535": ["uvicorn main:app --port 65535"], "127.0.0.1:1024": ["manage.py runserver --insecure 1024"],
     "127.0.0.1:3000": ["npx vite --port=3000 --host 127.0.0.1"],
     "0.0.0.0:80": ["manage.py runserver --noreload 0.0.0.0:80", "python -m http.server 80"],
     "127.0.0.1:9000 [::1]:9001": ["waitress-serve --listen '127.0.0.1:9000 [::1]:9001' main:app"],

@@ -87,11 +87,6 @@ def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
         program(f"import logging, os, sys; {code}; {ASK}", port)
 
 
-def test_clean_text():
-    assert seam.clean("plain 项目 é") == "plain 项目 é"
-    assert seam.clean("a\x1b[31m\x07\r\nb\u202e\x9b\udce9") == "a?[31m???b???"
-
-
 def test_spans():
     spans = {None: "", -3: "0 s", 59: "59 s", 60: "1 min", 3599: "59 min", 3600: "1 h", 86399: "23 h", 86400: "1 d"}
     assert {seconds: seam.span(seconds) for seconds in spans} == spans
