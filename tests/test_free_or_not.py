@@ -105,18 +105,6 @@ def test_a_name_that_is_forgotten_meanwhile(port, hold, monkeypatch, said):
     assert answers.call_count > 1 and "Host name 'flaky' is unknown" in said()
 
 
-def test_macos_probes_what_the_wildcard_shadows(port, monkeypatch):
-    """There SO_REUSEADDR lets a wildcard be bound beside 127.0.0.1, and the other way round."""
-    seam.on_system(monkeypatch, "darwin", "me")
-    asked = []
-    seam.stand_in(monkeypatch, "bind", lambda family, address: asked.append(address[0]))
-    four, six = ("127.0.0.1", "0.0.0.0"), ("::1", "::")
-    both = {"0.0.0.0": four[::-1], "127.0.0.1": four, "localhost": four + six, "::": six[::-1]}
-    for host, addresses in {**both, "127.0.0.2": ("127.0.0.2",)}.items():
-        asked.clear()
-        assert seam.probe(port, host) is None and asked == [*addresses]
-
-
 def test_windows_is_asked_for_the_port_exclusively(port, monkeypatch):
     """And does not listen, not even for a moment."""
     options = []

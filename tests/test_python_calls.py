@@ -20,7 +20,7 @@ from port_manager import wait_until_free, wait_until_listening
 
 from . import seam
 from .apart import boxed
-from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, can_bind, command_line, ensured, eventually
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, can_bind, ensured, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 IN_USE, DENIED, FULL = OSError(errno.EADDRINUSE, "no"), OSError(errno.EACCES, "no"), OSError(errno.EMFILE, "no")
@@ -41,10 +41,9 @@ def test_errors_carry_what_a_caller_needs(port, hold, monkeypatch):
     error = caught.value
     assert (error.port, error.host, [holder.pid for holder in error.holders]) == (port, "127.0.0.1", [held.pid])
     assert error.reason == str(error) and "outside development nothing is stopped" in error.reason
-    assert isinstance(error, OSError) and not isinstance(error, TimeoutError)
     again = pickle.loads(pickle.dumps(error))
-    assert (again.reason, again.port, again.host) == (error.reason, port, "127.0.0.1")
-    assert issubclass(PortTimeout, TimeoutError) and issubclass(CannotTell, PortError)
+    assert (type(again), again.reason, again.port, again.host) == (PortError, error.reason, port, "127.0.0.1")
+    assert issubclass(PortTimeout, TimeoutError) and CannotTell.__base__ is PortError and PortError.__base__ is OSError
 
 
 CALLS = [ensure_port_available, preview_port, find_listeners, find_free_port, bind_port, PortManager]
@@ -89,9 +88,6 @@ def test_a_host_that_cannot_be_had_is_one_error_everywhere(host, monkeypatch, sa
         assert error(call, 60000, host) == (PortError, shown, 60000, host), call
         assert len(asked) == (host != "192.0.2.1"), call
     assert ensure_port_available(60000, host) is False and said().splitlines()[-1].lower() == f"❌ {shown}"
-    for until in ("free", "listening"):
-        done = command_line("wait", "8000", "--host", host.replace("\0", "?"), "--until", until, "--timeout", "9")
-        assert done.returncode == 1 and shown in done.stderr.lower()
 
 
 def test_bind_port_frees_and_keeps(port, hold):
@@ -167,14 +163,6 @@ def test_wait_until_free_stops_nobody_and_tells_who_held_it(port, hold, monkeypa
         seam.only(monkeypatch, lambda port, rows=rows: rows)
         told = error(wait_until_free, port, "127.0.0.1", timeout=0.1)
         assert told == (PortTimeout, f"{reason} 0.1 s", port, "127.0.0.1")
-
-
-def test_wait_until_free_where_nobody_can_be_pinned(port, hold, monkeypatch):
-    monkeypatch.delattr(os, "pidfd_open", raising=False)
-    for _ in range(2):
-        hold(port, exit_after=0.2)
-        assert wait_until_free(port, timeout=PATIENCE) is True
-        seam.only(monkeypatch, lambda port: None)
 
 
 def test_wait_until_free_just_in_time(port, monkeypatch):
@@ -290,8 +278,6 @@ def test_public_names_are_listed_documented_and_typed():
         public = getattr(port_manager, name)
         assert name == "SERVERS" or (public.__doc__ and public.__module__ == "port_manager"), name
     assert port_manager.__version__.count(".") == 2 and os.path.samefile(port_manager.__file__, PORT_MANAGER)
-    with open(port_manager.__file__, encoding="utf-8") as file:
-        assert file.readline() == "# SPDX-License-Identifier: MIT\n"
 
 
 def test_an_endpoint_takes_what_it_has():
