@@ -23,6 +23,7 @@ from . import seam
 from .conftest import LINUX, PATIENCE, PORT_MANAGER, can_bind, command_line, eventually, holding, on_a_terminal
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
+NO_PATH = {"PYTHONIOENCODING": "utf-8"}  # an environment that has no PATH and no HOME
 
 
 def facts(screen):
@@ -149,9 +150,6 @@ def test_check_and_a_dry_run_tell_what_keeps_free_from_it(port, hold, monkeypatc
     assert held.alive() == [held.pid]
 
 
-NO_PATH = {"PYTHONIOENCODING": "utf-8"}  # an environment that has no PATH and no HOME
-
-
 def test_check_tells_of_a_suspended_and_of_a_replaced_program(ports, hold, start, tmp_path):
     port, other = ports(), ports()
     (tmp_path / "gone").mkdir()
@@ -254,20 +252,18 @@ def test_a_screen_fits_its_terminal(told_of, monkeypatch):
     assert columns(told_of("list 80", long).out.splitlines()[1]) == 79
 
 
-LEGEND = "+N: N child processes hold the port, too; -: a process that you may not see\n"
-
-
 def test_the_columns_of_a_list(told_of, monkeypatch):
     def shown(width, *holders, words="list"):
         monkeypatch.setenv("COLUMNS", str(width))
         out, err = told_of(words, *holders)
         return out.splitlines(), err
 
+    legend = "+N: N child processes hold the port, too; -: a process that you may not see\n"
     family = PLAIN._replace(user="alice", started=time.time() - 7300), PLAIN._replace(pid=9, parent=PLAIN.pid)
     wide = ["PORT  ADDRESS  PID         UP   USER   FOLDER           COMMAND",
             "80    ::       4194305 +1  2 h  alice  /nowhere/at/all  node app.js"]  # fmt: skip
-    assert shown(100, *family) == (wide, LEGEND)
-    assert shown(99, *family) == ([line[:27] + line[39:] for line in wide], LEGEND)
+    assert shown(100, *family) == (wide, legend)
+    assert shown(99, *family) == ([line[:27] + line[39:] for line in wide], legend)
     assert shown(59, PLAIN) == (["PORT  ADDRESS  PID      FOLDER    COMMAND",
                                  "80    ::       4194305  …/at/all  node app.js"], "")  # fmt: skip
     assert shown(52, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       4194305  -       node app.js"]
@@ -277,7 +273,7 @@ def test_the_columns_of_a_list(told_of, monkeypatch):
         assert shown(200, PLAIN._replace(cwd=cwd))[0][1].split()[5] == folder
     assert shown(100, HIDDEN)[0][1] == "80    0.0.0.0  -    -   root  -       (user root)"
     assert shown(100, HIDDEN._replace(user=""))[0][1] == "80    0.0.0.0  -    -   -     -       (user unknown)"
-    assert [len(lines) for lines in shown(80, HIDDEN, HIDDEN._replace(user="alice"))] == [3, len(LEGEND)]  # no family
+    assert [len(lines) for lines in shown(80, HIDDEN, HIDDEN._replace(user="alice"))] == [3, len(legend)]  # no family
     both = PLAIN._replace(addresses=(*PLAIN.addresses, Endpoint("127.0.0.1", 81)))
     assert [line.split()[:2] for line in shown(80, both)[0][1:]] == [["80", "::"], ["81", "127.0.0.1"]]
     assert len(shown(80, both, words="list 80")[0]) == 2

@@ -17,7 +17,7 @@ from . import seam
 from .conftest import LINUX, bound_is_told
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
-
+GUARD = "import os, port_manager; port_manager.guard({})\nprint('loaded', __name__, flush=True)\n"
 
 # Where a server listens, by its words, and by the variables before them; "": they name no port.
 ENDPOINTS = {
@@ -131,9 +131,6 @@ def test_a_file_may_name_another_port(tmp_path, monkeypatch, name, text, command
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text(text)
     assert " ".join(map(str, server_endpoints(command.split(), {}))) == where
-
-
-GUARD = "import os, port_manager; port_manager.guard({})\nprint('loaded', __name__, flush=True)\n"
 
 
 @pytest.fixture

@@ -46,11 +46,10 @@ def test_errors_carry_what_a_caller_needs(port, hold, monkeypatch):
     assert issubclass(PortTimeout, TimeoutError) and CannotTell.__base__ is PortError and PortError.__base__ is OSError
 
 
-CALLS = [ensure_port_available, preview_port, find_listeners, find_free_port, bind_port, PortManager]
-CALLS += [wait_until_free, wait_until_listening]
-
-
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+@pytest.mark.parametrize("call", [
+    ensure_port_available, preview_port, find_listeners, find_free_port, bind_port, PortManager, wait_until_free,
+    wait_until_listening,
+], ids=lambda call: call.__name__)  # fmt: skip
 def test_what_is_no_port_or_host(call):
     for ask in (call, PortManager().is_port_in_use, PortManager().get_process_using_port):
         for port in (-1, 65536, 10**9, 0, "8000", 80.5, True, b"80", [80], None):
@@ -73,14 +72,13 @@ def test_a_grace_period_or_policy_that_is_none_stops_nobody(port, hold, grace):
     assert held.alive() == [held.pid]
 
 
-HOSTS = dict.fromkeys(["no-such-host.invalid", "a" * 70 + ".b", "x\0y"], "host name '{}' is unknown")
-HOSTS["192.0.2.1"] = "{} is not an address of this machine"
-
-
-@pytest.mark.parametrize("host", HOSTS, ids=["unknown", "too-long", "nul", "elsewhere"])
-def test_a_host_that_cannot_be_had_is_one_error_everywhere(host, monkeypatch, said):
+@pytest.mark.parametrize(("host", "shown"), [
+    ("192.0.2.1", "192.0.2.1 is not an address of this machine"), ("x\0y", "host name 'x?y' is unknown"),
+    *((host, f"host name '{host}' is unknown") for host in ("no-such-host.invalid", "a" * 70 + ".b")),
+], ids=["elsewhere", "nul", "unknown", "too-long"])  # fmt: skip
+def test_a_host_that_cannot_be_had_is_one_error_everywhere(host, shown, monkeypatch, said):
     """It is asked for once, and a wait for it ends at once."""
-    shown, asked, resolve = HOSTS[host].format(host.replace("\0", "?")), [], socket.getaddrinfo
+    asked, resolve = [], socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *words, **more: asked.append(words) or resolve(*words, **more))
     calls = (wait_until_free, wait_until_listening, bind_port, find_free_port, find_listeners)
     for call in calls[: 4 if host == "192.0.2.1" else 5]:
@@ -286,9 +284,6 @@ def test_an_endpoint_takes_what_it_has():
             Endpoint(*words, **named)
 
 
-HEAVY = {"argparse", "json", "logging", "difflib", "shutil", "subprocess", "typing", "re"}
-
-
 @pytest.mark.parametrize(("before", "then", "allowed"), [  # what may be loaded; None: all but the heavy ones
     ("import logging, socket", "import port_manager", {"port_manager", "__future__", "errno"}),
     ("import port_manager", "port_manager.ensure_port_available({port})", set()),
@@ -300,7 +295,8 @@ def test_little_is_loaded(port, before, then, allowed):
     code = code.replace("{port}", str(port)) + "print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     *said, loaded = done.stdout.split("\n")[:-1]
-    assert not set(loaded.split()) - allowed if allowed is not None else not set(loaded.split()) & HEAVY
+    heavy = {"argparse", "json", "logging", "difflib", "shutil", "subprocess", "typing", "re"}
+    assert not set(loaded.split()) - allowed if allowed is not None else not set(loaded.split()) & heavy
     assert said == ([f"✅ Port {port} is available"] if "check" in then else [])
 
 

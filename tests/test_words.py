@@ -30,8 +30,7 @@ TO_STDOUT = LOGGER + "log.setLevel('INFO'); log.addHandler(logging.StreamHandler
 CONFIGURED = {  # what a program does before: (its standard output, its standard error)
     "pass": ("", SAID),
     "import logging": ("", SAID),  # and not configured
-    "logging.basicConfig(level='INFO', format='%(name)s|%(message)s')": ("", f"port_manager|{SAID}"),
-    "logging.basicConfig(level='INFO', stream=sys.stdout, format='%(levelname)s %(message)s')": (f"INFO {SAID}", ""),
+    "logging.basicConfig(level='INFO')": ("", LOGGED + SAID),
     "logging.basicConfig()": ("", ""),  # its level is WARNING
     LOGGER + "log.addHandler(logging.NullHandler())": ("", ""),
     LOGGER + "log.setLevel('ERROR')": ("", ""),
