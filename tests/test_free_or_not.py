@@ -3,7 +3,7 @@
 import errno
 import socket
 from itertools import chain, repeat
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -107,11 +107,8 @@ def test_a_name_that_is_forgotten_meanwhile(port, hold, monkeypatch, said):
 
 def test_windows_is_asked_for_the_port_exclusively(port, monkeypatch):
     """And does not listen, not even for a moment."""
-    options = []
-
-    class Recorder(socket.socket):
-        setsockopt = listen = lambda self, *option: options.append(option)
-
+    made, exclusively = Mock(), call.setsockopt(socket.SOL_SOCKET, -5, 1)
     monkeypatch.setattr(socket, "SO_EXCLUSIVEADDRUSE", -5, raising=False)
-    monkeypatch.setattr(socket, "socket", Recorder)
-    assert seam.probe(port, "127.0.0.1") is None and options == [(socket.SOL_SOCKET, -5, 1)]
+    monkeypatch.setattr(socket, "socket", made)
+    assert seam.probe(port, "127.0.0.1") is None
+    assert made.return_value.method_calls == [exclusively, call.bind(("127.0.0.1", port)), call.close()]

@@ -20,7 +20,7 @@ from port_manager import wait_until_free, wait_until_listening
 
 from . import seam
 from .apart import boxed
-from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, can_bind, ensured, eventually
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, can_bind, ensured, eventually, project
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 IN_USE, DENIED, FULL = OSError(errno.EADDRINUSE, "no"), OSError(errno.EACCES, "no"), OSError(errno.EMFILE, "no")
@@ -196,9 +196,8 @@ def test_wait_until_listening(port, hold, monkeypatch, told):
 def test_a_wait_for_a_process_of_ours_or_one_below_it(ports, hold):
     port, other = ports(), ports()
     held, _ = hold(port, children=1, silent_parent=True), hold(("127.0.0.2", port))
-    assert wait_until_listening(port, timeout=0, pid=held.pid) is True
-    for pid in (held.pid, held.children[0]):
-        assert wait_until_listening(port, None, timeout=0, pid=pid) is True
+    for pid, host in ((held.pid, "127.0.0.1"), (held.pid, None), (held.children[0], None)):
+        assert wait_until_listening(port, host, timeout=0, pid=pid) is True
     nobody = f"nobody listens on port {other}; gave up after 0 s"
     assert error(wait_until_listening, other, None, timeout=0, pid=held.pid) == (PortTimeout, nobody, other, "")
 
@@ -301,13 +300,12 @@ def test_little_is_loaded(port, before, then, allowed):
 
 
 def test_a_working_directory_that_was_removed(ports, hold, tmp_path):
-    port, other, gone, theirs = ports(), ports(), tmp_path / "gone", tmp_path / "theirs"
+    port, other, gone, theirs = ports(), ports(), tmp_path / "gone", project(tmp_path / "theirs")
     gone.mkdir()
-    (theirs / ".git").mkdir(parents=True)
-    plain, project = hold(port, cwd=tmp_path), hold(other, cwd=theirs)
+    plain, foreign = hold(port, cwd=tmp_path), hold(other, cwd=theirs)
     ask = "os.rmdir(os.getcwd()); print(*map(port_manager.ensure_port_available, ({}, {})))"
     done = ensured(gone, port, "import os, port_manager; " + ask.format(port, other))
-    assert (done.stdout, plain.alive(), project.alive()) == ("True False\n", [], [project.pid]), done.stderr
+    assert (done.stdout, plain.alive(), foreign.alive()) == ("True False\n", [], [foreign.pid]), done.stderr
     assert "it belongs to another project" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -13,8 +13,6 @@ import port_manager
 from . import seam
 from .conftest import ensured
 
-ASK = "import port_manager; port_manager.ensure_port_available({port})"
-
 
 def program(code, port):
     """Run a program of a user, and give what it prints: on its standard output, on its standard error."""
@@ -23,6 +21,7 @@ def program(code, port):
     return done.stdout, done.stderr
 
 
+ASK = "import port_manager; port_manager.ensure_port_available({port})"
 PLAIN, LOGGED = "Port {port} is available\n", "INFO:port_manager:"
 SAID = f"✅ {PLAIN}"
 LOGGER = "log = logging.getLogger('port_manager'); "
