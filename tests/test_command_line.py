@@ -455,7 +455,7 @@ def test_colour_only_for_the_verdict_and_only_on_a_terminal(ports, hold, environ
     assert shown.count("\033") == (4 if coloured else 0) and "\033" not in command_line("check", str(free)).stdout
 
 
-def test_control_c(port, hold, monkeypatch, capsys):
+def test_control_c(port, hold, monkeypatch, capsys, said):
     held = hold(port)
     wait, free = ["wait", str(port)], ["free", str(port), "--policy", "ask"]
     for words, typed_after in ((wait, f"Waiting for port {port} to be free: 1 s"), (free, " [y/N] ")):
@@ -463,6 +463,10 @@ def test_control_c(port, hold, monkeypatch, capsys):
         *_, before, last = after.splitlines()
         assert (status, before.strip("^C "), last) == (130, "", "Interrupted") and held.alive() == [held.pid]
         assert words == free or re.search(r"\r {60}\r", after), "the line that passes is wiped"
-
-    monkeypatch.setattr(port_manager, "wait_until_free", Mock(side_effect=KeyboardInterrupt))
+    for call in ("wait_until_free", "ensure_port_available"):
+        monkeypatch.setattr(port_manager, call, Mock(side_effect=KeyboardInterrupt))
     assert main(wait) == 130 and capsys.readouterr() == ("", "Interrupted\n")  # no terminal, no line to end
+    monkeypatch.setattr(sys, "argv", ["uvicorn", "main:app"])
+    with pytest.raises(SystemExit, match="^130$"):
+        port_manager.guard()
+    assert said() == "Interrupted"

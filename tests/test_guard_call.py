@@ -140,7 +140,7 @@ def app(tmp_path):
     (tmp_path / "main.py").write_text(GUARD.format(""))
     (tmp_path / "named.py").write_text(GUARD.format("int(os.environ['PORT']), '127.0.0.1'"))
     (tmp_path / "manage.py").write_text("import main\n" + GUARD.format(""))
-    for name in ("uvicorn", "gunicorn", "hypercorn"):
+    for name in ("uvicorn", "gunicorn", "hypercorn", "tool"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
         load = "import multiprocessing.process, sys; __import__(sys.argv[1].split(':')[0])\n"
@@ -182,7 +182,7 @@ SPAWNS = (  # what a reloader does
     ("-m hypercorn named:app --check-config", False),
     ("main.py migrate", False),  # a script that names none, whatever PORT is
     ("manage.py migrate --port {port}", False),
-    ("-c 'import main' --port {port}", False),
+    ("-m tool main --port {port}", False),  # another script has loaded the app
     ("-c \"import port_manager; port_manager.guard(); print('loaded')\" main.py --port {port}", False),
     ("-i -c \"import sys; sys.argv = ['']; import main\" --port {port}", False),
     ("-", False),  # by its standard input

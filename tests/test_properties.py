@@ -60,9 +60,6 @@ def test_one_that_only_has_bound_the_port_is_found_beside_a_listener_at_another_
         assert [str(address) for address in holder.addresses] == [f"127.0.0.1:{port}", f"127.0.0.2:{port}"]
 
 
-# Listings: no exception, and no PID or inode out of thin air
-
-
 def told(pid, address, v6only=None, port=PORT, **more):
     return seam.listener(pid, port, address, v6only)._replace(**more)
 
@@ -133,6 +130,7 @@ def mangled(*listings):
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_mangled_listing_names_nobody_else(tool):
+    """No exception, and no PID or inode out of thin air."""
     found = 0
     for text in mangled(*TOOLS[tool]):
         for row in seam.on(PORT, seam.parse(tool, text) or []):
@@ -189,16 +187,15 @@ SOCK_DIAG += struct.pack("=IHHIII", 20, 3, 2, 0, 0, 0)
 def test_sock_diag(monkeypatch):
     rng = random.Random(SEED)
     rows, finished = seam.parse("sock_diag", SOCK_DIAG)
-    assert finished is True
+    assert [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
+    another_family = SOCK_DIAG[:16] + b"\1" + SOCK_DIAG[17:]
+    assert finished is True and seam.parse("sock_diag", another_family) == (rows[1:], True)
     # NLMSG_ERROR; the kernel's module for TCP cannot be loaded
     for garbage in (struct.pack("=IH90x", 96, 2), SOCK_DIAG[:-4] + struct.pack("=i", -2)):
         with pytest.raises(ValueError, match="sock_diag"):
             seam.parse("sock_diag", garbage)
     monkeypatch.delattr(socket, "AF_NETLINK", raising=False)
     assert seam.ask("sock_diag", 80) is None
-    assert [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
-    another_family = SOCK_DIAG[:16] + b"\1" + SOCK_DIAG[17:]
-    assert seam.parse("sock_diag", another_family) == (rows[1:], True)
     for _ in range(ROUNDS):
         data = bytearray(SOCK_DIAG)
         for _ in range(rng.randrange(1, 8)):

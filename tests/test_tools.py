@@ -62,8 +62,6 @@ def test_a_dual_stack_wildcard_goes_and_one_of_ipv6_alone_lives(port, hold, tool
     assert ensure_port_available(port, "::") is True and held.alive() == []
 
 
-# What a tool may do to us
-
 ROW = "printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f)"
 PLANTED = {  # is it an answer; the tool, and what it is
     "fail": (False, "ss", "echo State Recv-Q; exit 3"),
