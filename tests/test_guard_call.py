@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import port_manager
-from port_manager import server_endpoints
+from port_manager import PortTimeout, server_endpoints, wait_until_listening
 
 from . import seam
 from .conftest import LINUX, bound_is_told
@@ -49,7 +49,6 @@ ENDPOINTS = {
         "UVICORN_UDS=/tmp/s uvicorn main:app", "UVICORN_FD=3 uvicorn main:app", "GRANIAN_UDS=/tmp/s granian main:app",
         "uvicorn main:app --port 65536", "uvicorn main:app --port 0",  # no port; any port
         "manage.py runserver --retries 80",  # a port, or the value of an option?
-        "server --port 9000 -- child --port 5432",  # what is not known may be a client of that port
         "ssh host uvicorn main:app --port 9000",  # on another machine
         "UVICORN_PORT=9000 uvicorn main:app --env-file f",  # it reads that for the app alone
     ],
@@ -150,12 +149,11 @@ def app(tmp_path):
         options = {"input": "import main\n", "env": {**os.environ, **environ}, "capture_output": True, "text": True}
         return subprocess.run([sys.executable, *words], cwd=tmp_path, check=False, **options)
 
-    run.folder = tmp_path
     return run
 
 
-def test_a_servers_command_line_frees_its_port(app, port, hold):
-    held, other = hold(port, cwd=app.folder), hold(("127.0.0.2", port), cwd=app.folder)
+def test_a_servers_command_line_frees_its_port(app, port, hold, tmp_path):
+    held, other = hold(port, cwd=tmp_path), hold(("127.0.0.2", port), cwd=tmp_path)
     done = app("-m", "uvicorn", "main:app", "--port", str(port), ENVIRONMENT="production")
     assert done.returncode == 1 and "loaded" not in done.stdout
     assert "❌ Cannot start: port is not available" in done.stderr and "Traceback" not in done.stderr
@@ -185,12 +183,11 @@ SPAWNS = (  # what a reloader does
     ("-m tool main --port {port}", False),  # another script has loaded the app
     ("-c \"import port_manager; port_manager.guard(); print('loaded')\" main.py --port {port}", False),
     ("-i -c \"import sys; sys.argv = ['']; import main\" --port {port}", False),
-    ("-", False),  # by its standard input
     (f'-c "{SPAWNS}" main:app --port {{port}}', False),
     (f'-c "{FORKS}" main:app --port {{port}}', False),
 ])  # fmt: skip
-def test_whether_it_acts(app, port, hold, words, freed):
-    held = hold(port, cwd=app.folder)
+def test_whether_it_acts(app, port, hold, tmp_path, words, freed):
+    held = hold(port, cwd=tmp_path)
     done = app(*shlex.split(words.replace("{port}", str(port))), PORT=str(port))
     assert done.returncode == 0 and "loaded" in done.stdout and ("available" in done.stderr) == freed, done
     assert held.alive() == ([] if freed else [held.pid])
@@ -208,45 +205,51 @@ STARTERS = {  # what starts the server and waits for it: whether the port is fre
     "bin/python pipenv run uvicorn": True,
     "bin/uvicorn -m uvicorn": False,
     "bin/python -X dev -m uvicorn": False,
-    "RUN_MAIN=true bin/tini -m uvicorn": False,  # a reloader
 }
 
 
 @pytest.mark.parametrize("words", STARTERS)
-def test_the_parent_is_the_same_server_or_waits_for_it(app, port, hold, words):
+def test_the_parent_is_the_same_server_or_waits_for_it(app, port, hold, tmp_path, words):
     """A master starts its workers again, and each may bind for itself; a launcher only waits for the server."""
-    (app.folder / "bin").mkdir()
+    (tmp_path / "bin").mkdir()
     for name in ("tini", "python", "uvicorn"):
-        (app.folder / "bin" / name).symlink_to(sys.executable)
+        (tmp_path / "bin" / name).symlink_to(sys.executable)
     for name in ("pipenv", "uvicorn/__main__.py"):
-        (app.folder / name).write_text(LAUNCH)
-    held = hold(port, cwd=app.folder)
+        (tmp_path / name).write_text(LAUNCH)
+    held = hold(port, cwd=tmp_path)
     command = ["env", *words.split(), "main:app", "--port", str(port)]
-    assert subprocess.run(command, cwd=app.folder, stdout=subprocess.PIPE, check=False).stdout == b"loaded main\n"
+    assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=False).stdout == b"loaded main\n"
     assert held.alive() == ([] if STARTERS[words] else [held.pid])
 
 
 @pytest.mark.parametrize("listen", [True, pytest.param(False, marks=bound_is_told)])
-def test_in_a_masters_child_the_port_is_the_family_s(app, port, hold, listen):
+def test_in_a_masters_child_the_port_is_the_family_s(app, port, hold, tmp_path, listen):
     """uvicorn --reload and --workers bind in the parent, before the app is imported in a child."""
     words = shlex.join([sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)])
-    held = hold(port, listen=listen, runs=f"{words} 2>&1", cwd=app.folder)
+    held = hold(port, listen=listen, runs=f"{words} 2>&1", cwd=tmp_path)
     assert held.said == "loaded main\n" and held.alive() == [held.pid]
 
 
-def test_where_nobody_can_tell_it_is_no_family_s(app, port, hold, monkeypatch):
+def test_where_nobody_can_tell_it_is_no_family_s(port, hold, monkeypatch):
     """guard() itself must not fail where the look does; nor is the port a reloader's."""
-    hold(port, cwd=app.folder)
+    hold(port)
     seam.only(monkeypatch, lambda port: None)
     assert seam.is_in_the_family("uvicorn", "127.0.0.1", port) is False
     monkeypatch.setenv("RUN_MAIN", "true")
     assert port_manager.ensure_port_available(port) is False
 
 
-def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, hold, monkeypatch):
+def test_elsewhere_no_tool_is_asked_for_a_port_that_is_free(port, hold, monkeypatch):
     asked = []
     seam.on_system(monkeypatch, "darwin", "alice")
     seam.stand_in(monkeypatch, "run a tool", lambda tool, *_, **__: asked.append(tool))
+    with pytest.raises(PortTimeout):
+        wait_until_listening(port, timeout=0)
     assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False and asked == []
+    with pytest.raises(PortTimeout):  # whether it listens at any address, no probe tells
+        wait_until_listening(port, None, timeout=0)
+    assert "lsof" in asked
     hold(("127.0.0.2", port))
+    assert wait_until_listening(port, "127.0.0.2", timeout=0) is True
+    asked.clear()
     assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False and "lsof" in asked
