@@ -1,14 +1,11 @@
 """What tools print, written after their own output, with rows that must not match."""
 
-from __future__ import annotations
-
 # Linux: ss, netstat of net-tools and of busybox, /proc/net/tcp
 
 SS = """\
 LISTEN 0      128        127.0.0.1:8000       0.0.0.0:*    users:(("a",pid=51,fd=3),("a",pid=6,fd=3)) uid:1000 ino:73
 LISTEN 0      128            [::1]:8000          [::]:*    users:(("a\\",pid=1,fd=1",pid=52,fd=4)) ino:74 v6only:1 <->
 LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=4)) ino:75 sk:9 v6only:0 <->
-LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=5)) ino:77
 LISTEN 0      128        127.0.0.1:18000      0.0.0.0:*    users:(("python3",pid=54,fd=3)) ino:76
 ESTAB  0      0          127.0.0.1:8000     127.0.0.1:5201 users:(("curl",pid=55,fd=3))
 """
@@ -30,9 +27,9 @@ tcp        0      0 127.0.0.1:8000          127.0.0.1:5201          ESTABLISHED 
 """
 PROC_NET = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 73 1 0000000000000000 100 0 0 10 0
-   1: 0100007F:4650 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 74 1 0000000000000000 100 0 0 10 0
-   2: 0100007F:1F40 0100007F:1451 01 00000000:00000000 00:00000000 00000000     0        0 75 1 0000000000000000 20 4 30 10 -1
+   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 73 1 0000000000000000 100 0
+   1: 0100007F:4650 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 74 1 0000000000000000 100 0
+   2: 0100007F:1F40 0100007F:1451 01 00000000:00000000 00:00000000 00000000     0        0 75 1 0000000000000000 20 4
 """
 
 # macOS: lsof -F pftdPnT prints one field a line, the fields of each process and descriptor one after the other.
@@ -119,15 +116,13 @@ PS_OF_FREEBSD = """\
 38147     1 38147 Ss   -      alice            Mon Nov 23 09:30:00 2026     daemon: my tcp4 x[38147] (daemon)
 """
 
-# Windows: netstat -ano
+# Windows: netstat -ano, with the word for LISTENING of English and Chinese, of German, of French
 
-HEADS = {  # (title, headings, what LISTENING is called)
-    "english": ("Active Connections", "Proto  Local Address          Foreign Address        State", "LISTENING"),
-    "german": ("Aktive Verbindungen", "Proto  Lokale Adresse         Remoteadresse          Status", "ABHÖREN"),
-    "french": ("Connexions actives", "Proto  Adresse locale         Adresse distante       État", "À L'ÉCOUTE"),
-    "chinese": ("活动连接", "协议  本地地址          外部地址        状态           PID", "LISTENING"),
-}
-ROWS = """
+STATES = ("LISTENING", "ABHÖREN", "À L'ÉCOUTE")
+NETSTAT_ANO = """
+活动连接
+
+  协议  本地地址          外部地址        状态           PID
   TCP    127.0.0.1:8000         0.0.0.0:0              {state}       38144
   TCP    0.0.0.0:80             0.0.0.0:0              {state}       4
   TCP    127.0.0.1:52011        127.0.0.1:8000         ESTABLISHED     9120
@@ -140,6 +135,5 @@ ROWS = """
 """
 
 
-def netstat_ano(language="english"):
-    title, heads, state = HEADS[language]
-    return f"\r\n{title}\r\n\r\n  {heads}\r\n" + ROWS.format(state=state).replace("\n", "\r\n")
+def netstat_ano(state="LISTENING"):
+    return NETSTAT_ANO.format(state=state).replace("\n", "\r\n")

@@ -261,7 +261,6 @@ def test_the_policy_own_stops_nobody(windows, said):
 
 
 @pytest.mark.parametrize(("ends", "name", "command"), [
-    (True, "cmd.exe", "cmd /K npm start"),
     (True, "cmd.exe", ""),
     (False, "CMD.EXE", r"C:\Windows\System32\CMD.EXE /D /S /C npm start"),
     (True, "powershell.exe", r'powershell.exe -noexit -command try { . "C:\VS Code\shellIntegration.ps1" } catch'),
@@ -283,27 +282,20 @@ def test_somebodys_terminal_below_a_holder_lives(windows, said, ends, name, comm
 # Who holds the port
 
 
-@pytest.mark.parametrize(
-    ("tables", "ipv6", "netstat", "found"),
-    [
-        ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], True, "", {"127.0.0.1": 9, "::1": 8}),
-        ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], False, "", {"127.0.0.1": 9}),  # where it is switched off
-        ([(None, "127.0.0.1", 8000), (8, "127.0.0.2", 8001)], True, netstat_ano(), {"127.0.0.1": PID}),
-        ([(8, "127.0.0.1", 8000), (None, "::", 8000)], True, netstat_ano("german"), {"127.0.0.1": 8, "::": PID}),
-        ([(None, "127.0.0.1", 8000), (None, "127.0.0.2", 8000)], True, netstat_ano("french"),
-         {"127.0.0.1": PID, "127.0.0.2": None}),
-        ([(None, "127.0.0.1", 8000)], True, "", {"127.0.0.1": None}),
-        ([(None, "127.0.0.1", 8100)], True, netstat_ano(), {}),
-        ([], True, "", {}),
-    ],
-    ids=["told", "no ipv6", "not told", "one is told", "another is not", "nobody tells", "another port", "nobody"],
-)  # fmt: skip
-def test_cannot_tell_is_not_nobody(windows, tables, ipv6, netstat, found):
+@pytest.mark.parametrize(("tables", "ipv6", "found"), [
+    ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], True, {"127.0.0.1": 9, "::1": 8}),
+    ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], False, {"127.0.0.1": 9}),  # where it is switched off
+    ([(8, "127.0.0.1", 8000), (None, "127.0.0.2", 8000), (None, "::", 8000)], True,  # netstat tells of two
+     {"127.0.0.1": 8, "127.0.0.2": None, "::": PID}),
+    ([(None, "127.0.0.1", 8100)], True, {}),
+    ([], True, {}),
+])  # fmt: skip
+def test_cannot_tell_is_not_nobody(windows, tables, ipv6, found):
     windows.processes.clear()
-    windows.listeners, windows.ipv6, windows.netstat = tables, ipv6, netstat
+    windows.listeners, windows.ipv6, windows.netstat = tables, ipv6, netstat_ano()
     rows = seam.sockets("windows", PORT)
     assert rows == [seam.listener(pid, PORT, host, ":" in host) for host, pid in found.items()]
-    assert windows.asked == ["NETSTAT.EXE -ano"] * any(pid is None and port == PORT for pid, _, port in tables)
+    assert windows.asked == ["NETSTAT.EXE -ano"] * (None in found.values())
     windows.ipv6 = None
     with pytest.raises(CannotTell):
         find_listeners(PORT)
@@ -343,42 +335,39 @@ def test_a_buffer_grows_until_all_fits(windows, needed, asked):
 # Stopping
 
 
-@pytest.mark.parametrize(
-    ("answers", "firmly", "asked", "error"),
-    [
-        ([(0, "SUCCESS", "")], False, [""], ""),
-        ([(0, "not /F", "")], False, [""], ""),
-        ([(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), (0, "", "")], False, ["", " /F"], ""),
-        ([(1, "ERREUR: (option /F).", ""), (0, "", "")], False, ["", " /F"], ""),
-        ([(128, "Error: Could not find", ""), (0, "", "")], False, ["", " /F"], ""),
-        ([(1, "", "ERROR: Access is\tdenied.\n")], False, [""], "ERROR: Access is?denied."),
-        ([(1, "", "(/F)"), (1, "denied (/F)", "")], False, ["", " /F"], "denied (/F)"),
-        ([None], True, [" /F"], "nothing in 10 s"),
-        ([(0, "", "")], True, [" /F"], ""),
-        ([None], True, [" /F"], "gone"),
-    ],
-    ids=["asked", "a word", "forced at once", "on standard output", "no window under wine", "refused", "refused firmly",
-         "no answer", "forced", "gone"],
-)  # fmt: skip
-def test_taskkill(windows, answers, firmly, asked, error):
-    windows.taskkill = [lambda: windows.force() and None] if error == "gone" else [*answers]
-    if error not in ("", "gone"):
-        with pytest.raises(OSError) as raised:
-            seam.ask_to_stop("windows", PID, firmly, BEGUN)
-        assert raised.value.args == (0, f"taskkill says: {error}")
-    else:
-        seam.ask_to_stop("windows", PID, firmly, BEGUN)
+FORCED = ["", " /F"]  # it was asked to stop, and forced then
+
+
+@pytest.mark.parametrize(("answers", "asked", "error"), [
+    ([(0, "not /F", "")], [""], ""),
+    ([(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), (0, "", "")], FORCED, ""),
+    ([(1, "ERREUR: (option /F).", ""), (0, "", "")], FORCED, ""),
+    ([(128, "Error: Could not find", ""), (0, "", "")], FORCED, ""),  # it has no window, under Wine
+    ([(1, "", "ERROR: Access is\tdenied.\n")], [""], "ERROR: Access is?denied."),
+    ([(1, "", "(/F)"), (1, "denied (/F)", "")], FORCED, "denied (/F)"),
+    ([None], [" /F"], "nothing in 10 s"),
+    ([(0, "", "")], [" /F"], ""),
+    (["it has ended"], [" /F"], ""),
+])  # fmt: skip
+def test_taskkill(windows, answers, asked, error):
+    windows.taskkill = [lambda: windows.force() and None] if answers == ["it has ended"] else [*answers]
+    with pytest.raises(OSError) if error else contextlib.nullcontext() as raised:
+        seam.ask_to_stop("windows", PID, asked == [" /F"], BEGUN)
+    assert not error or raised.value.args == (0, f"taskkill says: {error}")
     assert windows.asked == [f"taskkill.exe /PID {PID}{force}" for force in asked]
 
 
-OTHERS = [({}, 5, None), ({8: (0, 5, "a.exe")}, 5, True), ({PID: (0, 5, "a.exe")}, 5, False),
-          ({PID: (0, 6, "a.exe")}, 5, True), ({PID: (0, 0, "a.exe")}, 5, None),
-          ({PID: (0, 5, "a.exe")}, 0, None)]  # fmt: skip
-
-
-@pytest.mark.parametrize(("processes", "start", "exited"), OTHERS)
-def test_taskkill_meets_only_what_is_still_the_same(windows, processes, start, exited):
+@pytest.mark.parametrize(("pid", "began", "start", "wrong"), [
+    (0, 0, 5, OSError),  # no process is told
+    (8, 5, 5, ProcessLookupError),
+    (PID, 5, 5, None),
+    (PID, 6, 5, ProcessLookupError),
+    (PID, 0, 5, OSError),
+    (PID, 5, 0, OSError),
+])  # fmt: skip
+def test_taskkill_meets_only_what_is_still_the_same(windows, pid, began, start, wrong):
     """Without a handle the start time tells; also after the request, before the forced end that may follow it."""
+    processes = {pid: (0, began, "a.exe")} if pid else {}
 
     def changed():
         windows.processes = processes
@@ -386,13 +375,12 @@ def test_taskkill_meets_only_what_is_still_the_same(windows, processes, start, e
 
     windows.taskkill = [changed, (0, "", "")]
     windows.processes[PID] = 0, start or 5, "a.exe"
-    wrong = {None: OSError, True: ProcessLookupError, False: ()}[exited]
     with pytest.raises(wrong) if wrong else contextlib.nullcontext() as raised:
         seam.ask_to_stop("windows", PID, False, start)
     assert not wrong or raised.type is wrong
-    assert len(windows.asked) == bool(start) + (exited is False)
+    assert len(windows.asked) == bool(start) + (not wrong)
     windows.processes = processes
-    assert seam.has_exited(PID, "windows", start) is exited
+    assert seam.has_exited(PID, "windows", start) is {OSError: None, ProcessLookupError: True, None: False}[wrong]
 
 
 @pytest.mark.parametrize(("seconds", "milliseconds"), [(5, 200), (0.1501, 151), (0.0001, 1), (0, 0)])
