@@ -1,7 +1,6 @@
-"""macOS, the BSDs and Windows: listings written after what their tools print, played back (pytest-subprocess).
+"""macOS and the BSDs: listings written after what their tools print, played back (pytest-subprocess).
 
-Nothing here ran on those systems. Each listing has the rows that must not match beside those that must. What asks
-Windows itself is tested in test_windows.py and test_wine.py.
+Nothing here ran on those systems. What asks Windows is tested in test_windows.py and test_wine.py.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import signal
 import sys
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -51,28 +51,19 @@ def machine(monkeypatch, fp):
 
 @pytest.fixture
 def kqueue(monkeypatch):
-    """select.kqueue, as far as it is used, and what was asked of it; 501 has gone."""
-    asked = []
-
-    class Queue:
-        def control(self, events, *limits):
-            asked.append((events, *limits))
-            if any(pid == 501 for pid, *_ in events):
-                raise ProcessLookupError
-
-        def close(self):
-            asked.append("closed")
-
-    names = {"KQ_EV_ADD": 1, "KQ_EV_ONESHOT": 16, "KQ_FILTER_PROC": -5, "KQ_NOTE_EXIT": 1 << 31, "kqueue": Queue}
-    for name, value in {**names, "kevent": lambda *words: words}.items():
+    """select.kqueue, as far as it is used."""
+    queue, numbers = Mock(), {"KQ_EV_ADD": 1, "KQ_EV_ONESHOT": 16, "KQ_FILTER_PROC": -5, "KQ_NOTE_EXIT": 1 << 31}
+    for name, value in {**numbers, "kqueue": lambda: queue, "kevent": lambda *words: words}.items():
         monkeypatch.setattr(select, name, value, raising=False)
-    return asked
+    return queue
 
 
-@pytest.mark.parametrize("pids", [[38146], [38146, 501]])
-def test_the_exit_of_one_is_waited_for(kqueue, pids):
-    seam.sleep("macos", pids, 0.7)
-    assert kqueue == [([(pid, -5, 17, 1 << 31) for pid in pids], 1, 0.7), "closed"]
+@pytest.mark.parametrize("gone", [None, ProcessLookupError])
+def test_the_exit_of_one_is_waited_for(kqueue, gone):
+    kqueue.control.side_effect = gone
+    seam.sleep("macos", [38146, 501], 0.7)
+    exits = [(pid, -5, 17, 1 << 31) for pid in (38146, 501)]
+    assert kqueue.mock_calls == [call.control(exits, 1, 0.7), call.close()]
 
 
 @pytest.fixture
@@ -185,11 +176,9 @@ def test_macos_whom_ps_does_not_tell_to_be_the_same_is_not_signalled(macos, monk
     assert macos.signals == []
 
 
-@pytest.mark.parametrize(
-    ("port", "status", "stopped"),
-    [(8000, 0, True), (8001, 0, False), (8003, 0, False), (8009, 0, False), (8000, 1, False)],
-    ids=["dual", "v6only", "both-kinds", "unknown", "netstat-fails"],
-)
+@pytest.mark.parametrize(("port", "status", "stopped"), [
+    (8000, 0, True), (8001, 0, False), (8003, 0, False), (8009, 0, False), (8000, 1, False),
+], ids=["dual", "v6only", "both-kinds", "unknown", "netstat-fails"])  # fmt: skip
 def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, fp, port, status, stopped):
     """As a normal user sees it, the real holder may be hidden, and a v6-only server be all that lsof shows."""
     macos.lsof(LSOF_HELD.replace("tIPv4\nPTCP\nn*:8000\nTST=LISTEN", f"tIPv6\nPTCP\nn*:{port}\nTST=LISTEN"), port=port)
@@ -233,6 +222,13 @@ def test_an_lsof_that_complains_and_tells_nothing_cannot_tell(machine, fp, compl
     assert [row.pid for row in seam.ask("lsof", PORT) or []] == ([] if told is None else [38146])
 
 
+def test_macos_without_lsof_cannot_tell(machine, monkeypatch):
+    seam.on_system(monkeypatch, "darwin", "alice")
+    seam.stand_in(monkeypatch, "find a tool", lambda _: None)
+    with pytest.raises(CannotTell):
+        find_listeners(PORT)
+
+
 def test_waiting_starts_no_tool_again_and_again(macos, fp):
     macos.lsof(LSOF_HELD)
     with pytest.raises(PortTimeout):
@@ -243,14 +239,24 @@ def test_waiting_starts_no_tool_again_and_again(macos, fp):
 # The BSDs
 
 
-def test_freebsd_asks_sockstat_first(machine, monkeypatch, fp):
+@pytest.mark.parametrize(
+    ("missing", "pids"), [("", [38146, 38147, None]), ("sockstat", [38146]), ("lsof", [38146, 38147, None])]
+)
+def test_freebsd_asks_sockstat_or_lsof(machine, monkeypatch, fp, missing, pids):
+    """Without lsof no folder is told."""
     seam.on_system(monkeypatch, "freebsd14", "alice")
+    seam.stand_in(monkeypatch, "find a tool", lambda tool: None if tool == missing else tool)
     fp.register(["sockstat", "-46lw", "-P", "tcp", "-p", "8000"], stdout=SOCKSTAT)
     fp.register(["ps", fp.any()], stdout=PS_OF_FREEBSD.format(me=os.getpid()))
-    fp.register(["lsof", fp.any()], stdout="")
-    server, dual, hidden = find_listeners(PORT, "127.0.0.1")
-    assert (server.pid, server.parent, server.user) == (38146, 701, "alice")
-    assert (dual.pid, hidden.pid) == (38147, None)
+    fp.register(["lsof", "-nP", fp.any()], stdout=LSOF_HELD)
+    fp.register(["lsof", "-a", fp.any()], stdout="")
+    server, *others = find_listeners(PORT, "127.0.0.1")
+    assert (server.parent, server.user, server.cwd) == (701, "alice", "")
+    assert [holder.pid for holder in (server, *others)] == pids
+
+
+def test_freebsd_reads_ps(machine, fp):
+    fp.register(["ps", fp.any()], stdout=PS_OF_FREEBSD.format(me=os.getpid()))
     processes = seam.reader("freebsd")(0)
     assert [pid for pid, process in processes.items() if process.leader] == [701]
     assert [processes[pid].tty for pid in (1, 701)] == ["", "pts/0"]
@@ -265,24 +271,6 @@ def test_no_pid_below_2_is_named_and_no_port_above_65535():
     assert found == [seam.listener(pid, 65535, ANY, None) for pid in pids.values()]
     found = [seam.on(PORT, seam.parse("lsof", held_by(pid)[0])) for pid in (1, 2)]
     assert [[row.pid for row in rows] for rows in found] == [[], [2]]
-
-
-@pytest.mark.parametrize(
-    ("platform", "missing", "pids"),
-    [("freebsd14", "sockstat", [38146]), ("freebsd14", "lsof", [38146, 38147, None]), ("darwin", "lsof", None)],
-)
-def test_without_one_of_its_tools(machine, monkeypatch, fp, platform, missing, pids):
-    """FreeBSD has one more for who holds a port; no folder is told without lsof."""
-    seam.on_system(monkeypatch, platform, "alice")
-    seam.stand_in(monkeypatch, "find a tool", lambda tool: None if tool == missing else tool)
-    tools = {"sockstat": SOCKSTAT, "ps": PS_OF_FREEBSD.format(me=os.getpid()), "lsof -nP": LSOF_HELD, "lsof -a": ""}
-    for tool, listing in tools.items():
-        fp.register([*tool.split(), fp.any()], stdout=listing)
-    if pids is None:
-        with pytest.raises(CannotTell):
-            find_listeners(PORT)
-    else:
-        assert {holder.pid: holder.cwd for holder in find_listeners(PORT)} == dict.fromkeys(pids, "")
 
 
 def test_each_system_has_its_class():
@@ -305,11 +293,9 @@ def test_windows_a_reserved_range_has_no_holder(monkeypatch):
 
 @pytest.mark.parametrize(("program", "words", "name", "protected"), [
     ("ssh: /Users/a/.colima/ssh.sock [mux]", "", "ssh", True),
-    ("/Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper", "vmgr",
-     "OrbStack Helper", True),
-    ("/Library/Frameworks/Python.framework/Versions/3.12/Resources/Python.app/Contents/MacOS/Python",
-     "/Users/alice/bin/ssh", "Python", False),
-], ids=lambda value: value.rpartition("/")[2] if isinstance(value, str) else "")  # fmt: skip
+    ("/Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/OrbStack Helper", "", "OrbStack Helper", True),
+    ("/Library/Frameworks/Python.framework/Python.app/Contents/MacOS/Python", "/Users/alice/bin/ssh", "Python", False),
+], ids=["ssh", "OrbStack", "Python"])  # fmt: skip
 def test_names_from_ps(program, words, name, protected):
     """The name is that of the program: blanks in its path and paths among its words lead to no other."""
     row = f"38146 900 38146 S ttys001 alice Mon Nov 23 10:15:00 2026 {program} {words}"
@@ -320,25 +306,18 @@ def test_names_from_ps(program, words, name, protected):
         assert seam.parse("ps", row)[38146].name == name
 
 
-TUNNEL = "it is a tunnel, which ends at another machine or device; end it where it runs"
-MACHINE = "it forwards the port to a virtual machine; change that machine's settings, or shut it down"
-FOR_OTHERS = {  # system and sentence: names; those of Linux are in test_guards.py
-    ("macos", "it keeps the port for a service; launchctl list names it, launchctl bootout ends it"): "launchd",
-    ("windows", TUNNEL): "ssh.exe SSH.EXE",
-    ("windows", MACHINE): "qemu-system-x86_64.exe",
-    ("windows", "it is a service of Windows"): "svchost.exe services.exe lsass.exe wininit.exe spoolsv.exe",
-    ("windows", "it is the Windows kernel (http.sys)"): "System",
-    ("windows", "it relays the port to a program in WSL; stop that one there"): "wslrelay.exe wslhost.exe",
-    ("windows", None): "services python.exe myssh.exe",
-}
-
-
-@pytest.mark.parametrize(
-    ("system", "sentence", "name"), [(*key, name) for key, names in FOR_OTHERS.items() for name in names.split()]
-)
-def test_who_holds_ports_for_others(system, sentence, name):
-    why = seam.protected(name, system=system)
-    assert why is sentence or why.startswith(sentence)
+@pytest.mark.parametrize(("system", "names", "sentence"), [  # those of Linux are in test_guards.py
+    ("macos", "launchd", "it keeps the port for a service; launchctl list names it, launchctl bootout ends it"),
+    ("windows", "ssh.exe SSH.EXE", "it is a tunnel, which ends at another machine or device; end it where it runs"),
+    ("windows", "qemu-system-x86_64.exe", "it forwards the port to a virtual machine; change that machine's settings"),
+    ("windows", "svchost.exe services.exe lsass.exe wininit.exe spoolsv.exe", "it is a service of Windows"),
+    ("windows", "wslrelay.exe wslhost.exe", "it relays the port to a program in WSL; stop that one there"),
+    ("windows", "services python.exe myssh.exe", None),
+])  # fmt: skip
+def test_who_holds_ports_for_others(system, names, sentence):
+    for name in names.split():
+        why = seam.protected(name, system=system)
+        assert why.startswith(sentence) if sentence else why is None, name
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="WSL is a Linux")
