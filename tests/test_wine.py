@@ -19,7 +19,7 @@ WINE = os.environ.get("PORT_MANAGER_WINE", "")
 FOUND = [name[len("python") :] for name in os.listdir(WINE) if name.startswith("python")] if WINE else [""]
 VERSIONS = sorted(FOUND, key=lambda version: [int(part) for part in version.split(".") if part])
 ENVIRON = {
-    **{name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "PORT", "ENVIRONMENT"))},
+    **os.environ,
     "WINEPREFIX": os.path.join(WINE, "prefix"),
     "WINEDEBUG": "-all",
     "WINEDLLOVERRIDES": "mscoree,mshtml=;netstat.exe=n",
@@ -60,8 +60,7 @@ def kill():
 def end():
     kill()
     while KEPT:
-        with KEPT.pop():
-            pass
+        KEPT.pop().communicate()
 
 
 def begin():
