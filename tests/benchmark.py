@@ -20,7 +20,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from subprocess import DEVNULL, PIPE
 from typing import Any, Callable, Iterator
@@ -83,8 +82,8 @@ def in_turns(
     row(what, medians[0], against, medians[1], bar)
 
 
-def run(*command: str, env: dict[str, str] | None = None) -> None:
-    subprocess.run(command, cwd=ROOT, env=env, stdout=DEVNULL, stderr=DEVNULL, check=False)
+def run(*command: str) -> None:
+    subprocess.run(command, cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL, check=False)
 
 
 def some_port() -> int:
@@ -118,14 +117,14 @@ def free_port_row() -> None:
     in_turns("ensure_port_available, free port", ours, "socket, bind", lambda: timed(bare, 200), 5, 60)
 
 
-def start_rows(env: dict[str, str]) -> None:
-    """What starting it costs, as a script (compiled each time) and as a module (from cached bytecode)."""
+def start_rows() -> None:
+    """What starting it costs, as a script (compiled each time) and as a module (from the bytecode of the first time)."""
     port, words = str(some_port()), [sys.executable, "-c", IMPORT]
-    imported = lambda: float(subprocess.run(words, cwd=ROOT, env=env, stdout=PIPE, check=True).stdout)
+    imported = lambda: float(subprocess.run(words, cwd=ROOT, stdout=PIPE, check=True).stdout)
     in_turns("import port_manager", imported, "", lambda: 1.5e-3, 1)
 
     def starting(*words: str) -> float:
-        return timed(lambda: run(sys.executable, *words, env=env))
+        return timed(lambda: run(sys.executable, *words))
 
     def freeing(*words: str) -> float:
         with Held(("0.0.0.0", int(port))) as holder:
@@ -205,10 +204,7 @@ def main() -> None:
     for name in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "PYTHONDONTWRITEBYTECODE"):
         os.environ.pop(name, None)
     free_port_row()
-    with tempfile.TemporaryDirectory() as cache:
-        env = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
-        run(sys.executable, "-m", "py_compile", SCRIPT, env=env)
-        start_rows(env)
+    start_rows()
     port = some_port()
     with Held(("0.0.0.0", port)) as holder:
         holder_rows("idle machine", port, holder.pid, 40, {"ss": 1 / 10})

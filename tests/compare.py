@@ -3,10 +3,7 @@
     python3 -m tests.compare
 
 As root on Linux, with an interpreter and a folder that every user may read (one case runs the tool as nobody). A
-tool that is not on PATH is left out.
-
-Holders are real processes, the tool is called as its manual says, and a tick is what a developer would want. Nothing
-outside of the namespaces can be reached from inside. It is a program to be read, and no test.
+tool that is not on PATH is left out. A tick is what a developer would want. It is a program to be read, and no test.
 """
 
 from __future__ import annotations
@@ -24,11 +21,11 @@ import time
 from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Any, Callable
 
+from .benchmark import timed
 from .held import ROOT, Held, can_bind, eventually, holding
 
 PORT = 8000
 WHERE = "127.0.0.1"  # for those who can be told an address
-
 TOOLS = {
     "lsof": f"lsof -ti:{PORT} | xargs -r kill -9",
     "listen": f"lsof -tiTCP:{PORT} -sTCP:LISTEN | xargs -r kill",
@@ -61,8 +58,7 @@ def freed(*spared: dict[str, Any], host: str = "", **server: Any) -> bool:
 
 
 def an_own_end() -> bool:
-    server = Held((WHERE, 9000))
-    client = Held((WHERE, PORT), connect=(WHERE, 9000))
+    server, client = Held((WHERE, 9000)), Held((WHERE, PORT), connect=(WHERE, 9000))
     run()
     time.sleep(0.3)
     return bool(client.alive() and server.alive())
@@ -111,13 +107,10 @@ def an_ancestor() -> bool:
 
 
 def take_over() -> str:
-    """The median of ten, in milliseconds."""
     took = []
     for _ in range(10):
         server = Held(("0.0.0.0", PORT))
-        begun = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - begun)
+        took.append(timed(run))
         gone(server)
     return f"{statistics.median(took) * 1e3:.0f}"
 
@@ -145,7 +138,7 @@ def inside(case: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.alarm(60)
     answer = CASES[case]()
-    print({True: "✓", False: ""}.get(answer, answer) if isinstance(answer, bool) else answer, flush=True)
+    print("✓" if answer is True else answer or "", flush=True)
 
 
 def main() -> None:
