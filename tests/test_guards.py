@@ -268,6 +268,8 @@ def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch, said):
     assert freed is False and "docker" not in told and sorted(tools) == ([] if own_pids else ["docker", "podman"])
     hidden = f"Port {port} cannot be freed: it is held by a process of user root that you may not see; to find out: "
     assert f"{hidden}sudo python port_manager.py check {port}" in told
+    seam.in_cgroups(monkeypatch, {"self": f"docker/{ID}"})  # nor in one that sees the host's processes
+    assert as_nobody(lambda: (ensure_port_available(port), asked)[1]) == []
     assert as_nobody(lambda: PortManager().kill_process(held.pid)) is False
     assert held.alive() == [held.pid]
 
