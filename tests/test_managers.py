@@ -65,19 +65,6 @@ def test_pm2(pm2, home, away, ports):
     assert all(map(listening, place.values()))
 
 
-LEFT = (  # by PM2, supervisord, systemd, tmux
-    "pm_id=0 name=api PM2_HOME=/nowhere SUPERVISOR_PROCESS_NAME=web SUPERVISOR_GROUP_NAME=web INVOCATION_ID=77 "
-    "SYSTEMD_EXEC_PID=77 LISTEN_FDS=1 TMUX=/tmp/tmux-0/default,77,0 TMUX_PANE=%0"
-)
-
-
-def test_variables_alone_are_no_manager(start, home, port):
-    """They are inherited, and outlive the manager: what it left behind is nobody's."""
-    server = start("env", *LEFT.split(), sys.executable, "server.py", str(port), cwd=home)
-    wait_for(port)
-    free(port, cwd=home).frees(server.pid)
-
-
 # supervisord and circus
 
 SUPERVISORD = """
@@ -128,24 +115,22 @@ CIRCUS = """
 endpoint = ipc://{home}/endpoint
 pubsub_endpoint = ipc://{home}/events
 [socket:web]
-host = 127.0.0.1
 port = {web}
 [socket:api]
-host = 127.0.0.1
 port = {api}
 """
 
 
 @needs("circusd")
 def test_circus_with_sockets(start, home, away, ports):
-    place = {name: ports() for name in ("web", "api")}
-    (home / "circus.ini").write_text(CIRCUS.format(home=home, **place))
+    web, api = ports(), ports()
+    (home / "circus.ini").write_text(CIRCUS.format(home=home, web=web, api=api))
     daemon = start("circusd", "circus.ini", cwd=home, **QUIET)
-    wait_for(*place.values())
+    wait_for(web, api)
     with witness(daemon.pid):
-        free(place["web"], cwd=away).refuses("stopping it would also close port")
-    free(*place.values(), cwd=away).frees(daemon.pid)
-    assert all(map(can_bind, place.values()))
+        free(web, cwd=away).refuses("stopping it would also close port")
+    free(web, api, cwd=away).frees(daemon.pid)
+    assert can_bind(web) and can_bind(api)
 
 
 # nodemon, adb
