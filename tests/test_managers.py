@@ -65,7 +65,7 @@ def test_pm2(pm2, home, away, ports):
     assert all(map(listening, place.values()))
 
 
-# supervisord and circus
+# supervisord
 
 SUPERVISORD = """
 [supervisord]
@@ -108,29 +108,6 @@ def test_supervisord(start, home, away, ports):
     finally:
         daemon.terminate()  # and with it its programs, each of which has a process group of its own
         daemon.wait(20)
-
-
-CIRCUS = """
-[circus]
-endpoint = ipc://{home}/endpoint
-pubsub_endpoint = ipc://{home}/events
-[socket:web]
-port = {web}
-[socket:api]
-port = {api}
-"""
-
-
-@needs("circusd")
-def test_circus_with_sockets(start, home, away, ports):
-    web, api = ports(), ports()
-    (home / "circus.ini").write_text(CIRCUS.format(home=home, web=web, api=api))
-    daemon = start("circusd", "circus.ini", cwd=home, **QUIET)
-    wait_for(web, api)
-    with witness(daemon.pid):
-        free(web, cwd=away).refuses("stopping it would also close port")
-    free(web, api, cwd=away).frees(daemon.pid)
-    assert can_bind(web) and can_bind(api)
 
 
 # nodemon, adb
