@@ -2,9 +2,8 @@
 
     python3 -m tests.benchmark
 
-Times differ from machine to machine and from minute to minute; the ratio of two medians whose samples were
-taken in turns (A B A B …) hardly does. Both sides of a comparison run in the interpreter that runs this. It is
-a program to be read, and no test: a row that misses its bar fails nothing.
+Times differ from machine to machine and from minute to minute; the ratio of two medians whose samples were taken in
+turns (A B A B …) hardly does. It is a program to be read, and no test: a row that misses its bar fails nothing.
 """
 
 from __future__ import annotations

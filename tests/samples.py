@@ -53,7 +53,6 @@ PS = """\
   501     1   501 S    ??       alice Mon Nov 23 08:10:00 2026 /Applications/Firefox.app/Contents/MacOS/firefox
   333     1   333 Ss   ??       alice Mon Nov 23 08:11:00 2026 /System/Library/CoreServices/\
 ControlCenter.app/Contents/MacOS/ControlCenter
-  444     1   444 S    ??       root  Mon Nov 23 08:11:00 2026 /usr/sbin/other
   555     1   555 S    ??       alice Mon Nov 23 08:12:00 2026 /Applications/OrbStack.app/Contents/Frameworks/\
 OrbStack Helper.app/Contents/MacOS/OrbStack Helper vmgr
   812     1   812 Ss   ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/postgres -D /opt/homebrew/var

@@ -1,9 +1,8 @@
 """Take-overs for minutes on end: no wrong stop, nothing left behind, as quick at the end as at the start.
 
     python3 -m tests.soak     1,000 take-overs in a row, then 20 callers at once for 5 minutes, beside 3,000 processes
-    python3 -m tests.soak --take-overs 100 --minutes 0.5 --callers 5 --processes 300
 
-It is a program, and no test: what goes wrong is printed, and makes its status 1.
+What goes wrong is printed, and makes its status 1.
 """
 
 from __future__ import annotations

@@ -121,10 +121,7 @@ PLACES = "--tmpfs /run --tmpfs /tmp -e container=docker"
 SET_UP = r"""
 set -e
 serve() { systemd-run --quiet "${@:2}" python3 -m http.server "$1"; }
-printf '[Service]\nExecStart=/usr/bin/python3 -m http.server 8001\n' >/etc/systemd/system/web.service
-systemctl daemon-reload
-systemctl start web
-serve 8002 --unit=always --property=Restart=always --property=RestartSec=100ms
+serve 8001 --unit=web --property=Restart=always --property=RestartSec=100ms
 serve 8005 --unit=worker@8005
 serve 8008 --scope >/dev/null 2>&1 &
 python3 -m http.server 8010 >/dev/null 2>&1 &
@@ -151,7 +148,7 @@ def machine():
         if not eventually(lambda: docker("exec", name, "systemctl", "is-system-running", check=False) in states, 30):
             pytest.skip("systemd does not run in a container of this machine")
         docker("exec", name, "bash", "-c", SET_UP)
-        for port in (8001, 8002, 8004, 8005, 8006, 8008, 8009, 8010, 8012):  # the others' services would be started
+        for port in (8001, 8004, 8005, 8006, 8008, 8009, 8010, 8012):  # the others' services would be started
             wait_inside(name, port)
         yield name
     finally:
@@ -172,7 +169,6 @@ def state(machine, user, units):
 
 @pytest.mark.parametrize(("port", "units", "user", "policy"), [
     *((8001, "web.service", "root", policy) for policy in ("kill", "own", "ask")),
-    (8002, "always.service", "root", ""),
     (8003, "lazy.socket lazy.service", "root", ""),
     (8004, "busy.socket busy.service", "root", ""),  # either of them alone leaves the port held
     (8005, "worker@8005.service", "root", ""),

@@ -136,13 +136,11 @@ JOB = "homebrew.mxcl.postgresql@14"
 AIRPLAY = "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it off in System"
 STAY = {  # the listings of the port in turn, that of every port, why it is left alone
     "airplay": (held_by(333), None, AIRPLAY),
-    "root": (held_by(444), None, "it belongs to user root; only that user should stop it"),
     "desktop": (held_by(501), None, "the desktop, as an application, runs it; stop it there"),
     "launchd": (held_by(812), None, f"launchd runs it; stop it with: launchctl bootout gui/501/{JOB}"),
     "by root": (held_by(812), None, f"launchd runs it; stop it with: launchctl bootout system/{JOB}"),
     "a label": (held_by(813), None, "launchd runs it; stop it with: launchctl bootout gui/501/org.x y?[2J"),
     "docker": (held_by(814), None, "the docker container web runs it; stop it with: docker stop web"),
-    "ancestor": (held_by(701), None, "it is an ancestor of this process"),
     "another port": ([LSOF_HELD], LSOF_HELD + DEBUGGER, "stopping it would also close port 9229 (python3 38146)"),
     "others": ([LSOF_HELD], "no listing\n", "stopping it would also close other ports, perhaps, which this system"),
     "changed": ([LSOF_HELD, *held_by(333)], None, AIRPLAY),  # just before the signal, another holds it
