@@ -225,6 +225,14 @@ def test_a_restart_is_told(windows, said, monkeypatch):
     assert "taken again" in said() and "supervisor 8 (nodemon.exe)" in said()
 
 
+def test_a_reserved_range_has_no_holder(windows, said, monkeypatch):
+    windows.listeners, error = [], PermissionError(errno.EACCES, "forbidden")
+    error.winerror = 10013
+    seam.stand_in(monkeypatch, "bind", lambda *_: error)
+    assert ensure_port_available(PORT) is False
+    assert "❌ Windows forbids port 8000 (error 10013)" in said() and "excludedportrange" in said()
+
+
 WAY = "to find out: as an administrator, python port_manager.py check 8000"
 CHANGES = {  # whom a change of the machine leaves alone, and why
     "System": (lambda w: w.held_by(4), "it is the Windows kernel (http.sys); netsh http show servicestate names"),
