@@ -117,7 +117,7 @@ def free_port_row() -> None:
 
 
 def start_rows() -> None:
-    """What starting it costs, as a script (compiled each time) and as a module (from the bytecode of the first time)."""
+    """What starting it costs, as a script (compiled each time) and as a module (from bytecode of the first round)."""
     port, words = str(some_port()), [sys.executable, "-c", IMPORT]
     imported = lambda: float(subprocess.run(words, cwd=ROOT, stdout=PIPE, check=True).stdout)
     in_turns("import port_manager", imported, "", lambda: 1.5e-3, 1)

@@ -97,7 +97,6 @@ alice    python3.11 38146 3   tcp4   127.0.0.1:8000        *:*
 alice    python3.11 38146 4   tcp6   ::1:8000              *:*
 alice    my tcp4 x  38147 3   tcp46  *:8000                *:*
 alice    curl       501   5   tcp4   127.0.0.1:52011       127.0.0.1:8000
-alice    curl       501   6   tcp6   ::1:52012             ::1:8000
 alice    curl       501   7   tcp6   fe80::1%lo0:52013     fe80::1%lo0:8000
 root     nginx      812   6   tcp6   *:8000                *:*
 root     syslogd    400   6   udp4   *:8000                *:*

@@ -20,15 +20,12 @@ STATED = {
 }
 
 
-def unstated(reasons: set[str], groups: list[str]) -> list[str]:
-    return sorted(reason for reason in reasons if not any(re.search(STATED[group], reason) for group in groups))
-
-
 def pytest_sessionfinish(session: Any) -> None:
     """A hook of pytest's, which conftest.py has from here."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     groups = os.environ.get("SKIPS", "").split()
-    found = unstated({report.longrepr[2] for report in reporter.stats.get("skipped", [])}, groups)
+    reasons = {report.longrepr[2] for report in reporter.stats.get("skipped", [])}
+    found = sorted(reason for reason in reasons if not any(re.search(STATED[group], reason) for group in groups))
     if groups and found:
         reporter.write_line(f"\nnot among the skips of {', '.join(groups)} that tests/skips.py states:", red=True)
         reporter.write_line("\n".join(found), red=True)

@@ -36,22 +36,18 @@ while not select.select([0], [], [], 0.05)[0]:
 CALLER = """
 import logging, os, sys
 sys.path.insert(0, sys.argv[1])
-from port_manager import ensure_port_available, main
+from port_manager import ensure_port_available
 logging.getLogger("port_manager").setLevel(50)
-def freed():
-    if os.getpid() % 2:
-        return main(["free", sys.argv[2], "--quiet"]) == 0
-    return ensure_port_available(int(sys.argv[2]), policy="kill")
 os.write(1, b"ready\\n")
 while os.read(0, 1):
-    os.write(1, b"%d" % freed())
+    os.write(1, b"%d" % ensure_port_available(int(sys.argv[2]), policy="kill"))
 """
 
 
 def left() -> tuple[list[str], set[str]]:
     """Our descriptors, and our children that live or have not been buried."""
-    children = [(task / "children").read_text().split() for task in Path("/proc/self/task").iterdir()]
-    return sorted(os.listdir("/proc/self/fd")), {pid for found in children for pid in found}
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return sorted(os.listdir("/proc/self/fd")), {*children}
 
 
 @contextlib.contextmanager
