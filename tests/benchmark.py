@@ -171,11 +171,9 @@ def exit_row() -> None:
     row("from the holder's exit to our return", statistics.median(lags), "", 5e-3, 1)
 
 
-def server_cost(*command: str) -> tuple[int, int]:
-    """(processes, kB of memory) of a server that listens, everything in its process group counted."""
-    port = some_port()
-    words = [word.replace("PORT", str(port)) for word in command]
-    with subprocess.Popen(words, cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True) as server:
+def server_cost(port: int, *command: str) -> tuple[int, int]:
+    """(processes, kB of memory) of a server that listens, everything in its session counted."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True) as server:
         try:
             port_manager.wait_until_listening(port, "0.0.0.0", 20)
             time.sleep(0.1)
@@ -187,9 +185,10 @@ def server_cost(*command: str) -> tuple[int, int]:
 
 def run_backend_rows() -> None:
     """What stays of run_backend.py beside the server that it has started: nothing."""
-    server = [sys.executable, "-m", "http.server", "PORT"]
-    through = [sys.executable, os.path.join(ROOT, "run_backend.py"), "--port", "PORT", "--", *server]
-    costs = [server_cost(*through) + server_cost(*server) for _ in range(9)]
+    port = some_port()
+    server = [sys.executable, "-m", "http.server", str(port)]
+    through = [sys.executable, os.path.join(ROOT, "run_backend.py"), "--port", str(port), "--", *server]
+    costs = [server_cost(port, *through) + server_cost(port, *server) for _ in range(9)]
     ours, our_size, theirs, their_size = map(statistics.median, zip(*costs))
     row("server by run_backend, processes", ours, "plainly", theirs, 1, "in all")
     row("server by run_backend, memory", our_size, "plainly", their_size, 1.02, "kB")
