@@ -55,6 +55,23 @@ def desktop():
     time.sleep(3600)
 
 
+def serve():
+    """Live until Ctrl+C, and take a moment to close."""
+    print("serving", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(0.5)
+        print("closed", flush=True)
+        sys.exit(9)
+
+
+def hang():
+    """Do not end; nor does a child, which has the same pipes."""
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], stdout=sys.stdout, stderr=sys.stderr)
+    time.sleep(120)
+
+
 def start(*words):
     """A holder, once it holds: (process, its first line)."""
     process = subprocess.Popen([sys.executable, ME, *map(str, words)], stdout=subprocess.PIPE)
@@ -167,17 +184,7 @@ def interrupted(manager):
     kernel = ctypes.WinDLL("kernel32")
     kernel.FreeConsole()
     kernel.AllocConsole()  # started through pipes alone, we had none that could send it
-    server = """if True:
-        import sys, time
-        print("serving", flush=True)
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            time.sleep(0.5)
-            print("closed", flush=True)
-            sys.exit(9)
-    """
-    words = ["--port", str(free_port()), "--host", "127.0.0.1", "--", sys.executable, "-c", server]
+    words = ["--port", str(free_port()), "--host", "127.0.0.1", "--", sys.executable, ME, "serve"]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     child = subprocess.Popen([sys.executable, os.path.join(FOLDER, "run_backend.py"), *words], **pipes)
     while b"serving" not in child.stdout.readline():
@@ -191,9 +198,8 @@ def interrupted(manager):
 def chinese(manager):
     """A project, a server and a Python under Chinese names; pipes speak the encoding that this process has."""
     folder = r"C:\项目 一"
-    for name in os.listdir(FOLDER):
-        if name.endswith(".py"):
-            shutil.copy(os.path.join(FOLDER, name), folder)
+    for name in ("port_manager.py", "run_backend.py"):
+        shutil.copy(os.path.join(FOLDER, name), folder)
     server = shutil.copy(ME, os.path.join(folder, "服务器.py"))
     python = os.path.join(folder, "python", "项目.exe")
     port = free_port()
@@ -219,13 +225,7 @@ def chinese(manager):
 
 
 def hung_tool(manager):
-    """A tool that does not end, and a child of it that has its pipes."""
-    say = """if True:
-        import subprocess, sys, time
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], stdout=sys.stdout, stderr=sys.stderr)
-        time.sleep(120)
-    """
-    answer, seconds, _ = heard(manager._run, sys.executable, "-c", say, timeout=2)
+    answer, seconds, _ = heard(manager._run, sys.executable, ME, "hang", timeout=2)
     assert answer is None and seconds < 60, "a child of it has its pipes for 120 s"
 
 
@@ -237,7 +237,7 @@ def main(scenario, folder):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         print("encoding:", ENCODING)
-        globals()[scenario](port_manager)
+        scenario(port_manager)
     except Exception as error:  # noqa: BLE001 (the test shows it; a holder that is left may keep our pipe open)
         told = traceback.TracebackException.from_exception(error, capture_locals=True)
         print("".join(told.format()) + "\nfailed", flush=True)
@@ -246,7 +246,5 @@ def main(scenario, folder):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("hold", "desktop"):
-        globals()[sys.argv[1]](*sys.argv[2:])
-    else:
-        main(*sys.argv[1:])
+    act = globals()[sys.argv[1]]
+    act(*sys.argv[2:]) if act in (hold, desktop, serve, hang) else main(act, *sys.argv[2:])
