@@ -54,6 +54,7 @@ def freed(*spared: dict[str, Any], host: str = "", **server: Any) -> bool:
     held = Held((host or "0.0.0.0", PORT), **server)
     others = [Held(spec.pop("at"), **spec) for spec in spared]
     run(host)
+    time.sleep(0.3)  # one that was killed may take a moment to end
     return gone(held) and all(other.alive() for other in others)
 
 
