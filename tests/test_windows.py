@@ -11,7 +11,6 @@ import socket
 import struct
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -24,8 +23,6 @@ pytestmark = pytest.mark.skipif(struct.calcsize("P") != 8, reason="the layouts a
 PORT, PID, ME = 8000, 38144, 9999
 ALICE, SYSTEM = "S-1-5-21-397955417-626881126-188441444-1010", "S-1-5-18"
 BEGUN = 134401184012447350  # in 100 ns since 1601
-FUNCTIONS = {"ntdll": ["NtQuerySystemInformation", "NtQueryInformationProcess"], "iphlpapi": ["GetExtendedTcpTable"],
-             "advapi32": ["OpenProcessToken", "GetTokenInformation"]}  # fmt: skip
 
 
 def text_at(place, text):
@@ -65,7 +62,7 @@ def listeners(rows, v6):
 
 
 class Windows:
-    """The machine, as a test writes it down, and its functions; of them those of CPython's _winapi."""
+    """The machine, as a test writes it down; its functions, and those of CPython's _winapi."""
 
     def __init__(self):
         self.processes = {
@@ -98,9 +95,6 @@ class Windows:
         told = (0, self.netstat, "") if words == ("-ano",) else self.taskkill.pop(0)
         told = told() if callable(told) else told
         return told and seam.answer(*told)
-
-    def library(self, name):
-        return SimpleNamespace(**{function: getattr(self, function) for function in FUNCTIONS[name]})
 
     def told(self, buffer, size, data):
         """The status: 122 is what tells that the buffer is too small."""
@@ -167,7 +161,8 @@ def windows(monkeypatch):
     monkeypatch.setenv("SYSTEMROOT", machine.root)
     monkeypatch.setattr(os, "getlogin", lambda: "alice")
     monkeypatch.setattr(os, "getpid", lambda: ME)
-    monkeypatch.setattr(ctypes, "WinDLL", machine.library, raising=False)
+    libraries = dict.fromkeys(("ntdll", "iphlpapi", "advapi32"), machine)
+    monkeypatch.setattr(ctypes, "WinDLL", libraries.__getitem__, raising=False)
     monkeypatch.setitem(sys.modules, "_winapi", machine)
     seam.stand_in(monkeypatch, "run a tool", machine.run)
     seam.stand_in(monkeypatch, "bind", lambda *_: in_use if machine.listeners else None)
@@ -237,7 +232,6 @@ WAY = "to find out: as an administrator, python port_manager.py check 8000"
 CHANGES = {  # whom a change of the machine leaves alone, and why
     "System": (lambda w: w.held_by(4), "it is the Windows kernel (http.sys); netsh http show servicestate names"),
     "not told": (lambda w: w.held_by(None), WAY),
-    "itself": (lambda w: w.held_by(ME), "it is this very process"),
     "an ancestor": (lambda w: w.held_by(700), "it is an ancestor of this process"),
     "a service": (lambda w: w.processes.update({PID: (700, 80, "svchost.exe")}), "it is a service of Windows"),
     "another's": (lambda w: w.users.update({PID: SYSTEM}), f"it belongs to user {SYSTEM}; only that user should"),
