@@ -204,8 +204,9 @@ def test_a_take_over(windows, said):
     assert ensure_port_available(PORT) is True and windows.sizes == []  # none is asked about a free port
 
 
-def test_a_restart_is_told(windows, said, monkeypatch):
-    """A supervisor, which is the holder's parent and began before it, starts the server again."""
+@pytest.mark.parametrize("parent", ["nodemon.exe", "cmd.exe"])
+def test_a_restart_is_told(windows, said, monkeypatch, parent):
+    """A supervisor, which is the holder's parent and began before it, starts the server again; a shell is none."""
     monkeypatch.delenv("SYSTEMROOT")
     windows.root = "C:\\Windows"
 
@@ -214,10 +215,10 @@ def test_a_restart_is_told(windows, said, monkeypatch):
         windows.processes[16], windows.users[16] = (8, now, "python.exe"), ALICE
         return windows.force(16)
 
-    windows.processes.update({8: (700, 80, "nodemon.exe"), PID: (8, BEGUN, "python.exe")})
+    windows.processes.update({8: (700, 80, parent), PID: (8, BEGUN, "python.exe")})
     windows.taskkill = [restart]
     assert ensure_port_available(PORT) is False
-    assert "taken again" in said() and "supervisor 8 (nodemon.exe)" in said()
+    assert "taken again" in said() and (f": its supervisor 8 ({parent}) starts" in said()) is (parent == "nodemon.exe")
 
 
 def test_a_reserved_range_has_no_holder(windows, said, monkeypatch):
