@@ -59,15 +59,6 @@ def server(port: int, children: int) -> Iterator[None]:
         socket.create_server(("0.0.0.0", port)).close()
 
 
-def in_a_row(port: int, times: int) -> list[float]:
-    """The seconds that each of so many take-overs takes, of a server alone and of one with children in turns."""
-    took = []
-    for number in range(times):
-        with server(port, number % 2 * 8):
-            took.append(timed(lambda: answers.append(port_manager.ensure_port_available(port, policy="kill"))))
-    return took
-
-
 def at_once(port: int, callers: list[Any], minutes: float) -> int:
     """Rounds in which all callers free the port of one server at once, for so long; how many there were."""
     rounds, end = 0, time.monotonic() + 60 * minutes
@@ -91,8 +82,10 @@ def main() -> int:
         _, crowd = stack.enter_context(child(CROWD, wish.processes, 0, lines=wish.processes))
         bystander = stack.enter_context(Held(("0.0.0.0", other)))
         client, _ = stack.enter_context(child(CLIENT, port))
-        before = left()
-        took = in_a_row(port, wish.take_overs)
+        before, took = left(), []
+        for number in range(wish.take_overs):  # of a server alone and of one with children in turns
+            with server(port, number % 2 * 8):
+                took.append(timed(lambda: answers.append(port_manager.ensure_port_available(port, policy="kill"))))
         tenth = max(1, len(took) // 10)
         first, last = (1e3 * statistics.median(some) for some in (took[:tenth], took[-tenth:]))
         print(f"{len(took)} take-overs: {first:.1f} ms at the start, {last:.1f} ms at the end")

@@ -30,30 +30,32 @@ def programs(home):
     (home / "server.py").write_text(SERVE)
 
 
-# PM2
-
-
 @pytest.fixture
-def pm2(home, monkeypatch):
-    """PM2 with a home of its own; a call of it."""
-    monkeypatch.setenv("PM2_HOME", str(home / "pm2"))
+def call(home, monkeypatch):
+    """A call of PM2 or tmux, with a home of its own; what was started so ends with the test."""
+    for name, value in {"PM2_HOME": home / "pm2", "TMUX_TMPDIR": home, "SHELL": "/bin/sh"}.items():
+        monkeypatch.setenv(name, str(value))  # the shell of user nobody ends at once
+    ends = {}
 
-    def call(*words, **environ):
-        subprocess.run(["pm2", *words], cwd=home, env={**os.environ, **environ}, capture_output=True, check=True)
+    def run(program, *words, **environ):
+        ends[program] = {"pm2": "kill", "tmux": "kill-server"}[program]
+        command, env = [program, *words], {**os.environ, **environ}
+        return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=True).stdout.strip()
 
-    yield call
-    call("kill")
+    yield run
+    for words in [*ends.items()]:
+        run(*words)
 
 
 @needs("pm2")
-def test_pm2(pm2, home, away, ports):
+def test_pm2(call, home, away, ports):
     """In cluster mode PM2 itself holds the port; in fork mode an app does, or what that has started."""
     place = {name: ports() for name in ("api", "other", "worker", "my app", "script")}
     (home / "shell.sh").write_text(f'"{sys.executable}" server.py {place["script"]}; true\n')
     for name, *instances in (("api", "-i", "2"), ("other", "-i", "1"), ("worker",)):
-        pm2("start", "server.js", "--name", name, *instances, PORT=str(place[name]))
-    pm2("start", "server.py", "--name", "my app", "--interpreter", sys.executable, "--", str(place["my app"]))
-    pm2("start", "shell.sh", "--name", "script")
+        call("pm2", "start", "server.js", "--name", name, *instances, PORT=str(place[name]))
+    call("pm2", "start", "server.py", "--name", "my app", "--interpreter", sys.executable, "--", str(place["my app"]))
+    call("pm2", "start", "shell.sh", "--name", "script")
     wait_for(*place.values())
     files = [*(home / "pm2" / "pids").glob("*.pid"), home / "pm2" / "pm2.pid"]
     with witness(**{file.stem: int(file.read_text()) for file in files}):
@@ -64,8 +66,6 @@ def test_pm2(pm2, home, away, ports):
         free(*place.values(), cwd=home, PORT_MANAGER_POLICY="kill").refuses("pm2 stop api")
     assert all(map(listening, place.values()))
 
-
-# supervisord
 
 SUPERVISORD = """
 [supervisord]
@@ -110,9 +110,6 @@ def test_supervisord(start, home, away, ports):
         daemon.wait(20)
 
 
-# nodemon, adb
-
-
 @needs("nodemon")
 @pytest.mark.parametrize("words", [("server.js", "{}"), ("--exec", "node server.js {}")], ids=["", "by a shell"])
 def test_nodemon(start, home, port, words):
@@ -131,35 +128,18 @@ def test_adb_s_server(start, home, port):
         free(port, cwd=home).refuses("adb")
 
 
-# Terminals
-
-
-@pytest.fixture
-def tmux(home, monkeypatch):
-    """A tmux server of its own; a call of it."""
-    monkeypatch.setenv("TMUX_TMPDIR", str(home))
-    monkeypatch.setenv("SHELL", "/bin/sh")  # that of user nobody ends at once
-
-    def call(*words):
-        command = ["tmux", "-f", "/dev/null", *words]
-        return subprocess.run(command, cwd=home, capture_output=True, text=True, check=True).stdout.strip()
-
-    yield call
-    call("kill-server")
-
-
 @needs("tmux")
 @pytest.mark.parametrize("typed", [False, True], ids=["the pane's command", "typed into the pane's shell"])
-def test_a_server_in_a_pane_of_tmux(tmux, home, port, typed):
+def test_a_server_in_a_pane_of_tmux(call, home, port, typed):
     serve = f"{sys.executable} server.py {port}"
-    tmux("new-session", "-d", "-s", "one", "sh" if typed else f"exec {serve}")
-    tmux("new-window", "-d", "sleep 999")
-    tmux("new-window", "-d", "sh")
+    call("tmux", "-f", "/dev/null", "new-session", "-d", "-s", "one", "sh" if typed else f"exec {serve}")
+    call("tmux", "new-window", "-d", "sleep 999")
+    call("tmux", "new-window", "-d", "sh")
     if typed:
-        tmux("send-keys", "-t", "one:0", serve, "Enter")
+        call("tmux", "send-keys", "-t", "one:0", serve, "Enter")
     wait_for(port)
-    panes = [int(pid) for pid in tmux("list-panes", "-a", "-F", "#{pane_pid}").split()]
-    with witness(int(tmux("display-message", "-p", "#{pid}")), *panes[0 if typed else 1 :]):
+    panes = [int(pid) for pid in call("tmux", "list-panes", "-a", "-F", "#{pane_pid}").split()]
+    with witness(int(call("tmux", "display-message", "-p", "#{pid}")), *panes[0 if typed else 1 :]):
         free(port, cwd=home).frees()
         time.sleep(0.2)
 

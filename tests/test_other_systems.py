@@ -46,9 +46,6 @@ def machine(monkeypatch, fp):
     return state
 
 
-# macOS
-
-
 @pytest.fixture
 def kqueue(monkeypatch):
     """select.kqueue, as far as it is used."""
@@ -230,9 +227,6 @@ def test_waiting_starts_no_tool_again_and_again(macos, fp):
     with pytest.raises(PortTimeout):
         wait_until_free(PORT, timeout=0.5)
     assert len(fp.calls) <= 3  # once, for the holders that the error names
-
-
-# The BSDs
 
 
 @pytest.mark.parametrize(
