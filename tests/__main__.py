@@ -38,10 +38,8 @@ def environment(needed: list[str]) -> str:
     if not os.path.exists(python) or not works(python, "-c", same):
         print(f"Making {VENV} for the tests", flush=True)
         if not works(sys.executable, "-m", "venv", "--clear", VENV):
-            raise SystemExit(
-                "A virtual environment cannot be made with this Python (on Debian and Ubuntu: apt install "
-                f"python3-venv). Or install the packages yourself: {sys.executable} -m pip install {' '.join(needed)}"
-            )
+            why = "No virtual environment can be made by this Python (on Debian and Ubuntu: apt install python3-venv)"
+            raise SystemExit(f"{why}; by hand: {sys.executable} -m pip install {' '.join(needed)}")
     if not works(python, "-c", "import " + ", ".join(needed).replace("-", "_")):
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *needed]
         if subprocess.run(pip, check=False).returncode:

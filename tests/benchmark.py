@@ -27,7 +27,6 @@ import port_manager
 
 from .held import ROOT, Held
 
-SCRIPT = os.path.join(ROOT, "port_manager.py")
 IMPORT = "import logging, socket, time; t = time.perf_counter(); import port_manager; print(time.perf_counter() - t)"
 
 # Each process has 21 descriptors, and the first four share the connections (reset at the end, so that no
@@ -131,7 +130,7 @@ def start_rows() -> None:
             assert holder.process.wait(5) == -signal.SIGTERM
         return took
 
-    for how, words, bars in ("script", [SCRIPT], (2.4, 3)), ("-m", ["-m", "port_manager"], (1.3, 3)):
+    for how, words, bars in ("script", ["port_manager.py"], (2.4, 3)), ("-m", ["-m", "port_manager"], (1.3, 3)):
         bare = "python -c 'import socket'", lambda: starting("-c", "import socket")
         in_turns(f"check, free port ({how})", lambda: starting(*words, "check", port), *bare, bars[0])  # noqa: B023
         in_turns(f"free, prompt holder ({how})", lambda: freeing(*words, "free", port), *bare, bars[1])  # noqa: B023

@@ -86,8 +86,7 @@ def supervised() -> bool:
     """Reported: not by a status that is always the same, but by the PID of who starts it, as a word of its own."""
     words = ["sh", "-c", f"while :; do {shlex.join(holding(('0.0.0.0', PORT)))}; done"]
     loop = subprocess.Popen(words, stdout=DEVNULL, start_new_session=True)
-    while can_bind(PORT):
-        time.sleep(0.02)
+    eventually(lambda: not can_bind(PORT))
     status, said = run()
     return status != 0 and re.search(rf"(?<![\w:.-]){loop.pid}(?![\w:.-])", said.replace(str(PORT), "")) is not None
 

@@ -70,8 +70,6 @@ def test_pm2(call, home, away, ports):
 SUPERVISORD = """
 [supervisord]
 nodaemon=true
-logfile=none
-pidfile={home}/supervisord.pid
 [inet_http_server]
 port=127.0.0.1:{page}
 [program:web]
@@ -93,7 +91,7 @@ command=sleep 999
 @needs("supervisord")
 def test_supervisord(start, home, away, ports):
     place = {name: ports() for name in ("web", "worker", "shell", "fast", "page")}
-    (home / "supervisord.conf").write_text(SUPERVISORD.format(home=home, python=sys.executable, **place))
+    (home / "supervisord.conf").write_text(SUPERVISORD.format(python=sys.executable, **place))
     daemon = start("supervisord", "-c", "supervisord.conf", cwd=home, **QUIET)
     try:
         wait_for(*place.values())

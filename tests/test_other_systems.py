@@ -30,8 +30,7 @@ LISTING = PS.format(me=9999)
 def machine(monkeypatch, fp):
     """A machine whose port is held until somebody is stopped, and whose tools are played back."""
     state = SimpleNamespace(held=True, signals=[])
-    in_use = OSError(errno.EADDRINUSE, "in use")
-    seam.stand_in(monkeypatch, "bind", lambda *_: in_use if state.held else None)
+    seam.stand_in(monkeypatch, "bind", lambda *_: OSError(errno.EADDRINUSE, "in use") if state.held else None)
     seam.stand_in(monkeypatch, "find a tool", lambda tool: tool)
     seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3)
     seam.one_look(monkeypatch)
@@ -256,8 +255,7 @@ def test_freebsd_reads_ps(machine, fp):
 def test_no_pid_below_2_is_named_and_no_port_above_65535():
     pids = {0: None, 1: None, 2: 2, 10**10: 10**10, 10**11: None}
     rows = [f"root app {pid} 3 tcp4 *:65535 *:*" for pid in pids]
-    others = [f"root app 2 3 tcp4 *:{port} *:*" for port in (-1, 65536)]
-    found = seam.parse("sockstat", "\n".join([*rows, *others]))
+    found = seam.parse("sockstat", "\n".join([*rows, "root app 2 3 tcp4 *:65536 *:*"]))
     assert found == [seam.listener(pid, 65535, ANY, None) for pid in pids.values()]
     found = [seam.on(PORT, seam.parse("lsof", held_by(pid)[0])) for pid in (1, 2)]
     assert [[row.pid for row in rows] for rows in found] == [[], [2]]

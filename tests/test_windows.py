@@ -156,7 +156,6 @@ class Windows:
 @pytest.fixture
 def windows(monkeypatch):
     machine = Windows()
-    in_use = OSError(errno.EADDRINUSE, "in use")
     seam.on_system(monkeypatch, "win32", "")
     monkeypatch.setenv("SYSTEMROOT", machine.root)
     monkeypatch.setattr(os, "getlogin", lambda: "alice")
@@ -165,7 +164,7 @@ def windows(monkeypatch):
     monkeypatch.setattr(ctypes, "WinDLL", libraries.__getitem__, raising=False)
     monkeypatch.setitem(sys.modules, "_winapi", machine)
     seam.stand_in(monkeypatch, "run a tool", machine.run)
-    seam.stand_in(monkeypatch, "bind", lambda *_: in_use if machine.listeners else None)
+    seam.stand_in(monkeypatch, "bind", lambda *_: OSError(errno.EADDRINUSE, "in use") if machine.listeners else None)
     seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3, tool_timeout=2.0)
     seam.one_look(monkeypatch)
     yield machine
@@ -229,10 +228,9 @@ def test_a_reserved_range_has_no_holder(windows, said, monkeypatch):
     assert "❌ Windows forbids port 8000 (error 10013)" in said() and "excludedportrange" in said()
 
 
-WAY = "to find out: as an administrator, python port_manager.py check 8000"
 CHANGES = {  # whom a change of the machine leaves alone, and why
     "System": (lambda w: w.held_by(4), "it is the Windows kernel (http.sys); netsh http show servicestate names"),
-    "not told": (lambda w: w.held_by(None), WAY),
+    "not told": (lambda w: w.held_by(None), "to find out: as an administrator, python port_manager.py check 8000"),
     "an ancestor": (lambda w: w.held_by(700), "it is an ancestor of this process"),
     "a service": (lambda w: w.processes.update({PID: (700, 80, "svchost.exe")}), "it is a service of Windows"),
     "another's": (lambda w: w.users.update({PID: SYSTEM}), f"it belongs to user {SYSTEM}; only that user should"),
