@@ -45,7 +45,6 @@ def run(host: str = "", *before: str) -> tuple[int, str]:
 
 
 def gone(held: Held) -> bool:
-    """Whether a holder and its children have ended, within a few seconds."""
     return eventually(lambda: not held.alive(), 3)
 
 

@@ -66,7 +66,6 @@ COMM = """\
   333 /System/Library/CoreServices/ControlCenter.app/Contents/MacOS/ControlCenter
   555 /Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper
 38146 /opt/homebrew/bin/python3
-garbage
 """
 LAUNCHCTL = """\
 PID\tStatus\tLabel

@@ -34,7 +34,6 @@ def machine(monkeypatch, fp):
     seam.stand_in(monkeypatch, "find a tool", lambda tool: tool)
     seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3)
     seam.one_look(monkeypatch)
-    fp.allow_unregistered(False)
     fp.keep_last_process(True)
 
     def kill(pid, number):
@@ -257,13 +256,11 @@ def test_no_pid_below_2_is_named_and_no_port_above_65535():
     rows = [f"root app {pid} 3 tcp4 *:65535 *:*" for pid in pids]
     found = seam.parse("sockstat", "\n".join([*rows, "root app 2 3 tcp4 *:65536 *:*"]))
     assert found == [seam.listener(pid, 65535, ANY, None) for pid in pids.values()]
-    found = [seam.on(PORT, seam.parse("lsof", held_by(pid)[0])) for pid in (1, 2)]
-    assert [[row.pid for row in rows] for rows in found] == [[], [2]]
+    assert [[row.pid for row in seam.on(PORT, seam.parse("lsof", held_by(pid)[0]))] for pid in (1, 2)] == [[], [2]]
 
 
 def test_each_system_has_its_class():
-    systems = {"linux": "linux", "android": "linux", "darwin": "macos", "freebsd14": "freebsd", "openbsd7": "bsd"}
-    systems["win32"] = "windows"
+    systems = {"android": "linux", "darwin": "macos", "freebsd14": "freebsd", "openbsd7": "bsd", "win32": "windows"}
     assert all(seam.system_of(platform) is seam.SYSTEMS[name] for platform, name in systems.items())
     assert [seam.SYSTEMS[name].colours for name in ("linux", "windows")] == [True, "WT_SESSION" in os.environ]
 

@@ -65,10 +65,8 @@ class Windows:
     """The machine, as a test writes it down; its functions, and those of CPython's _winapi."""
 
     def __init__(self):
-        self.processes = {
-            0: (0, 0, ""), 4: (0, 50, "System"), 700: (600, 60, "explorer.exe"), ME: (700, 70, "python.exe"),
-            PID: (700, BEGUN, "服务器.exe"),
-        }  # fmt: skip
+        self.processes = {0: (0, 0, ""), 4: (0, 50, "System"), 700: (600, 60, "explorer.exe"),
+                          ME: (700, 70, "python.exe"), PID: (700, BEGUN, "服务器.exe")}  # fmt: skip
         self.commands = {PID: "C:\\项目\\python.exe app.py"}
         self.users = {ME: ALICE, PID: ALICE, 700: ALICE}
         self.listeners, self.ipv6, self.needed = [(PID, "127.0.0.1", PORT)], True, 1

@@ -1,9 +1,9 @@
 """What tests/test_wine.py runs inside of Windows: holders of ports, and scenarios that say whether they passed.
 
-    python windows_side.py SCENARIO FOLDER
+    python windows_side.py SCENARIO FOLDER    (where port_manager.py and run_backend.py are)
 
-FOLDER has port_manager.py and run_backend.py. A holder writes the row that netstat shall print for it, with the state
-in German; the stand-in for netstat (.ci/netstat.c) prints the row as long as the process that has the socket lives.
+A holder writes the row that netstat shall print for it, with the state in German; the stand-in for netstat
+(.ci/netstat.c) prints the row as long as the process that has the socket lives.
 """
 
 import contextlib
