@@ -70,7 +70,7 @@ COMM = """\
 LAUNCHCTL = """\
 PID\tStatus\tLabel
 -\t0\tcom.apple.SafariHistoryServiceAgent
-701\t0
+38146\t0
 812\t0\thomebrew.mxcl.postgresql@14
 813\t0\torg.x y\x1b[2J
 814\t0\tapplication.com.docker.docker.1.2
