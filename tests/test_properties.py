@@ -67,8 +67,7 @@ def told(pid, address, v6only=None, port=PORT, **more):
 LISTINGS = [  # a tool, what it prints, and what is read there
     ("ss", samples.SS, [
         told(None, "127.0.0.1", uid=1000, inode=73), told(None, "::1", True, inode=74),
-        told(None, "::", False, inode=75), told(None, "::", False, inode=77),
-        told(None, "127.0.0.1", None, 18000, inode=76),
+        told(None, "::", False, inode=75), told(None, "127.0.0.1", None, 18000, inode=76),
     ]),
     ("lsof", samples.LSOF_HELD, [told(38146, "0.0.0.0"), told(778, "::1", None, 18000)]),
     ("lsof", samples.LSOF_BOUND, [told(38146, "0.0.0.0", listening=False)]),
@@ -81,10 +80,10 @@ LISTINGS = [  # a tool, what it prints, and what is read there
         told(38146, "127.0.0.1"), told(38146, "::1", True), told(38147, "::", False), told(812, "::", True),
         told(None, "127.0.0.1"), told(900, "127.0.0.1", None, 18000),
     ]),
-    *(("netstat -ano", samples.netstat_ano(language), [
+    *(("netstat -ano", samples.netstat_ano(state), [
         told(38144, "127.0.0.1", False), told(4, "0.0.0.0", False, 80), told(None, "0.0.0.0", False, 8100),
         told(38144, "::", True), told(38148, "fe80::1", True, 8001),
-    ]) for language in samples.HEADS),
+    ]) for state in samples.STATES),
 ]  # fmt: skip
 TOOLS = {tool: [text for name, text, _ in LISTINGS if name == tool] for tool, *_ in LISTINGS}
 

@@ -22,6 +22,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -116,15 +117,15 @@ OUTCOMES = {  # of a look at a port: (the holder's kind, the call)
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_every_handle_is_closed_whatever_comes_of_the_look(port, hold, outcome, monkeypatch):
     spec, call = OUTCOMES[outcome]
-    held, flight, opened = hold((MINE, port), **spec), InFlight(port, "127.0.0.9"), os.pidfd_open
+    held, flight, opened = hold((MINE, port), **spec), InFlight(port, "127.0.0.9"), Mock(side_effect=os.pidfd_open)
     held.process.stdout.close()
     seam.one_look(monkeypatch)
-    if outcome == "gone":  # between the handle and the reading
-        monkeypatch.setattr(os, "pidfd_open", lambda pid: (opened(pid), held.process.kill(), held.process.wait())[0])
+    end = bool if outcome != "gone" else lambda: (held.process.kill(), held.process.wait())
+    monkeypatch.setattr(os, "pidfd_open", lambda pid: (opened(pid), end())[0])  # between the handle and the reading
     flight.send_off() if outcome == "unseen" else flight.close()
     before = sorted(os.listdir("/proc/self/fd"))
     call(port, held.pid)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert sorted(os.listdir("/proc/self/fd")) == before and opened.called
     flight.close()
 
 
