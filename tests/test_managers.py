@@ -108,6 +108,29 @@ def test_supervisord(start, home, away, ports):
         daemon.wait(20)
 
 
+CIRCUS = """
+[circus]
+endpoint = ipc://{home}/endpoint
+pubsub_endpoint = ipc://{home}/events
+[socket:web]
+port = {web}
+[socket:api]
+port = {api}
+"""
+
+
+@needs("circusd")
+def test_circus_with_sockets(start, home, away, ports):
+    web, api = ports(), ports()
+    (home / "circus.ini").write_text(CIRCUS.format(home=home, web=web, api=api))
+    daemon = start("circusd", "circus.ini", cwd=home, **QUIET)
+    wait_for(web, api)
+    with witness(daemon.pid):
+        free(web, cwd=away).refuses("stopping it would also close port")
+    free(web, api, cwd=away).frees(daemon.pid)
+    assert can_bind(web) and can_bind(api)
+
+
 @needs("nodemon")
 @pytest.mark.parametrize("words", [("server.js", "{}"), ("--exec", "node server.js {}")], ids=["", "by a shell"])
 def test_nodemon(start, home, port, words):
