@@ -9,15 +9,15 @@ One file for any repository; it needs Python 3.8 or newer and nothing else.
     if not ensure_port_available(port=8000, host="0.0.0.0"):
         raise SystemExit(1)
 
-In development (ENVIRONMENT is unset, or one of dev, development, local, test, testing, debug) whoever
-holds the port is asked to stop, forced after a grace period, and the release is verified. Anywhere else
-nothing is touched: the holder is named, and the answer is False. From a shell:
+In development (ENVIRONMENT is unset, or one of dev, development, local, test, testing, debug) the process
+that holds the port is asked to stop, forced after a grace period, and the release is verified. Anywhere
+else nothing is stopped: the holder is named, and False is returned. From a shell:
 
     python port_manager.py check 8000
     python port_manager.py free 8000
 
 The file reads in the order in which things happen: values; messages; is the port free?; tools; systems;
-one look; who must stay; stop and verify; the calls people use; servers; the command line.
+one look; what must stay; stop and verify; the calls people use; servers; the command line.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ DEVELOPMENT_NAMES = ("", "dev", "development", "local", "test", "testing", "debu
 POLICIES = ("kill", "own", "ask", "refuse")  # from the least strict to the strictest
 
 GRACE = 5.0  # seconds between the request to stop and the forced stop
-FORCED_WAIT = 2.0  # seconds in which the system must have carried out a forced stop
-RESTART_WATCH = 2.0  # seconds in which a supervisor would have started its server again
-TOOL_TIMEOUT = 2.0  # seconds after which a tool counts as one that cannot tell
-FILE_TIMEOUT = 0.5  # seconds after which a file system counts as one that does not answer
-ROUNDS = 8  # looks at the port in one call; each stops whom it finds, or gives up
+FORCED_WAIT = 2.0  # seconds within which a forced stop must take effect
+RESTART_WATCH = 2.0  # seconds to watch for a supervisor that restarts its server
+TOOL_TIMEOUT = 2.0  # seconds after which a tool counts as "cannot tell"
+FILE_TIMEOUT = 0.5  # seconds after which a file system counts as unresponsive
+ROUNDS = 8  # looks at the port in one call; each stops the holders it finds, or gives up
 
-DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # logging's numbers, without its import
+DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # the levels of logging, without its import
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ DEBUG, INFO, WARNING, ERROR = 10, 20, 30, 40  # logging's numbers, without its i
 if not TYPE_CHECKING:
 
     class NamedTuple(tuple):
-        """What is used here of typing.NamedTuple, whose import takes as long as all of this file's others."""
+        """The part of typing.NamedTuple used here: importing typing takes as long as all other imports."""
 
         def __init_subclass__(cls):
             cls._fields = tuple(cls.__annotations__)
@@ -106,11 +106,11 @@ class Endpoint(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """A process that holds a port; what the system does not tell is None (a text: empty).
+    """A process that holds a port. An unknown field is None, or empty if it is a text.
 
-    ``pid`` is None for a process that may not be seen; its ``user`` is known on Linux even then.
-    ``started`` counts seconds since 1970. ``addresses`` are the endpoints that it listens on. Texts come
-    from another process: unprintable characters in them have been replaced by ``?``.
+    ``pid`` is None for a process that is hidden from this user; on Linux its ``user`` is known even then.
+    ``started`` is in seconds since 1970. ``addresses`` are the endpoints that it listens on. Texts come
+    from another process: unprintable characters in them are replaced by ``?``.
     """
 
     pid: int | None
@@ -123,15 +123,12 @@ class Holder(NamedTuple):
     addresses: tuple[Endpoint, ...]
 
     def __str__(self) -> str:
-        """Whom a sentence is about: ``38146 (python server.py, in ~/shop)``."""
+        """The process as messages name it: ``38146 (python server.py, in ~/shop)``."""
         return _title(self)
 
 
 class Manager(NamedTuple):
-    """What runs a process and is to stop it: ``the docker container web`` and ``docker stop web``.
-
-    ``stop`` is empty where no command is known.
-    """
+    """What runs a process: ``the docker container web``; the command to stop it: ``docker stop web``, or empty."""
 
     name: str
     stop: str
@@ -140,10 +137,10 @@ class Manager(NamedTuple):
 class PortResult(NamedTuple):
     """The state of a port, or the outcome of freeing it.
 
-    ``available``: a server may bind it now. ``holders`` keep it from that. ``stopped`` and ``would_stop``
-    are the PIDs that were, or would be, stopped. ``reason`` says why the port is not available and, where
-    freeing it would be refused, why. ``plan`` says what freeing it would do; None: nothing, or a refusal.
-    ``managers`` are, by PID (None: of a process that may not be seen), what runs the holders.
+    ``available``: a server can bind it now. ``holders`` prevent that. ``stopped`` and ``would_stop`` are
+    the PIDs that were, or would be, stopped. ``reason`` says why the port is not available or, if freeing
+    it would be refused, why. ``plan`` says what freeing it would do; None: nothing, or it is refused.
+    ``managers`` maps the PID of a holder (None: a hidden process) to what runs it.
     """
 
     port: int
@@ -174,7 +171,7 @@ class PortTimeout(PortError, TimeoutError):
 
 
 class CannotTell(PortError):
-    """Nothing on this system could say who holds the port, which is not the same as "nobody holds it"."""
+    """No source on this system could say which process holds the port; that does not mean that none does."""
 
 
 class _Socket(NamedTuple):
@@ -184,53 +181,55 @@ class _Socket(NamedTuple):
     port: int
     listening: bool
     peer: Endpoint | None  # None: not connected
-    pid: int | None  # None: not told
-    uid: int | None  # None: not told
-    inode: int  # 0: not told
-    v6only: bool | None  # None: not told
+    pid: int | None  # None: unknown
+    uid: int | None  # None: unknown
+    inode: int  # 0: unknown
+    v6only: bool | None  # None: unknown
 
 
 class _Process(NamedTuple):
-    """What the system tells of a process."""
+    """A process as the system reports it."""
 
     pid: int
-    parent: int | None  # None: not told
-    group: int | None  # None: the system has none
-    tty: object  # of a process without a terminal: 0, None or ""
-    start: object  # the system's own start time, which no later process with this PID shares
+    parent: int | None  # None: unknown
+    group: int | None  # None: this system has no process groups
+    tty: object  # without a terminal: 0, None or ""
+    start: object  # the system's own start time: no later process with this PID has the same
     started: float | None  # the same in seconds since 1970
     user: str
     name: str
     command: str
     zombie: bool
     kernel: bool  # a thread of the kernel
-    leader: bool  # of a session that has a terminal
+    forked: bool  # it runs what its parent ran: no program was started in it since the fork
+    leader: bool  # the leader of a session that has a terminal
 
 
 class _Pin(NamedTuple):
-    """A reference to one process: where its PID is used again, no signal reaches the later process."""
+    """A reference to one process: if its PID is reused, no signal reaches the later process."""
 
     pid: int
     start: object
-    handle: int | None  # a pidfd or a Windows handle; None: only the start time tells it from a later one
+    handle: int | None  # a pidfd or a Windows handle; None: only the start time identifies the process
 
 
 class _Options(NamedTuple):
-    """How to go about freeing a port."""
+    """How to free a port."""
 
     grace: float  # seconds
     polite: str  # the name of the first signal
-    policy: str  # one of POLICIES, or "" for an automatic start's own: kill, but ask about another project's
+    policy: str  # one of POLICIES, or "" for the default of a start: kill, but ask about another project's server
     force: bool  # also outside development
-    starting: bool  # a server is to be started then
-    ports: tuple[int, ...]  # those that the call names
+    starting: bool  # a server starts on the port afterwards
+    ports: tuple[int, ...]  # the ports named in the call
 
 
 class _Obstacle(NamedTuple):
-    """What keeps a server from binding."""
+    """Why a server cannot bind."""
 
-    held: bool | None  # True: somebody has the port; False: neither waiting nor stopping would help; None: cannot tell
+    held: bool | None  # True: a process holds the port; False: neither waiting nor stopping helps; None: cannot tell
     reason: str
+    error: str  # the name of the system's error
 
 
 class _Answer(NamedTuple):
@@ -245,26 +244,26 @@ class _Ancestry(NamedTuple):
     """This process and its ancestors, nearest first."""
 
     pids: list[int]
-    hidden: float  # who started no later than this may be one that the system does not tell; -1: nobody
+    hidden: float  # a process started no later than this may be an ancestor that is hidden; -1: none is hidden
 
 
 if TYPE_CHECKING:
     _Address = tuple[int, tuple[Any, ...]]  # (family, address), as bind() takes them
     _Sockets = list[_Socket]
-    _Told = list[_Socket] | None  # None: cannot tell, which is not "nobody"
+    _MaybeSockets = list[_Socket] | None  # None: cannot tell, which does not mean "none"
     _Pids = Collection[int]
     _Processes = dict[int, _Process]
-    _Managers = dict[int | None, Manager]  # None: of a process that may not be seen
+    _Managers = dict[int | None, Manager]  # by PID; None: of a hidden process
 
 
 # ----------------------------------------------------------------------------------------------------
-# Messages: what is said, and to whom
+# Messages
 # ----------------------------------------------------------------------------------------------------
 
 
 def _say(level: int, text: str) -> None:
-    """Log a line; a process that has configured no logging gets it on standard error."""
-    logging = sys.modules.get("logging")  # where it was never imported, nobody can have configured it
+    """Log a line; without any logging configured, write it to standard error."""
+    logging = sys.modules.get("logging")  # if it was never imported, it cannot have been configured
     wanted = level >= INFO
     if logging:
         logger = logging.getLogger("port_manager")
@@ -282,7 +281,7 @@ _PLAIN = {**dict.fromkeys("✅⚠\ufe0f💡🚨❌⏳", ""), "→": "->", "…":
 
 
 def _in_plain(error: Any) -> tuple[str | bytes, int]:
-    """What stands for a character that a stream cannot encode: a sign goes, and the blanks behind it."""
+    """Replace a character that a stream cannot encode; a symbol is dropped with the blanks after it."""
     symbol, rest = error.object[error.start], error.object[error.start + 1 :]
     if symbol not in _PLAIN:
         return codecs.backslashreplace_errors(error)
@@ -293,7 +292,7 @@ codecs.register_error("port_manager", _in_plain)
 
 
 def _encodable(text: str, stream: TextIO | None) -> str:
-    """The text, with what the stream cannot encode in a plain form."""
+    """The text, with a plain form of each character that the stream cannot encode."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         return text.encode(encoding, "port_manager").decode(encoding)
@@ -302,12 +301,11 @@ def _encodable(text: str, stream: TextIO | None) -> str:
 
 
 def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
-    """Write a line, and say why that failed; a closed stream and a reader that has gone are no failure.
+    """Write a line, and return why that failed; a closed stream or pipe is not a failure.
 
-    Python's own streams are written past their buffer: what fails there stays in it, fails again at exit,
-    and makes the status 120.
+    Python's own streams are written past their buffer: a text that fails stays there, fails again at exit: status 120.
     """
-    if stream is None:  # its descriptor was closed at the start, and pythonw.exe has none
+    if stream is None:  # its descriptor was closed at startup, or this is pythonw.exe
         return None
     try:
         text = _encodable(_painted(text, stream), stream) + end
@@ -318,7 +316,7 @@ def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
         else:
             stream.write(text)
             stream.flush()
-    except (ValueError, AttributeError):  # closed; a stand-in for a stream
+    except (ValueError, AttributeError):  # closed; not a real stream
         return None
     except OSError as error:
         gone = error.errno in (errno.EPIPE, errno.EINVAL)  # the latter on Windows
@@ -327,19 +325,19 @@ def write_line(stream: TextIO | None, text: str, end: str = "\n") -> str | None:
 
 
 def _status(text: str) -> None:
-    """Show one passing line on a terminal; an empty text removes it."""
+    """Show a status line on a terminal; an empty text removes it."""
     write_line(sys.stderr, "\r" + _cut(text, 60).ljust(60) + ("" if text else "\r"), end="")
 
 
 def _on_terminal(stream: TextIO | None) -> bool:
     try:
         return stream is not None and stream.isatty()
-    except (ValueError, AttributeError):  # closed; a stand-in for a stream
+    except (ValueError, AttributeError):  # closed; not a real stream
         return False
 
 
 def _clean(text: str) -> str:
-    """The text without control characters, which another process may have put there for our terminal."""
+    """The text without control characters, with which another process could control our terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
@@ -352,20 +350,20 @@ def _complain(reason: str) -> None:
 
 
 def _short_command(command: str, width: int = 60) -> str:
-    """A command line for people: program and script by base name, a long one cut in its middle."""
+    """A command line for display: program and script by base name, the middle of a long one cut out."""
     quoted = command.startswith('"')  # Windows: a path with spaces
     program, _, rest = command[quoted:].partition('"' if quoted else " ")
     words = [program, *rest.split()]
     for at, word in enumerate(words):
         if word[:1] != "-":
             words[at] = word.replace("\\", "/").rpartition("/")[2] or word
-            if at:  # the script; what follows is its own
+            if at:  # the script; the rest are its arguments
                 break
     return _cut(" ".join(words), width)
 
 
 def _short_folder(folder: str, width: int = 30) -> str:
-    """A folder for people: ``~`` for the home folder, and of a long path its tail."""
+    """A folder for display: ``~`` for the home folder, and only the tail of a long path."""
     home = os.path.expanduser("~")
     if len(home) > 1 and (folder + os.sep).startswith(home + os.sep):
         folder = "~" + folder[len(home) :]
@@ -375,18 +373,18 @@ def _short_folder(folder: str, width: int = 30) -> str:
 
 
 def _branch(folder: str) -> str:
-    """The git branch that a folder is on, of a detached head the commit; empty outside a repository."""
+    """The git branch of a folder, or the commit of a detached HEAD; empty outside a repository."""
     git, above = os.path.join(folder, ".git"), os.path.dirname(folder)
     if not os.path.exists(git):
         return _branch(above) if above != folder else ""
-    if os.path.isfile(git):  # of a worktree or a submodule: it says where HEAD is
+    if os.path.isfile(git):  # in a worktree or a submodule: it says where HEAD is
         git = os.path.join(folder, _decoded(_contents(git)).partition("gitdir:")[2].strip())
     head = _decoded(_contents(os.path.join(git, "HEAD"))).strip()
     return _clean(head.partition("refs/heads/")[2] or head[:7])
 
 
 def _age(holder: Holder) -> str:
-    """How long ago a process was started; empty where that is not told."""
+    """How long ago a process was started; empty if unknown."""
     if not holder.started:
         return ""
     seconds = int(max(0, time.time() - holder.started))
@@ -397,15 +395,15 @@ def _age(holder: Holder) -> str:
 
 
 def _title(holder: Holder, children: Sequence[Holder] = (), full: bool = False) -> str:
-    """Whom a sentence is about: ``38146 (python server.py, in ~/shop) and its child 38147``."""
-    facts = [_short_command(holder.command) or "unknown"]
+    """A process as messages name it: ``38146 (python server.py, in ~/shop) and its child 38147``."""
+    details = [_short_command(holder.command) or "unknown"]
     if holder.user and (full or not holder.command):
-        facts.append(f"user {holder.user}")
+        details.append(f"user {holder.user}")
     if full and holder.started:
-        facts.append(f"started {_age(holder)} ago")
+        details.append(f"started {_age(holder)} ago")
     if holder.cwd:
-        facts.append(f"in {_short_folder(holder.cwd)}")
-    return f"{holder.pid or '?'} ({', '.join(facts)}){_and_children(children)}"
+        details.append(f"in {_short_folder(holder.cwd)}")
+    return f"{holder.pid or '?'} ({', '.join(details)}){_and_children(children)}"
 
 
 def _and_children(children: Sequence[Holder]) -> str:
@@ -415,7 +413,7 @@ def _and_children(children: Sequence[Holder]) -> str:
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal a text takes: a wide character takes two."""
+    """The width of a text on a terminal: a wide character takes two columns."""
     if text.isascii():
         return len(text)
     from unicodedata import combining, east_asian_width
@@ -424,13 +422,13 @@ def _columns(text: str) -> int:
 
 
 def _cut(text: str, width: int) -> str:
-    """The text in so many columns at most. It is cut in the middle, since a command often ends with its port."""
+    """The text, cut to this width. The middle is cut out, since a command often ends with its port."""
     cuts = (f"{text[:half]}…{text[-half:]}" for half in range(width // 2, 0, -1))
     return text if _columns(text) <= width else next((cut for cut in cuts if _columns(cut) <= width), "…")
 
 
 def _painted(text: str, stream: TextIO) -> str:
-    """The text with its verdicts in the colour of their signs, where a terminal shows colours."""
+    """The text, with each line in the colour of its symbol if this is a terminal that shows colours."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not _ThisSystem.colours
     if plain or not _on_terminal(stream):
         return text
@@ -440,7 +438,7 @@ def _painted(text: str, stream: TextIO) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Is the port free? A bind probe asks what the server will ask.
+# Is the port free? A probe binds the way the server will.
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -455,7 +453,7 @@ def _checked(port: int, host: str) -> None:
 
 
 def _addresses(host: str, port: int) -> list[_Address]:
-    """Every (family, address) that a server binds when it is given this host; PortError for an unknown name.
+    """Every (family, address) that a server binds for this host; PortError for an unknown name.
 
     >>> _addresses("", 80) == _addresses("0.0.0.0", 80) == [(socket.AF_INET, ("0.0.0.0", 80))]
     True
@@ -467,13 +465,13 @@ def _addresses(host: str, port: int) -> list[_Address]:
         return [(socket.AF_INET6 if ":" in numeric else socket.AF_INET, (numeric, port))]
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError, ValueError):  # the last two: what no host name may contain
+    except (OSError, UnicodeError, ValueError):  # the last two: not a valid host name
         raise PortError(f"host name {_clean(host)!r} is unknown", port, host) from None
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
 def _numeric(host: str) -> str:
-    """A numeric address in its shortest form; empty for what is none."""
+    """A numeric address in its shortest form; empty for any other text."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.inet_ntop(family, socket.inet_pton(family, host))
@@ -481,17 +479,15 @@ def _numeric(host: str) -> str:
         return ""
 
 
-def _bound(
-    family: int, address: tuple[Any, ...], v6only: bool | None = None, listens: bool = False
-) -> socket.socket:
-    """Bind the way servers do: on POSIX, TIME_WAIT counts as free; on Windows, a port that could be shared does not."""
+def _bound(family: int, address: tuple[Any, ...], v6only: bool | None = None, listens: bool = False) -> socket.socket:
+    """Bind the way servers do: on POSIX, TIME_WAIT counts as free; on Windows, a port that can be shared does not."""
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE", socket.SO_REUSEADDR), 1)
         if v6only is not None:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
         listener.bind(address)
-        if listens:  # bound is not enough: until one of them listens, Linux lets several sockets bind with SO_REUSEADDR
+        if listens:  # with SO_REUSEADDR, Linux lets several sockets bind until one of them listens
             listener.listen()
     except OSError:
         listener.close()
@@ -500,7 +496,7 @@ def _bound(
 
 
 def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = None) -> OSError | None:
-    """Why a server could not bind an address."""
+    """The error that a server gets when it binds an address; None if it can."""
     try:
         _bound(family, address, v6only).close()
     except OSError as error:
@@ -508,25 +504,27 @@ def _bind_error(family: int, address: tuple[Any, ...], v6only: bool | None = Non
     return None
 
 
-# Where localhost has two families, one of them may be switched off.
-_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)  # localhost: one family may be off
 
 
 def _probe(port: int, host: str) -> _Obstacle | None:
-    """What keeps a server from binding here; None when nothing does."""
+    """Why a server cannot bind here; None if it can."""
     try:
         addresses = _addresses(host, port)
     except PortError as unknown:
-        return _Obstacle(False, unknown.reason)
+        return _Obstacle(False, unknown.reason, "")
     absent = 0
     for family, address in addresses:
         error, shadow = _bind_error(family, address), _ThisSystem.shadows.get(address[0])
-        if error is None and shadow:
+        if shadow and not error:
             error = _bind_error(family, (shadow, port))
             if error and error.errno != errno.EADDRINUSE:
                 continue
-        absent += error is not None and error.errno in _ABSENT
-        if error and not (host == "localhost" and error.errno in _ABSENT and absent < len(addresses)):
+        if error and error.errno in _ABSENT:
+            absent += 1
+            if host == "localhost" and absent < len(addresses):
+                continue
+        if error:
             return _explained(error, address[0], port)
     return None
 
@@ -551,11 +549,11 @@ def _explained(error: OSError, address: str, port: int) -> _Obstacle:
     held = {"EADDRINUSE": True, "10013": True, "EMFILE": None, "ENFILE": None}.get(name, False)
     rule = "ports below 1024 need root; choose a higher one" if port < 1024 else "a rule of this system forbids it"
     reason = _REASONS.get(name, "{address} port {port} cannot be bound: {error}")
-    return _Obstacle(held, reason.format(address=address, port=port, rule=rule, error=error.strerror or error))
+    return _Obstacle(held, reason.format(address=address, port=port, rule=rule, error=error.strerror or error), name)
 
 
 def _conflict(held: _Socket, wanted: str) -> bool | None:
-    """Whether a socket and a bind to the wanted address exclude each other; None for "cannot tell".
+    """Whether a socket and a bind to the wanted address conflict; None: cannot tell.
 
     >>> rows = [_Socket(a, 80, True, None, 2, 0, 1, v) for a, v in (("127.0.0.1", None), ("::", True))]
     >>> [[_conflict(row, wanted) for wanted in ("0.0.0.0", "127.0.0.1", "127.0.0.2", "::1")] for row in rows]
@@ -574,13 +572,13 @@ def _conflict(held: _Socket, wanted: str) -> bool | None:
 
 
 def _unmapped(address: str) -> str:
-    """Without a zone, and the IPv4 address of an IPv4-mapped IPv6 one (::ffff:127.0.0.1)."""
+    """The address without its zone; of an IPv4-mapped IPv6 address (::ffff:127.0.0.1), the IPv4 address."""
     address = address.partition("%")[0]
     return address[7:] if address.startswith("::ffff:") and "." in address else address
 
 
 def _wildcard_is_dual() -> bool:
-    """Whether a server that binds ``::`` takes the IPv4 port too, which is a setting of the system."""
+    """Whether a server that binds ``::`` also takes the IPv4 port; this is a setting of the system."""
     try:
         with socket.socket(socket.AF_INET6) as probe:
             return not probe.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
@@ -589,13 +587,13 @@ def _wildcard_is_dual() -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Tools: started by full path, with a time limit. Each parser is pure, and answers None to what is not its
-# tool's output: "cannot tell" is not "nobody".
+# Tools: started by full path, with a time limit. Each parser is a pure function. It returns None for a text
+# that is not its tool's output: "cannot tell" does not mean "no process".
 # ----------------------------------------------------------------------------------------------------
 
 
 def _run(tool: str, *options: str, timeout: float = TOOL_TIMEOUT) -> _Answer | None:
-    """Start a tool and wait for it; None when it is missing, hangs, or cannot be started."""
+    """Start a tool and wait for it; None if it is missing, hangs, or cannot be started."""
     import subprocess
 
     program = _found(tool)
@@ -620,32 +618,32 @@ def _run(tool: str, *options: str, timeout: float = TOOL_TIMEOUT) -> _Answer | N
 
 
 def _let_go(process: Any) -> None:
-    """End a tool that has not ended; subprocess.run would then wait, on Windows, for everybody who has its pipes."""
+    """Kill a tool that still runs; on Windows, subprocess.run would wait for every process that has its pipes."""
     for stream in (process.stdout, process.stderr):
-        if os.name == "posix":  # elsewhere a thread reads it, and closes it
+        if os.name == "posix":  # elsewhere a thread reads and closes it
             stream.close()
     if process.poll() is None:
         process.kill()
-        process.wait(FORCED_WAIT)  # one that waits for a disk or device does not end
+        process.wait(FORCED_WAIT)  # a tool that waits for a disk or device does not end
 
 
 def _output(tool: str, *options: str) -> str:
-    """What a tool prints; empty where it fails."""
+    """The output of a tool; empty if it fails."""
     answer = _run(tool, *options)
     return answer.output if answer and answer.status == 0 else ""
 
 
 def _found(tool: str) -> str | None:
-    """The full path of a tool; shutil.which would look in the current folder first, on Windows."""
+    """The full path of a tool; on Windows, shutil.which would search the current folder first."""
     folders = [folder for folder in os.get_exec_path() if os.path.isabs(folder)]
     folders += ["/usr/sbin", "/sbin", "/usr/local/sbin"] if os.sep == "/" else []
-    # An absolute path stays what it is.
+    # An absolute path is not changed by the join.
     paths = [os.path.join(folder, tool + suffix) for folder in folders for suffix in ("", ".exe")]
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
 
 
 def _decoded(output: bytes) -> str:
-    for encoding in ("utf-8", "oem"):  # the second is Windows's, and what its older tools speak
+    for encoding in ("utf-8", "oem"):  # the second: older tools of Windows
         try:
             return output.decode(encoding)
         except (UnicodeError, LookupError):
@@ -654,7 +652,7 @@ def _decoded(output: bytes) -> str:
 
 
 def _endpoint(text: str, v6: bool = False) -> Endpoint | None:
-    """The endpoint that a tool printed, or None for what is none (a connection, a name, a mangled row).
+    """The endpoint that a tool printed; None for anything else (a connection, a name, a mangled row).
 
     >>> [str(_endpoint(t)) for t in ("*:80", ":::80", "[::1]:80", "127.0.0.1%lo:80", "[fe80::1%12]:80")]
     ['0.0.0.0:80', '[::]:80', '[::1]:80', '127.0.0.1:80', '[fe80::1]:80']
@@ -681,30 +679,28 @@ def _number(text: str, least: int = 0) -> int | None:
 
 
 def _matches(pattern: str, text: str) -> list[dict[str, str]]:
-    """The named groups of the lines that match; a blank in the pattern stands for any number of them."""
+    """The named groups of each line that matches; a blank in the pattern matches one or more blanks or tabs."""
     import re
 
     row = re.compile(" *" + pattern.replace(" ", "[ \\t]+"), re.ASCII)
     return [found.groupdict("") for found in map(row.match, text.splitlines()) if found]
 
 
-def _listeners(pattern: str, heading: str, text: str) -> _Told:
-    """The listeners of a table with such rows; None for what has neither a row nor the heading (patterns, too)."""
+def _listeners(pattern: str, heading: str, text: str) -> _MaybeSockets:
+    """The listeners of a table; None for a text without rows and heading, both given as patterns."""
     rows = []
-    for told in _matches(pattern, text):
-        only = told.get("v6only") or told["local"].partition(":")[0]  # ss writes a dual-stack wildcard as *
-        local = _endpoint(told["local"], v6=only != "tcp4")
+    for fields in _matches(pattern, text):
+        only = fields.get("v6only") or fields["local"].partition(":")[0]  # ss writes a dual-stack wildcard as *
+        local = _endpoint(fields["local"], v6=only != "tcp4")
         if local:
             v6only = {"*": False, "0": False, "tcp46": False, "1": True, "tcp6": True}.get(only)
-            pid, inode = _number(told.get("pid", ""), 2), _number(told.get("inode", ""))
-            rows.append(_Socket(*local, True, None, pid, _number(told.get("uid", "")), inode or 0, v6only))
+            pid, inode = _number(fields.get("pid", ""), 2), _number(fields.get("inode", ""))
+            rows.append(_Socket(*local, True, None, pid, _number(fields.get("uid", "")), inode or 0, v6only))
     return rows if rows or _matches(heading, text) else None
 
 
-# On Linux, PIDs are not asked for: /proc tells who holds a socket.
-
-
-def _ask_ss(port: int | None) -> _Told:
+# On Linux, the tools are not asked for PIDs: /proc says which process holds a socket.
+def _ask_ss(port: int | None) -> _MaybeSockets:
     """Linux: ss, from iproute2."""
     return _parse_ss(_output("ss", "-ltne"))
 
@@ -718,7 +714,7 @@ _parse_ss = partial(
 )
 
 
-def _ask_netstat(port: int | None) -> _Told:
+def _ask_netstat(port: int | None) -> _MaybeSockets:
     """Linux: netstat, from net-tools or busybox (which may have been built without -e)."""
     return _parse_netstat(_output("netstat", "-ltne") or _output("netstat", "-ltn"))
 
@@ -728,20 +724,20 @@ _parse_netstat = partial(
 )
 
 
-def _ask_sockstat(port: int | None) -> _Told:
+def _ask_sockstat(port: int | None) -> _MaybeSockets:
     """FreeBSD: sockstat."""
     return _parse_sockstat(_output("sockstat", "-46lw", "-P", "tcp", *(() if port is None else ("-p", str(port)))))
 
 
-# Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN. A command may contain blanks, or look like such columns. What has
-# no PID may not be seen.
+# Columns: USER COMMAND PID FD PROTO LOCAL FOREIGN. A command may contain blanks, or look like such columns. A row
+# without a PID belongs to a hidden process.
 _parse_sockstat = partial(
     _listeners, r"\S.* (?P<pid>\S+) \S+ (?P<v6only>tcp4|tcp46|tcp6) (?P<local>\S+) \*:\*\s*$", ".* PROTO"
 )
 
 
-def _ask_lsof(port: int | None) -> _Told:
-    """macOS, the BSDs, Linux: lsof. It exits with 1 and prints nothing when nobody holds the port."""
+def _ask_lsof(port: int | None) -> _MaybeSockets:
+    """macOS, the BSDs, Linux: lsof. It exits with 1 and prints nothing if no process holds the port."""
     answer = _run("lsof", "-nP", "-iTCP" if port is None else f"-iTCP:{port}", "-F", "pftdPnT")
     if answer is None or answer.status not in (0, 1):
         return None
@@ -749,11 +745,10 @@ def _ask_lsof(port: int | None) -> _Told:
     return None if complaints and not answer.output.strip() else _parse_lsof(answer.output)
 
 
-def _parse_lsof(text: str) -> _Told:
-    """Field output: a letter and its value on each line; p begins a process, f a file of it.
+def _parse_lsof(text: str) -> _MaybeSockets:
+    """Field output: a letter and its value on each line; p begins a process, f one of its files.
 
-    Without a single p line the text is not lsof's field output: busybox has a lsof of its own, which
-    ignores every option and lists every open file of the system.
+    A text without a p line is not lsof's field output: busybox's lsof ignores all options, and lists every open file.
     """
     rows, known = [], not text.strip()
     for process in "\n".join(["", *text.splitlines()]).split("\np")[1:]:
@@ -761,16 +756,16 @@ def _parse_lsof(text: str) -> _Told:
         pid = _number(head.split("\n")[0], 2)
         known = known or pid is not None
         for file in map(str.splitlines, files if pid else ()):
-            told = {line[:1]: line[1:] for line in file if line[:1] != "T"}
-            local = _endpoint(told.get("n", ""), v6=told.get("t") == "IPv6")
+            fields = {line[:1]: line[1:] for line in file if line[:1] != "T"}
+            local = _endpoint(fields.get("n", ""), v6=fields.get("t") == "IPv6")
             listening = "TST=LISTEN" in file
-            if local and told.get("P") == "TCP" and (listening or "TST=CLOSED" in file):  # closed: bound alone
-                rows.append(_Socket(*local, listening, None, pid, None, _number(told.get("d", "")) or 0, None))
+            if local and fields.get("P") == "TCP" and (listening or "TST=CLOSED" in file):  # closed: only bound
+                rows.append(_Socket(*local, listening, None, pid, None, _number(fields.get("d", "")) or 0, None))
     return rows if known else None
 
 
-def _ask_macos(port: int | None) -> _Told:
-    """macOS: lsof, and netstat for whether a ``::`` takes IPv4, too."""
+def _ask_macos(port: int | None) -> _MaybeSockets:
+    """macOS: lsof, and netstat for whether ``::`` also takes IPv4."""
     rows = _ask_lsof(port)
     if not rows or all(row.address != "::" for row in rows):
         return rows
@@ -779,14 +774,14 @@ def _ask_macos(port: int | None) -> _Told:
 
 
 def _parse_netstat_bsd(text: str) -> dict[int, bool]:
-    """For each port on which ``::`` listens, whether on IPv6 alone; ports that have both kinds are left out."""
-    rows = _matches(r"tcp(?P<dual>4?)6 \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN(?!\S)", text)
-    told = {(int(row["port"]), row["dual"]) for row in rows}
-    return {port: not dual for port, dual in told if (port, "" if dual else "4") not in told}
+    """For each port with a listener on ``::``, whether that is IPv6 only; ports with both kinds are left out."""
+    row = r" \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN(?!\S)"
+    v6only, dual = ({int(found["port"]) for found in _matches(kind + row, text)} for kind in ("tcp6", "tcp46"))
+    return {port: port in v6only for port in v6only ^ dual}
 
 
 def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
-    """pid, ppid, pgid, stat, tty, user, lstart and command of every process; names: its pid and program."""
+    """pid, ppid, pgid, stat, tty, user, lstart and command of every process; ``names`` has pid and program."""
     programs = {row["pid"]: row["program"] for row in _matches(r"(?P<pid>\d+) (?P<program>.*\S)", names)}
     # lstart: Mon Nov 23 10:15:00 2026; FreeBSD prints - for the kernel's own processes
     keys = r"(?P<pid>\d+) (?P<parent>\d+) (?P<group>\d+) (?P<state>\S+) (?P<tty>\S+) (?P<user>\S+)"
@@ -801,17 +796,17 @@ def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
         program = programs.get(row["pid"]) or command.split(" ", 1)[0]
         name = _clean(program.partition(": ")[0].rstrip(": ").rpartition("/")[2])  # ssh: /run/socket [mux]
         zombie, leader = row["state"][0] == "Z", "s" in row["state"] and tty != ""
-        facts = (start, started, _clean(row["user"]), name, command, zombie, False, leader)
-        processes[pid] = _Process(pid, parent, group, tty, *facts)
+        rest = (start, started, _clean(row["user"]), name, command, zombie, False, False, leader)
+        processes[pid] = _Process(pid, parent, group, tty, *rest)
     return processes
 
 
 # ----------------------------------------------------------------------------------------------------
-# Systems. _System is the contract and what is the same for all; each class below it serves one; at the end
-# the one of this machine is chosen. To add a system: write its class, and name it there.
+# Systems. _System is the contract, and what all systems share; each class below it serves one; _system_of
+# chooses the one for this machine. To add a system: write its class, and name it there.
 # ----------------------------------------------------------------------------------------------------
 
-# Programs that hold ports for others, which nothing but their name tells, and what a person can do about each.
+# Programs that hold ports for others, recognised only by name, and what the user can do about each.
 # Names are compared whole, in lower case; Linux cuts them to 15 characters.
 _TUNNEL = "it is a tunnel, which ends at another machine or device; end it where it runs"
 _MACHINE = "it forwards the port to a virtual machine; change that machine's settings, or shut it down"
@@ -828,13 +823,12 @@ _PROXIES = (
     "com.docker.backend", "com.docker.back", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
 )  # fmt: skip
 
-# Managers of processes that are programs like others: how the name of theirs begins, the command that stops what they
-# run, and the one that lists it.
+# Managers that are ordinary programs: how the name of their process begins, their own name, and their tool.
 _MANAGERS = (("PM2 v", "PM2", "pm2"), ("supervisord", "supervisord", "supervisorctl"))
 
 
-class _Facts(NamedTuple):
-    """What is told of a process beyond what a _Process has; empty where it is not told."""
+class _Description(NamedTuple):
+    """Further facts about a process; an unknown one is empty."""
 
     user: str
     command: str
@@ -842,20 +836,20 @@ class _Facts(NamedTuple):
 
 
 class _System:
-    """What is asked of an operating system; an instance caches what it was told of processes.
+    """The questions to an operating system; an instance caches what it read about processes.
 
-    Invariants: "cannot tell" (None) is not "nobody" (an empty list). A process is read after it was pinned, and
-    recognised before it is signalled. What a tool says of PIDs is checked where the system allows it.
+    Invariants: "cannot tell" (None) is not "no process" (an empty list). A process is pinned before it is read, and
+    recognised before it is signalled. The PIDs that a tool prints are verified if the system allows it.
     """
 
-    sources: Sequence[Callable[..., _Told]] = (_ask_lsof,)  # the quickest first
-    shadows: Mapping[str, str] = {}  # addresses that hide each other, where only equal ones exclude each other
+    sources: Sequence[Callable[..., _MaybeSockets]] = (_ask_lsof,)  # the fastest first
+    shadows: Mapping[str, str] = {}  # addresses that hide each other, if only equal addresses conflict
     forwarders: Mapping[str, str] = _FORWARDERS  # names of protected programs, and what to do about each
-    first_pids = (0, 1)  # those of the system itself
-    colours = True  # a terminal shows them
+    first_pids = (0, 1)  # the system itself
+    colours = True  # terminals show them
     elevated = "sudo python"  # the beginning of a command with all rights
     redirects = False  # the python of a virtual environment starts the real one, with the same command line
-    native = False  # who holds a port is told without starting a tool, so that a wait may ask again and again
+    native = False  # holders are found without starting a tool, so that a wait can poll
 
     def __init__(self) -> None:
         self.known: _Processes = {}
@@ -867,60 +861,68 @@ class _System:
     def __exit__(self, *error: object) -> None:
         self.release()
 
-    def sockets(self, port: int | None) -> _Told:
+    def sockets(self, port: int | None) -> _MaybeSockets:
         """The listeners on a port (None: on every port); None: cannot tell."""
-        told = (ask(port) for ask in self.sources)
-        return next(([row for row in rows if port in (None, row.port)] for rows in told if rows is not None), None)
+        answers = (ask(port) for ask in self.sources)
+        return next(([row for row in rows if port in (None, row.port)] for rows in answers if rows is not None), None)
 
     def every_socket(self, port: int) -> _Sockets:
-        """The sockets on a port in whatever state, as far as they are told."""
+        """The sockets on a port in every state, as far as the system shows them."""
         return []
 
     def owners(self, sockets: _Sockets, thorough: bool, among: _Pids | None = None) -> _Sockets:
-        """The sockets again, one for each process that holds one; ``pid`` is None where none may be seen.
+        """The sockets again, one row for each process that holds one; ``pid`` is None if all owners are hidden.
 
-        Unless it is ``thorough``, the search may end when each socket has an owner, and the relatives of that have
-        been looked at; ``among``: only these processes are looked at.
+        Unless it is ``thorough``, the search may end when each socket has an owner whose relatives have been
+        checked. ``among``: only these processes are checked.
         """
         return sockets
 
-    def listeners_of(self, pids: _Pids) -> _Told:
+    def listeners_of(self, pids: _Pids) -> _MaybeSockets:
         """The listening sockets of these processes, on every port."""
         rows = self.sockets(None)
         if rows is None:
             return None
-        return [row for row in self.owners(rows, True, pids) if row.listening and row.pid in pids]
+        rows = self.owners(rows, True, pids)
+        hidden = {row.uid for row in rows if row.pid is None}  # whose sockets may be of a process that cannot be read
+        if any(map(hidden.intersection, map(self.unreadable, pids))):
+            return None
+        return [row for row in rows if row.listening and row.pid in pids]
+
+    def unreadable(self, pid: int) -> list[int]:
+        """The user IDs of a process whose sockets cannot be read; none if they can."""
+        return []
 
     def read(self, pid: int) -> _Processes:
-        """Ask anew: about this process, or about every one where that costs the same; empty: cannot tell."""
+        """Read this process again, or all processes if that costs the same; empty: cannot tell."""
         raise NotImplementedError
 
     def exists(self, pid: int) -> bool | None:
-        """Whether there is a process with this PID; None: it may not be seen, or is a thread of another one."""
+        """Whether there is a process with this PID; None: it is hidden, or a thread of another process."""
         known = self.read(pid)
         return pid in known if known else None
 
     def process(self, pid: int | None) -> _Process | None:
-        """What was told of a process, asked once; where that costs the start of a tool, once for all."""
+        """A process, read once; if reading starts a tool, all processes are read at once."""
         if pid is None:
             return None
         if pid not in self.known and (self.native or not self.known):
             self.known.update(self.read(pid))
         return self.known.get(pid)
 
-    def describe(self, process: _Process) -> _Facts:
+    def describe(self, process: _Process) -> _Description:
         raise NotImplementedError
 
     def environ(self, pid: int) -> dict[str, str]:
-        """The environment of a process, as far as that is told."""
+        """The environment of a process, as far as it can be read."""
         return {}
 
     def folder(self, pid: int, cwd: str) -> str | None:
-        """The working directory of a process (what is left above a removed one); None: out of reach from here."""
+        """The working directory of a process (of a removed one, what is left above); None: out of reach from here."""
         return os.path.realpath(cwd)
 
     def parents(self, pid: int | None) -> list[int]:
-        """The ancestors of a process, nearest first; the last is the first process, or one that may not be seen."""
+        """The ancestors of a process, nearest first; the last is the first process, or one that is hidden."""
         line: list[int] = []
         process = self.process(pid)
         while process and process.parent and process.parent not in (pid, *line):
@@ -939,7 +941,7 @@ class _System:
         return found
 
     def ancestry(self) -> _Ancestry:
-        """Where it costs little, read until it stays the same: a parent that ends leaves its child to another above."""
+        """On native systems, read until nothing changes: when a parent exits, its child gets another parent."""
         line: list[int] = []
         for _ in range(ROUNDS if self.native else 1):
             if self.native:
@@ -952,7 +954,7 @@ class _System:
         return _Ancestry(line, -1.0 if complete else min((process.started or 0.0 for process in seen), default=0.0))
 
     def hold(self, pids: Iterable[int]) -> None:
-        """Pin these processes, too, then read them: what is read is true of them. Who cannot be read gets no pin."""
+        """Pin these processes, then read them, so that what is read is true of them; an unreadable one gets no pin."""
         handles = {pid: self.open(pid) for pid in pids if pid not in self.pins}
         if handles:
             self.known.clear()
@@ -964,7 +966,7 @@ class _System:
                 self.close(handle)
 
     def open(self, pid: int) -> int | None:
-        """A handle that stands for this process alone; None where the system has none, or refuses."""
+        """A handle that refers to this process alone; None if the system has none, or refuses."""
         return None
 
     def close(self, handle: int) -> None:
@@ -977,7 +979,7 @@ class _System:
                 self.close(handle)
 
     def has_gone(self, pid: int | None) -> bool:
-        """Whether a process that was pinned has ended since."""
+        """Whether a pinned process has ended since."""
         pin = self.pins.get(pid or 0)
         return bool(pin and self.has_exited(pin))
 
@@ -992,22 +994,22 @@ class _System:
         return now is None or now.zombie or now.start != pin.start
 
     def wait(self, handles: list[int], seconds: float) -> bool:
-        """Wait until the process of one of these handles exits, at most so many seconds: whether one has."""
+        """Wait until the process of one of these handles exits, or the time is over; return whether one has exited."""
         raise NotImplementedError
 
     def sleep(self, pins: Iterable[_Pin], seconds: float) -> None:
-        """Sleep until one of the processes exits, at most so many seconds; not for long where one has no handle."""
+        """Sleep until one of the processes exits, or the time is over; if one has no handle, only briefly."""
         handles = [pin.handle for pin in pins]
-        told = [handle for handle in handles if handle is not None]
-        if len(told) == len(handles):
-            self.wait(told, seconds)
+        known = [handle for handle in handles if handle is not None]
+        if len(known) == len(handles):
+            self.wait(known, seconds)
         else:
             time.sleep(min(seconds, 0.01))
 
     def stop(self, pin: _Pin, options: _Options, firmly: bool) -> None:
-        """Ask a pinned process to stop, or force it: whatever stops a process comes through here.
+        """Ask a pinned process to stop, or force it. Every holder is stopped through this method.
 
-        ProcessLookupError: it has ended already. OSError: it may not be stopped, or might be another process.
+        ProcessLookupError: it has ended already. OSError: no permission, or it might be another process.
         """
         if pin.pid <= 1:  # kill() takes 0 and -1 for whole groups of processes, and 1 is the system itself
             raise OSError(0, f"PID {pin.pid} is never signalled")
@@ -1019,7 +1021,7 @@ class _System:
         self.signal(pin, options, firmly)
 
     def way(self, options: _Options) -> str:
-        """How a process would be stopped, in words."""
+        """How a process would be stopped, for messages."""
         return options.polite + (f", then SIGKILL after {options.grace:g} s" if options.polite != "SIGKILL" else "")
 
     def signal(self, pin: _Pin, options: _Options, firmly: bool) -> None:
@@ -1027,7 +1029,7 @@ class _System:
         import signal
 
         polite = getattr(signal, options.polite, signal.SIGTERM)
-        # Suspended by Ctrl+Z, it would handle no signal before SIGCONT; sent last, that might find it gone.
+        # A process suspended by Ctrl+Z handles no signal before SIGCONT. Sent last, that might find it gone.
         for number in (signal.SIGKILL,) if firmly else (signal.SIGCONT, polite):
             self.send(pin, number)
 
@@ -1035,23 +1037,23 @@ class _System:
         os.kill(pin.pid, number)
 
     def still_hold(self, pids: _Pids, sockets: _Sockets, port: int) -> set[int | None]:
-        """Who holds, now, one of the sockets for which these processes were looked at."""
+        """Which of these processes still hold one of the sockets."""
         return {row.pid for row in self.owners(sockets if self.native else self.sockets(port) or [], True, pids)}
 
     def is_superuser(self) -> bool:
         return os.geteuid() == 0
 
     def other_user(self, holder: Holder, sockets: _Sockets) -> str | None:
-        """The user whose process this is, when that is another one; empty when it is ours, None: cannot tell."""
+        """The owner of a process, if that is another user; empty: it is our own process; None: cannot tell."""
         return (holder.user if holder.user != self.me() else "") if holder.user else None
 
     def me(self) -> str:
         return _user_name(os.geteuid())
 
     def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
-        """What runs a process and is to stop it; ``pids`` are all who hold the port.
+        """What runs a process, and the command that stops it; ``pids`` are all holders of the port.
 
-        Here: the engine of a container, for which a process of its own holds the published port; PM2, supervisord.
+        Here: a container engine, which holds a published port by a process of its own; PM2; supervisord.
         """
         if holder.pid is None or holder.name.replace(".exe", "") in _PROXIES:
             return _published(holder, port)
@@ -1060,7 +1062,7 @@ class _System:
             for mark, name, tool in _MANAGERS:
                 if any(word.startswith(mark) for word in words):
                     run = [pid for pid in pids if pid != above.pid]
-                    if not run:  # PM2 alone holds the ports of those whom it runs in cluster mode
+                    if not run:  # in cluster mode, PM2 itself holds the ports of its apps
                         run = [pid for pid in self.children(above.pid) if "pm2_env" in self.environ(pid)]
                     programs = {self.program(pid, port) for pid in run} - {""}
                     program = programs.pop() if len(programs) == 1 else f"NAME ({tool} status tells the name)"
@@ -1068,48 +1070,52 @@ class _System:
         return None
 
     def program(self, pid: int, port: int) -> str:
-        """What its manager calls a process, ready for a shell; empty where that is not told, or of another port."""
+        """The manager's name for a process, quoted for a shell; empty if unknown, or if it serves another port."""
         import json
         import shlex
 
-        told = self.environ(pid)
-        supervised = told.get("SUPERVISOR_GROUP_NAME"), told.get("SUPERVISOR_PROCESS_NAME")
-        name = ":".join(dict.fromkeys(filter(None, supervised))) or ("pm_id" in told and told.get("name"))
+        environ = self.environ(pid)
+        supervised = environ.get("SUPERVISOR_GROUP_NAME"), environ.get("SUPERVISOR_PROCESS_NAME")
+        name = ":".join(dict.fromkeys(filter(None, supervised))) or ("pm_id" in environ and environ.get("name"))
         if not name:
             try:  # PM2's cluster mode
-                facts = json.loads(told.get("pm2_env", "{}"))
-                name = str(facts.get("PORT", port)) == str(port) and facts.get("name")
+                settings = json.loads(environ.get("pm2_env", "{}"))
+                name = str(settings.get("PORT", port)) == str(port) and settings.get("name")
             except (ValueError, AttributeError):
                 return ""
         return shlex.quote(_clean(str(name))) if name else ""
 
     def protects(self, holder: Holder) -> str | None:
-        """Why a program is protected because of its name or PID, in words; None: it is not."""
+        """Why a process is protected because of its name or PID; None: it is not."""
         if holder.name.startswith(("qemu-system", "qemu-kvm")):
             return _MACHINE
         system = f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None
         return self.forwarders.get(holder.name.lower(), system)
 
     def ends_a_terminal(self, process: _Process) -> bool:
-        """Whether somebody's terminal ends with a process."""
+        """Whether a terminal ends together with this process."""
         return process.leader
 
+    def ends_the_container(self, pids: _Pids) -> bool:
+        """Whether the first process of the container that we are in waits for these, and would end with them."""
+        return False
+
     def state(self, pid: int) -> str:
-        """"suspended", "deleted" (its program was deleted or replaced), or empty."""
+        """One of "suspended", "deleted" (its program was deleted or replaced), or empty."""
         return ""
 
     def beside(self, port: int) -> list[str]:
-        """What else uses the port number, and does not keep a server from binding: a sentence each."""
+        """What else uses the port number without preventing a bind: one sentence each."""
         return []
 
     def hint(self, port: int, host: str) -> str:
-        """What to say where somebody holds the port and nobody was found."""
+        """What to say if the port is held and no holder was found."""
         return f"port {port} is held by a process that cannot be named from here; run with more rights to find out"
 
 
 @lru_cache(maxsize=None)
 def _user_name(uid: int) -> str:
-    """Asked once for each user: it may take a look at the whole of /etc/passwd, or a directory server."""
+    """Cached: it may read the whole of /etc/passwd, or ask a directory server."""
     import pwd
 
     try:
@@ -1118,23 +1124,23 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-# Linux: sockets are told by the kernel's own table over netlink, or by the next best source. Whose they are is told by
+# Linux: sockets come from the kernel's own table over netlink, or from the next best source. Their owners come from
 # /proc alone: a process counts as a holder only if one of its descriptors is the socket.
 
-_LISTEN = 10  # the states of a TCP socket have numbers, and a question has a bit for each
+_LISTEN = 10  # the number of this TCP state; a request has a bit for each state
 _GETSOCK = 18  # TCPDIAG_GETSOCK
-_SIBLINGS = 4  # looked at on either side of a holder: workers whose master holds nothing were started together
+_SIBLINGS = 4  # checked on either side of a holder: workers whose master holds nothing were started together
 _HOST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in the kernel's proc_ns.h: not that of a container
 
 
-def _ask_sock_diag(port: int | None, every: bool = False) -> _Told:
+def _ask_sock_diag(port: int | None, every: bool = False) -> _MaybeSockets:
     """The kernel's table, over netlink (see linux/inet_diag.h and sock_diag(7)): listeners, or every state.
 
-    Its older request is sent, which is answered for both families at once: each walk through the table costs time.
+    The older request is used: it returns both families at once, and each walk through the table costs time.
     """
     import struct
 
-    # nlmsghdr: length, TCPDIAG_GETSOCK, REQUEST|DUMP; inet_diag_req: nothing of interest but the port and the states
+    # nlmsghdr: length, TCPDIAG_GETSOCK, REQUEST|DUMP; inet_diag_req: all zero except the port and the states
     wanted = socket.htons(port or 0), 0xFFFF if every else 1 << _LISTEN
     rows: _Sockets = []
     finished = False
@@ -1146,22 +1152,22 @@ def _ask_sock_diag(port: int | None, every: bool = False) -> _Told:
                 rows += part
     except (OSError, ValueError, AttributeError):  # refused, garbled, or no netlink at all
         return None
-    return sorted(rows, key=lambda row: ":" in row.address)  # the kernel has them in the order of a hash
+    return sorted(rows, key=lambda row: ":" in row.address)  # the kernel lists them in hash order
 
 
 def _parse_sock_diag(data: bytes) -> tuple[_Sockets, bool]:
-    """(rows, whether this was the last part); ValueError for an error message or for garbage."""
+    """(rows, whether this was the last part); ValueError for an error message or garbage."""
     import struct
 
     rows: _Sockets = []
     for kind, body in _parts(data, "=IH10x"):  # nlmsghdr
-        if kind == 3:  # NLMSG_DONE, with an error number where the table could not be read
+        if kind == 3:  # NLMSG_DONE, with a negative error number if the table could not be read
             if int.from_bytes(body[:4], sys.byteorder, signed=True) < 0:
                 raise ValueError("sock_diag failed")
             return rows, True
         if kind != _GETSOCK or len(body) < 72:
             raise ValueError("not an answer of sock_diag")
-        # inet_diag_msg: family, state, the ports and addresses of both ends; last the user and the inode
+        # inet_diag_msg: family, state, ports and addresses of both ends; at the end uid and inode
         family, state, *ports, here, there, uid, inode = struct.unpack_from("=BBxxHH16s16s24xII", body)
         if family in (2, 10):
             size, (port, peer_port) = 4 if family == 2 else 16, map(socket.ntohs, ports)
@@ -1172,12 +1178,12 @@ def _parse_sock_diag(data: bytes) -> tuple[_Sockets, bool]:
 
 
 def _v6only_attribute(attributes: bytes) -> bool | None:
-    told = dict(_parts(attributes, "=HH")).get(11)  # INET_DIAG_SKV6ONLY
-    return bool(told[0]) if told else None
+    value = dict(_parts(attributes, "=HH")).get(11)  # INET_DIAG_SKV6ONLY
+    return bool(value[0]) if value else None
 
 
 def _parts(data: bytes, head: str) -> Iterator[tuple[int, bytes]]:
-    """What netlink says, part by part: each begins with a head, of which the first two numbers are length and kind."""
+    """The parts of a netlink message: each begins with a header whose first two numbers are length and kind."""
     import struct
 
     size = struct.calcsize(head)
@@ -1187,8 +1193,8 @@ def _parts(data: bytes, head: str) -> Iterator[tuple[int, bytes]]:
         data = data[max(size, (length + 3) & ~3) :]
 
 
-def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") -> _Told:
-    """/proc/net/tcp and tcp6, where netlink is refused: listeners, or every state."""
+def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") -> _MaybeSockets:
+    """/proc/net/tcp and tcp6, if netlink is refused: listeners, or every state."""
     rows: _Sockets = []
     for name in (protocol, f"{protocol}6"):
         try:
@@ -1203,7 +1209,7 @@ def _ask_proc_net(port: int | None, every: bool = False, protocol: str = "tcp") 
 
 
 def _parse_proc_net(lines: Iterable[str], every: bool = False) -> _Sockets:
-    """Rows of /proc/net/tcp{,6}; listeners come first there, so that the kernel need not show the rest."""
+    """Rows of /proc/net/tcp{,6}; listeners come first, so the kernel need not print the rest."""
     rows = []
     for line in lines:
         fields = line.split()
@@ -1212,7 +1218,7 @@ def _parse_proc_net(lines: Iterable[str], every: bool = False) -> _Sockets:
             listening, uid, inode = int(fields[3], 16) == _LISTEN, int(fields[7]), int(fields[9])
         except (IndexError, ValueError, OverflowError):  # the header, or not a row
             continue
-        if not line.isascii():  # int() takes other digits for digits, too
+        if not line.isascii():  # int() accepts other digits, too
             continue
         if not (listening or every):
             break
@@ -1250,7 +1256,7 @@ def _contents(path: str) -> bytes:
 
 
 def _file_of(pid: int | str, name: str) -> bytes:
-    """A file of a process; empty where it has gone, or is another user's."""
+    """A file of a process; empty if the process has gone, or is another user's."""
     try:
         return _contents(f"/proc/{pid}/{name}")
     except OSError:
@@ -1258,7 +1264,7 @@ def _file_of(pid: int | str, name: str) -> bytes:
 
 
 def _link(path: str) -> str:
-    """Where a link of /proc leads; empty where that is not told."""
+    """The target of a link in /proc; empty if it cannot be read."""
     try:
         return os.readlink(path)
     except OSError:
@@ -1266,7 +1272,7 @@ def _link(path: str) -> str:
 
 
 def _numbers(pid: int | str | None, field: str) -> list[int]:
-    """The numbers in a field of /proc/PID/status (Uid: real, effective, saved, of the file system)."""
+    """The numbers in a field of /proc/PID/status (Uid: real, effective, saved, file system)."""
     line = _file_of(pid or "", "status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
     return [int(number) for number in line.split() if number.isdigit()]
 
@@ -1283,16 +1289,15 @@ class _Linux(_System):
         return [row for row in rows or () if row.port == port]
 
     def owners(self, sockets: _Sockets, thorough: bool, among: _Pids | None = None) -> _Sockets:
-        """Looked for among the known processes first, then from the youngest down.
+        """Known processes are checked first, then the others from the youngest down.
 
-        A development server is young, and its family hangs together: the relatives of an owner come next. A
-        stranger who shares the socket comes to light when the caller looks again after stopping; a thorough
-        search leaves nobody out.
+        A development server is young, and its relatives often share its sockets: they come next. An unrelated process
+        that shares the socket is found when the caller looks again after stopping; a thorough search checks them all.
         """
         links = {f"socket:[{row.inode}]": row.inode for row in sockets if row.inode}
         if not links or not _proc_is_ours(os.getpid()):
             among = ()
-        held: dict[int, set[int]] = {}  # of each process that was looked at
+        held: dict[int, set[int]] = {}  # by PID, for each process checked
         family: list[int] = []
         missing, owned = {*links.values()}, []
         others = iter([*self.known, *_pids_from_the_youngest()] if among is None else among)
@@ -1310,7 +1315,7 @@ class _Linux(_System):
         return owned
 
     def relatives(self, pid: int) -> set[int]:
-        """The parent, the children and the nearest siblings, without looking at every process of the machine."""
+        """The parent, the children and the nearest siblings, without reading every process of the machine."""
         process = self.process(pid)
         if process is None or process.parent is None:  # gone
             return set()
@@ -1319,12 +1324,12 @@ class _Linux(_System):
         return {process.parent, *siblings[first : first + 2 * (_SIBLINGS + 1)], *self.children(pid)}
 
     def children(self, pid: int) -> list[int]:
-        told = [_file_of(pid, f"task/{thread}/children").split() for thread in _threads_of(pid)]
-        if not any(told) and not os.path.exists("/proc/thread-self/children"):  # this kernel was built without it
+        lists = [_file_of(pid, f"task/{thread}/children").split() for thread in _threads_of(pid)]
+        if not any(lists) and not os.path.exists("/proc/thread-self/children"):  # this kernel was built without it
             for each in _pids_from_the_youngest():
                 self.process(each)
             return super().children(pid)
-        return [int(child) for children in told for child in children]
+        return [int(child) for children in lists for child in children]
 
     def read(self, pid: int) -> _Processes:
         """From /proc/PID/stat (see proc(5); the name may contain blanks and brackets)."""
@@ -1336,9 +1341,12 @@ class _Linux(_System):
         except (OSError, ValueError, AttributeError):
             return {}
         name = _clean(os.fsdecode(head.partition(b"(")[2]))
-        gone, kernel = state in b"ZXx" and threads <= 1, bool(flags & 0x00200000)  # PF_KTHREAD
-        leader = session == pid and tty != 0
-        return {pid: _Process(pid, parent, group, tty, start, started, "", name, "", gone, kernel, leader)}
+        gone, leader = state in b"ZXx" and threads <= 1, session == pid and tty != 0
+        kernel, forked = bool(flags & 0x00200000), bool(flags & 0x40)  # PF_KTHREAD, PF_FORKNOEXEC
+        return {pid: _Process(pid, parent, group, tty, start, started, "", name, "", gone, kernel, forked, leader)}
+
+    def unreadable(self, pid: int) -> list[int]:
+        return [] if os.access(f"/proc/{pid}/fd", os.R_OK) else _numbers(pid, "Uid")
 
     def exists(self, pid: int) -> bool | None:
         if _proc_is_ours(os.getpid()) and _numbers(pid, "Tgid") == [pid]:
@@ -1349,11 +1357,11 @@ class _Linux(_System):
             return False
         return None
 
-    def describe(self, process: _Process) -> _Facts:
-        uids = _numbers(process.pid, "Uid")  # not the owner of /proc/PID, which is root after a change of user
+    def describe(self, process: _Process) -> _Description:
+        uids = _numbers(process.pid, "Uid")  # not the owner of /proc/PID, which is root after setuid
         command = os.fsdecode(_file_of(process.pid, "cmdline").rstrip(b"\0")).replace("\0", " ")
         cwd = _link(f"/proc/{process.pid}/cwd")
-        return _Facts(_user_name(uids[1]) if uids else "", _clean(command), _clean(cwd))
+        return _Description(_user_name(uids[1]) if uids else "", _clean(command), _clean(cwd))
 
     def environ(self, pid: int) -> dict[str, str]:
         variables = os.fsdecode(_file_of(pid, "environ")).split("\0")
@@ -1371,7 +1379,7 @@ class _Linux(_System):
     def open(self, pid: int) -> int | None:
         try:
             return os.pidfd_open(pid)
-        except (OSError, OverflowError, AttributeError):  # it has gone; an old kernel or Python, or a sandbox
+        except (OSError, OverflowError, AttributeError):  # it has gone; an old kernel or Python; a sandbox
             return None
 
     def has_exited(self, pin: _Pin) -> bool | None:
@@ -1380,6 +1388,8 @@ class _Linux(_System):
     def wait(self, handles: list[int], seconds: float) -> bool:
         import select
 
+        if not hasattr(select, "poll"):  # eventlet removes it
+            return bool(select.select(handles, (), (), seconds)[0])
         poll = select.poll()
         for handle in handles:
             poll.register(handle, select.POLLIN)
@@ -1420,13 +1430,29 @@ class _Linux(_System):
             return "it is this container's main process: restart the container"
         return super().protects(holder)
 
+    def ends_the_container(self, pids: _Pids) -> bool:
+        """That is so if it has no other child in its session (docker exec starts another session)."""
+        ending = {*pids}
+        try:
+            first = os.getsid(1)
+            for pid in (pid for pid in pids if _has_own_pids() and os.getsid(pid) == first):
+                for parent in self.parents(pid):
+                    shell = self.process(parent)
+                    job = shell and _is_shell(shell.name) and os.getpgid(parent) != os.getpgid(pid)
+                    if job or first in map(os.getsid, {*self.children(parent)} - ending):
+                        break
+                    ending.add(parent)
+        except OSError:  # one has just exited, or is hidden
+            return False
+        return 1 in ending
+
     def state(self, pid: int) -> str:
         if _file_of(pid, "stat").rpartition(b")")[2].startswith(b" T"):
             return "suspended"
         return "deleted" if _link(f"/proc/{pid}/exe").endswith(" (deleted)") else ""
 
     def beside(self, port: int) -> list[str]:
-        """Listeners at other addresses, where a server that binds localhost or :: would meet them; and UDP."""
+        """Listeners at other addresses, which a server on localhost or :: would meet; and UDP programs."""
         holders = _holders(self, self.owners(self.sockets(port) or [], False))
         found = [f"{', '.join(map(str, holder.addresses))} is held by process {holder}" for holder in holders]
         if any(row.port == port for row in _ask_proc_net(port, True, "udp") or ()):
@@ -1452,36 +1478,36 @@ class _Linux(_System):
 
 @lru_cache(maxsize=None)
 def _boot_time() -> float:
-    """When Linux was started: asked once, so that what started in the same tick has the same time."""
+    """When Linux was started; cached, so that processes started in the same tick have the same time."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @lru_cache(maxsize=1)
 def _proc_is_ours(me: int) -> bool:
-    """Whether /proc numbers the processes as kill() does: it may show those of another PID namespace.
+    """Whether /proc numbers processes as kill() does: it may show those of another PID namespace.
 
-    There this process may have the same number by chance, and beside it the one that it has here.
+    This process may have the same number there by chance; NSpid then lists its number here as well.
     """
     return _link("/proc/self") == str(me) and _numbers("self", "NSpid") in ([], [me])  # []: before Linux 4.1
 
 
 def _pids_from_the_youngest() -> list[int]:
-    """PIDs are given upwards and begin again from below: those above the one given last are the oldest."""
+    """PIDs are assigned upwards and wrap around: those above the last assigned one are the oldest."""
     try:
         pids = sorted(map(int, filter(str.isdigit, os.listdir("/proc"))), reverse=True)
     except OSError:
         return []
     try:
         last = int(_contents("/proc/loadavg").split()[-1])
-    except (OSError, ValueError, IndexError):  # a /proc that shows processes alone
+    except (OSError, ValueError, IndexError):  # a /proc that shows only processes
         return pids
     return [pid for pid in pids if pid <= last] + [pid for pid in pids if pid > last]
 
 
 def _sockets_of(pid: int, links: dict[str, int], thread: str = "") -> set[int]:
-    """Those of the sockets that this process holds: none where it has gone or may not be read.
+    """The sockets that this process holds, out of these; empty if it has gone or cannot be read.
 
-    Where no descriptor is seen, its first thread may have ended; the others may have theirs.
+    If no descriptor is seen, its first thread may have ended: then the other threads are tried.
     """
     held: set[int] = set()
     descriptors: list[str] = []
@@ -1496,7 +1522,7 @@ def _sockets_of(pid: int, links: dict[str, int], thread: str = "") -> set[int]:
                     continue
                 if inode is not None:
                     held.add(inode)
-                    if len(held) == len(links):  # a busy server has a descriptor for each connection, too
+                    if len(held) == len(links):  # a busy server also has a descriptor for each connection
                         break
         finally:
             os.close(folder)
@@ -1508,14 +1534,14 @@ def _sockets_of(pid: int, links: dict[str, int], thread: str = "") -> set[int]:
 
 
 def _threads_of(pid: int) -> list[str]:
-    """The numbers of a process's threads, the first of which is its own; none where it has gone."""
+    """The thread IDs of a process, its PID first; empty if it has gone."""
     try:
         return os.listdir(f"/proc/{pid}/task")
     except OSError:
         return []
 
 
-# What may manage a process on Linux: the engine of a container, systemd.
+# Managers of processes on Linux: container engines, systemd.
 
 
 def _cgroups(pid: int | str) -> list[str]:
@@ -1525,12 +1551,12 @@ def _cgroups(pid: int | str) -> list[str]:
 
 
 def _has_own_pids() -> bool:
-    """Whether this process is in a PID namespace that is not the host's."""
+    """Whether this process is in a PID namespace other than the host's."""
     return _link("/proc/self/ns/pid") not in ("", _HOST_NAMESPACE)
 
 
 def _container_of(pid: int | str) -> tuple[str, str] | None:
-    """The engine and the identity of the container that a process runs in, by its control groups."""
+    """The engine and ID of the container that a process runs in, by its control groups."""
     return next(filter(None, map(_container_in, _cgroups(pid))), None)
 
 
@@ -1551,7 +1577,7 @@ def _container_in(path: str) -> tuple[str, str] | None:
 
 
 def _container(condition: str, otherwise: Manager | None, endpoints: Sequence[Endpoint] = ()) -> Manager | None:
-    """The one container of which this is true, as docker or podman tells it, and never guessed."""
+    """The one container that matches, as docker or podman reports it; it is never guessed."""
     for engine in ("docker", "podman"):
         lines = _output(engine, "ps", "--filter", condition, "--format", "{{.Names}}\t{{.Ports}}").splitlines()
         if len(lines) > 1:  # one port on several addresses
@@ -1563,7 +1589,7 @@ def _container(condition: str, otherwise: Manager | None, endpoints: Sequence[En
 
 
 def _container_by_identity(engine: str, identity: str) -> Manager | None:
-    """The container as its engine tells it; where that does not answer, its control group is named after the engine."""
+    """The container as its engine names it; if the engine does not answer, by the ID in its control group."""
     if len(identity) != 64:
         return Manager(f"the container {identity}", "")
     stop = f"{engine} stop {identity[:12]}" if engine else ""
@@ -1571,12 +1597,12 @@ def _container_by_identity(engine: str, identity: str) -> Manager | None:
 
 
 def _published(holder: Holder, port: int) -> Manager | None:
-    """The container whose published port a process holds for it; of a hidden process nothing is guessed."""
+    """The container whose published port this process holds; for a hidden process nothing is guessed."""
     _, podman, words = holder.command.partition(" -c ")
     if holder.name == "conmon" and podman:
         return _container_by_identity("", words.partition(" ")[0])
     if holder.pid is None and (_container_of("self") or _has_own_pids()):
-        return None  # what an engine publishes is the host's, and not in our network
+        return None  # an engine publishes ports on the host, not in our network
     ways = f"docker stop NAME (docker ps --filter publish={port} tells the name; podman likewise)"
     engine = Manager("a container's engine", ways) if holder.pid else None
     return _container(f"publish={port}/tcp", engine, holder.addresses)
@@ -1586,7 +1612,7 @@ _LOGINS_AND_JOBS = ("ssh", "sshd", "getty", "serial-getty", "cron", "crond", "at
 
 
 def _unit_of(process: _Process | None) -> Manager | None:
-    """The systemd service that a process is of, unless this process is of the same."""
+    """The systemd service that a process belongs to, unless this process belongs to it, too."""
     ours = {part for path in _cgroups("self") for part in path.split("/")}
     for path in _cgroups(process.pid) if process else ():
         services = [part for part in path.split("/") if part.endswith(".service") and not part.startswith("user@")]
@@ -1594,13 +1620,13 @@ def _unit_of(process: _Process | None) -> Manager | None:
         if not unit or unit in ours or unit[: -len(".service")].partition("@")[0] in _LOGINS_AND_JOBS:
             continue
         desktop = unit.startswith("dbus-") or (unit.startswith("app-") and "@" in unit)
-        if not (user and (desktop or (process and process.tty))):  # a terminal is a unit, too; what runs in it is not
+        if not (user and (desktop or (process and process.tty))):  # a terminal is a unit; a program in it is not
             return Manager(f"the systemd service {unit}", f"systemctl {user}stop {unit}")
     return None
 
 
 def _socket_unit(port: int, user: str) -> Manager:
-    """The socket unit for which systemd holds a port, and its service: the columns are LISTEN, UNIT and ACTIVATES."""
+    """The socket unit for which systemd holds a port, and its service; columns: LISTEN, UNIT, ACTIVATES."""
     for line in _output("systemctl", *user.split(), "list-sockets", "--all", "--no-legend", "--no-pager").splitlines():
         fields = _clean(line).split()
         if len(fields) >= 3 and fields[0].rpartition(":")[2].partition("%")[0] == str(port):
@@ -1611,27 +1637,27 @@ def _socket_unit(port: int, user: str) -> Manager:
 
 
 class _BSD(_System):
-    """The BSDs (which package lsof), and what macOS shares with them: one ps tells of every process."""
+    """The BSDs (lsof is one of their packages), and what macOS shares with them: one ps lists every process."""
 
-    # With SO_REUSEADDR, two sockets exclude each other only when their addresses are equal.
+    # With SO_REUSEADDR, two sockets conflict only if their addresses are equal.
     shadows: Mapping[str, str] = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
 
     def read(self, pid: int) -> _Processes:
         keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
-        options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD takes all after a = for a heading
-        # Asked once more for the programs, whose names may contain blanks.
+        options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD reads all after a = as a heading
+        # The second ps lists the programs, whose names may contain blanks.
         return _parse_ps(_output("ps", "-axww", *options), _output("ps", "-axww", "-o", "pid=", "-o", "comm="))
 
-    def describe(self, process: _Process) -> _Facts:
+    def describe(self, process: _Process) -> _Description:
         answer = _run("lsof", "-a", "-p", str(process.pid), "-d", "cwd", "-F", "n")
         cwd = answer.output.partition("\nn")[2].partition("\n")[0] if answer else ""
-        return _Facts(process.user, process.command, _clean(_unescaped(cwd)))
+        return _Description(process.user, process.command, _clean(_unescaped(cwd)))
 
     def sleep(self, pins: Iterable[_Pin], seconds: float) -> None:
-        """By the kernel's queue of events."""
+        """By the kernel's event queue."""
         import select
 
-        events: Any = select  # this part of it is not on every system
+        events: Any = select  # kqueue is not on every system
         queue = events.kqueue()
         try:
             flags = events.KQ_EV_ADD | events.KQ_EV_ONESHOT
@@ -1644,7 +1670,7 @@ class _BSD(_System):
 
 
 def _unescaped(text: str) -> str:
-    """What lsof wrote with LC_ALL=C.
+    """Undo the escapes that lsof writes with LC_ALL=C.
 
     >>> _unescaped(r"/Users/alice/\\xe9\\xa1\\xb9\\xe7\\x9b\\xae"), _unescaped("/项目")
     ('/Users/alice/项目', '/项目')
@@ -1656,13 +1682,13 @@ def _unescaped(text: str) -> str:
 
 
 class _FreeBSD(_BSD):
-    """FreeBSD: sockstat is in its base system. Jails are not looked at."""
+    """FreeBSD: sockstat is in its base system. Jails are not handled."""
 
     sources = (_ask_sockstat, _ask_lsof)
 
 
 class _MacOS(_BSD):
-    """macOS: launchctl tells who is a job of launchd."""
+    """macOS: launchctl lists the jobs of launchd."""
 
     sources = (_ask_macos,)
     forwarders: Mapping[str, str] = {
@@ -1684,10 +1710,10 @@ class _MacOS(_BSD):
         return Manager("launchd", f"launchctl bootout {domain}/{label}")
 
 
-# Windows: its own tables, by the layouts in its headers. What a table points to lies in the same buffer, so that a
-# parser takes the buffer's address, too. Empty data: the system did not tell.
+# Windows: its own tables, with the layouts from its headers. A table points into its own buffer, so a parser also
+# takes the buffer's address. Empty data: the call failed.
 
-_ENTRY = "@I28xq16x4xP4xPP"  # SYSTEM_PROCESS_INFORMATION: the next entry, the start, (the name,) the PID, the parent's
+_ENTRY = "@I28xq16x4xP4xPP"  # SYSTEM_PROCESS_INFORMATION: next entry, start, (name,) PID, parent
 
 
 def _parse_processes(data: bytes, address: int) -> dict[int, tuple[int, int, str]]:
@@ -1703,7 +1729,7 @@ def _parse_processes(data: bytes, address: int) -> dict[int, tuple[int, int, str
 
 
 def _parse_text(data: bytes, address: int, place: int = 0) -> str:
-    """A UNICODE_STRING: a length in bytes, and where the text is."""
+    """A UNICODE_STRING: a length in bytes, and the address of the text."""
     import struct
 
     length, text = struct.unpack_from("@H2xP", data, place) if data else (0, 0)
@@ -1711,7 +1737,7 @@ def _parse_text(data: bytes, address: int, place: int = 0) -> str:
 
 
 def _parse_user(data: bytes, address: int) -> str:
-    """TOKEN_USER: where the user's SID is (MS-DTYP, 2.4.2), here as Windows writes it: S-1-5-18 is the system."""
+    """TOKEN_USER: the address of a SID (MS-DTYP, 2.4.2), returned as text: S-1-5-18 is the system."""
     import struct
 
     if not data:
@@ -1726,14 +1752,14 @@ def _parse_tcp_table(data: bytes, v6: bool) -> _Sockets:
 
     layout, family = ("=16s4xH30xI", socket.AF_INET6) if v6 else ("=4x4sH10xI", socket.AF_INET)
     rows = data[4 : 4 + struct.calcsize(layout) * int.from_bytes(data[:4], sys.byteorder)]
-    return [  # a PID of 0 is "not told"
+    return [  # PID 0: unknown
         _Socket(socket.inet_ntop(family, host), socket.ntohs(port), True, None, pid or None, None, 0, v6)
         for host, port, pid in struct.iter_unpack(layout, rows)
     ]
 
 
 def _parse_netstat_ano(text: str) -> dict[Endpoint | None, int | None]:
-    """The PIDs of listeners: TCP rows whose foreign address is all zero, in whatever language their state is."""
+    """The PIDs of listeners: TCP rows whose foreign address is zero; their state is in the system's language."""
     import re
 
     rows = re.findall(r"(?m)^ *TCP +(\S+) +(?:0\.0\.0\.0|\[::\]):0 [^\r\n]* (\d+)\s*$", text)
@@ -1752,34 +1778,34 @@ _WINDOWS_SERVICES = {
 
 
 class _Windows(_System):
-    """Windows: its own functions through ctypes, netstat where they do not name the owner, and taskkill.
+    """Windows: its own functions through ctypes, netstat if they do not name the owner, and taskkill.
 
-    A process keeps its parent's PID for life, and another process may have it since. So a parent that has
-    ended is 0 in a _Process; ``born_of`` has the number that Windows keeps.
+    A process keeps its parent's PID for life, even if another process has that PID since. So a parent that
+    has ended is 0 in a _Process; ``born_of`` has the number that Windows keeps.
     """
 
     first_pids = (0, 4)
-    colours = "WT_SESSION" in os.environ  # Windows Terminal's own variable; the older console has to be told first
+    colours = "WT_SESSION" in os.environ  # set by Windows Terminal; the older console must be switched to colours first
     elevated = "as an administrator, python"
     redirects = True
     forwarders = _WINDOWS_SERVICES
     born_of: Mapping[int, int] = {}
 
-    def sockets(self, port: int | None) -> _Told:
+    def sockets(self, port: int | None) -> _MaybeSockets:
         rows = _tcp_tables()
         if not rows:
             return rows
         rows = [row for row in rows if port in (None, row.port)]
         if not all(row.pid for row in rows):
-            told = _parse_netstat_ano(_output(_windows_tool("NETSTAT.EXE"), "-ano"))
-            rows = [row._replace(pid=row.pid or told.get(Endpoint(row.address, row.port))) for row in rows]
-        self.known = self.read(0) or self.known  # since the last look, a PID may have become another's
+            owners = _parse_netstat_ano(_output(_windows_tool("NETSTAT.EXE"), "-ano"))
+            rows = [row._replace(pid=row.pid or owners.get(Endpoint(row.address, row.port))) for row in rows]
+        self.known = self.read(0) or self.known  # since the last look, a PID may have been reused
         return [row._replace(pid=pid) for row in rows for pid in self.heirs(row.pid)]
 
     def heirs(self, owner: int | None) -> Iterable[int | None]:
-        """The owner; where it has ended, its children, who inherited the handle.
+        """The owner; if it has ended, its children, which inherited the handle.
 
-        Children of different programs are no family: one of them may be of an earlier owner of that PID.
+        If the children run different programs, one may be the child of an earlier process with that PID.
         """
         if owner is None or owner in self.known or not self.known:
             return [owner]
@@ -1788,38 +1814,40 @@ class _Windows(_System):
         return [pid for pid in heirs if heirs[pid] in programs] if len(programs) == 1 else [None]
 
     def read(self, pid: int) -> _Processes:
-        """Every process of the machine, whichever is asked for: one table has them all."""
-        told = _parse_processes(*_told("ntdll", lambda ntdll, _, *to: ntdll.NtQuerySystemInformation(5, *to)))
-        self.born_of = {each: parent for each, (parent, _, _) in told.items()}
+        """Every process of the machine: one table has them all."""
+        entries = _parse_processes(*_written_by("ntdll", lambda ntdll, *to: ntdll.NtQuerySystemInformation(5, *to)))
+        self.born_of = {each: parent for each, (parent, _, _) in entries.items()}
         found = {}
-        for each, (parent, start, name) in told.items():
-            parent = parent if parent in told and not 0 < start < told[parent][1] else 0
+        for each, (parent, start, name) in entries.items():
+            parent = parent if parent in entries and not 0 < start < entries[parent][1] else 0
             started = start / 1e7 - 11644473600 if start else None  # a file time counts 100 ns since 1601
-            found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False)
+            found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False, False)
         return found
 
-    def describe(self, process: _Process) -> _Facts:
+    def describe(self, process: _Process) -> _Description:
         handle = self.open(process.pid)
         if handle is None:
-            return _Facts("", "", "")
-        user, ours = _user_of(handle), _user_of(-1)  # the second stands for this process
-        # ProcessCommandLineInformation: it is told since Windows 8.1.
-        told = _told("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle)
+            return _Description("", "", "")
+        # 60: ProcessCommandLineInformation, since Windows 8.1.
+        text = _written_by("ntdll", lambda ntdll, of, *to: ntdll.NtQueryInformationProcess(of, 60, *to), handle)
+        user = _user_of(handle)
         _winapi().CloseHandle(handle)
-        return _Facts(self.me() if user == ours != "" else user, _clean(_parse_text(*told)), "")
+        if user and user == _user_of(-1):  # the handle of this process
+            user = self.me()
+        return _Description(user, _clean(_parse_text(*text)), "")
 
     def open(self, pid: int) -> int | None:
-        """A handle, which keeps the PID from being used again."""
+        """A handle, which keeps the PID from being reused."""
         try:
             return int(_winapi().OpenProcess(0x00101000, False, pid))  # SYNCHRONIZE, PROCESS_QUERY_LIMITED_INFORMATION
-        except OSError:  # it has gone, or it is another user's
+        except OSError:  # it has gone, or is another user's
             return None
 
     def close(self, handle: int) -> None:
         _winapi().CloseHandle(handle)
 
     def wait(self, handles: list[int], seconds: float) -> bool:
-        """Not for long, since one wait takes 63 handles. Ctrl+C ends it, as it would not end one through ctypes."""
+        """Wait only briefly, since one wait takes 63 handles. Ctrl+C ends it; it does not end a wait through ctypes."""
         milliseconds = int(min(seconds, 0.2) * 1000 + 0.999)
         return bool(_winapi().WaitForMultipleObjects(handles[:63], False, milliseconds) != 0x102)  # WAIT_TIMEOUT
 
@@ -1827,10 +1855,10 @@ class _Windows(_System):
         return f"asked to stop (forced at once if it cannot be asked), forced after {options.grace:g} s"
 
     def signal(self, pin: _Pin, options: _Options, firmly: bool) -> None:
-        """A program of the console cannot be asked, and taskkill says at once that /F is needed, in any language."""
+        """A console program cannot be asked to stop: taskkill says at once, in any language, that /F is needed."""
         tool, force, limit = _windows_tool("taskkill.exe"), ["/F"] * firmly, 5 * TOOL_TIMEOUT
         answer = _run(tool, "/PID", str(pin.pid), *force, timeout=limit) or _Answer(1, "", f"nothing in {limit:g} s")
-        # 128 means that there is no such process: while the handle says that it lives, it had no window to ask.
+        # 128: no such process. If the handle says that it still runs, it has no window to ask.
         if not firmly and answer.status and (answer.status == 128 or "/F" in answer.output + answer.complaint):
             self.stop(pin, options, True)
         elif answer.status and not self.has_exited(pin):
@@ -1843,40 +1871,41 @@ class _Windows(_System):
         return os.getlogin()
 
     def ends_a_terminal(self, process: _Process) -> bool:
-        """Whether it is a shell that a person types in, or a pseudo console (CreatePseudoConsole starts a conhost)."""
+        """Whether it is an interactive shell, or a pseudo console (CreatePseudoConsole starts a conhost)."""
         words = {*self.describe(process).command.lower().split()}
         if process.name.lower() in ("conhost.exe", "openconsole.exe"):
             return "--headless" in words
         return _is_shell(process.name) and ("-noexit" in words or not words & {"/c", "-c", "-command"})
 
 
-def _tcp_tables() -> _Told:
-    """Every listener; where IPv6 is switched off, it has no table."""
-    four, six = (  # the families, as Windows numbers them; 3: TCP_TABLE_OWNER_PID_LISTENER
-        _told("iphlpapi", lambda api, family, to, *size: api.GetExtendedTcpTable(to, size[1], 0, family, 3, 0), of)[0]
-        for of in (2, 23)
+def _tcp_tables() -> _MaybeSockets:
+    """Every listener; if IPv6 is switched off, it has no table."""
+    four, six = (  # 2 and 23: AF_INET and AF_INET6 of Windows; 3: TCP_TABLE_OWNER_PID_LISTENER
+        _written_by("iphlpapi", lambda api, rows, _, size, af=af: api.GetExtendedTcpTable(rows, size, 0, af, 3, 0))[0]
+        for af in (2, 23)
     )
     return _parse_tcp_table(four, False) + _parse_tcp_table(six, True) if four else None
 
 
 def _user_of(process: int) -> str:
-    opened, _ = _told("advapi32", lambda api, of, to, *_: not api.OpenProcessToken(of, 8, to), process)
+    """The SID of the user of a process, by its handle; empty: cannot tell."""
+    opened, _ = _written_by("advapi32", lambda api, of, token, *_: not api.OpenProcessToken(of, 8, token), process)
     if not opened:
         return ""
     token = int.from_bytes(opened[:8], "little")
-    told = _told("advapi32", lambda api, of, *to: not api.GetTokenInformation(of, 1, *to), token)
+    user = _written_by("advapi32", lambda api, of, *buffer: not api.GetTokenInformation(of, 1, *buffer), token)
     _winapi().CloseHandle(token)
-    return _parse_user(*told)
+    return _parse_user(*user)
 
 
-def _told(library: str, ask: Callable[..., int], of: int = 0) -> tuple[bytes, int]:
-    """What a function writes, and where; it gets a handle or a number, a buffer, its size, and a place for a size."""
+def _written_by(library: str, call: Callable[..., int], *handles: int) -> tuple[bytes, int]:
+    """What a call writes, and its address. Arguments: library, handles, buffer, size, size needed; 0: success."""
     import ctypes
 
-    windows: Any = ctypes  # WinDLL is there on Windows alone
+    windows: Any = ctypes  # WinDLL exists only on Windows
     for size in (1 << 16, 1 << 20, 1 << 23):  # few processes need the second, few machines the third
         buffer, needed = ctypes.create_string_buffer(size), (ctypes.c_uint32 * 1)(size)
-        if ask(windows.WinDLL(library), ctypes.c_void_p(of), buffer, size, needed) == 0:
+        if call(windows.WinDLL(library), *map(ctypes.c_void_p, handles), buffer, size, needed) == 0:
             return buffer.raw, ctypes.addressof(buffer)
     return b"", 0
 
@@ -1888,7 +1917,7 @@ def _winapi() -> Any:
 
 
 def _windows_tool(name: str) -> str:
-    """The full path of a tool: a bare name would be searched in the current folder first."""
+    """The full path of a tool: a bare name would be looked up in the current folder first."""
     return os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", name)
 
 
@@ -1902,29 +1931,29 @@ _ThisSystem = _system_of(sys.platform)
 
 
 # ----------------------------------------------------------------------------------------------------
-# One look: who keeps a server from binding here, pinned and described
+# One look: the processes that keep a server from binding here, pinned and described
 # ----------------------------------------------------------------------------------------------------
 
 
 class _Look(NamedTuple):
-    """Who keeps a server from binding, at one moment; the system has pinned them."""
+    """The processes that keep a server from binding, at one moment; they are pinned."""
 
     port: int
     host: str
     system: _System
     sockets: _Sockets
     holders: list[Holder]
-    managers: _Managers  # as far as they were asked for, since that may start tools
+    managers: _Managers  # filled by _decide, since finding them may start tools
     ancestry: _Ancestry
 
     @property
     def pids(self) -> list[int]:
-        """The holders that may be seen."""
+        """The PIDs of the holders that are not hidden."""
         return [holder.pid for holder in self.holders if holder.pid]
 
 
 def _look(system: _System, port: int, host: str, pid: int | None = None) -> _Look:
-    """A look at a port that leaves no holder out, or at one process; CannotTell where the system does not tell."""
+    """Look at a port and all of its holders, or at one process; CannotTell if no source lists the sockets."""
     sockets = _search(system, port, host, True) if pid is None else []
     system.hold({row.pid for row in sockets if row.pid} if pid is None else {pid})
     system.hold(_masters(system, sockets))
@@ -1933,7 +1962,7 @@ def _look(system: _System, port: int, host: str, pid: int | None = None) -> _Loo
 
 
 def _search(system: _System, port: int | None, host: str | None, thorough: bool) -> _Sockets:
-    """The sockets on a port that keep a server from binding the host, each with its owners."""
+    """The sockets on a port that keep a server from binding the host, one row per owner."""
     wanted = _addresses(host, port or 0) if host is not None else None
     rows = system.sockets(port)
     if rows is None:
@@ -1948,7 +1977,7 @@ def _search(system: _System, port: int | None, host: str | None, thorough: bool)
 
 
 def _blocking(rows: _Sockets, wanted: list[_Address] | None) -> _Sockets:
-    """Those that keep a server from binding one of the addresses; those that may, where no other does."""
+    """The sockets that conflict with one of the addresses; if none certainly does, those that might."""
     if wanted is None:
         return rows
     verdicts = [(row, _verdict(row, wanted)) for row in rows]
@@ -1956,16 +1985,17 @@ def _blocking(rows: _Sockets, wanted: list[_Address] | None) -> _Sockets:
 
 
 def _verdict(row: _Socket, wanted: list[_Address]) -> bool | None:
-    """Whether a socket keeps a server from one of the addresses; None for "cannot tell"."""
+    """Whether a socket conflicts with one of the addresses; None: cannot tell."""
     found = {_conflict(row, str(address[0])) for _, address in wanted}
     return True if True in found else None if None in found else False
 
 
 def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
-    """Without the sockets that are bound, do not listen, and keep nobody from binding.
+    """Drop the sockets that are bound, do not listen, and prevent no bind.
 
-    Beside a listener at the same address a bind probe tells nothing. Then only a socket of the listeners' master
-    counts, who would start them again; if another's is in the way, the next look finds it, without the listeners.
+    Beside a listener at the same address, a bind probe fails in any case. Then only a socket of the listeners' master
+    counts, which would restart them: granian's binds without listening, and spawns its workers from Python 3.14 on.
+    If another socket is in the way, the next look finds it, without the listeners.
     """
     listening = [row for row in rows if row.listening]
     masters = {_master(system, row.pid, spawned=True)[0] for row in listening if len(listening) < len(rows)}
@@ -1975,7 +2005,7 @@ def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
             return True
         if not all(_conflict(other, row.address) is False for other in listening):
             return False
-        # With SO_REUSEADDR it shares its address until it listens.
+        # With SO_REUSEADDR, its address can be shared until it listens.
         family = socket.AF_INET6 if ":" in row.address else socket.AF_INET
         error = _bind_error(family, (row.address, row.port), row.v6only)
         return error is not None and error.errno == errno.EADDRINUSE
@@ -1984,7 +2014,7 @@ def _without_idle(system: _System, rows: _Sockets) -> _Sockets:
 
 
 def _master(system: _System, pid: int | None, spawned: bool = False) -> tuple[int | None, str]:
-    """The parent of a worker that was forked, and so runs the same command, or was ``spawned``; and that command."""
+    """The parent of a worker that was forked, so runs the same command, or was ``spawned``; and its command."""
     worker = system.process(pid)
     parent = system.process(worker.parent) if worker else None
     if worker is None or parent is None:
@@ -1995,16 +2025,16 @@ def _master(system: _System, pid: int | None, spawned: bool = False) -> tuple[in
 
 
 def _masters(system: _System, rows: _Sockets) -> list[int]:
-    """The masters of workers that each bind for themselves, which would start them again: a server's own command.
+    """The masters whose workers bind their own sockets: they would restart them. Each runs a known server's command.
 
-    A test runner that forks its servers is none; nor is what starts the python of a virtual environment.
+    A test runner that forks servers is no master; nor is a launcher of a virtual environment's python.
     """
     masters = {_master(system, row.pid) for row in rows if not system.redirects}
     return [pid for pid, command in masters if pid and find_server(command.split())]
 
 
 def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> list[Holder]:
-    """The sockets gathered by process, and the others, described; parents before their children."""
+    """The owners of the sockets, and the other PIDs, described; parents before their children."""
     grouped: dict[tuple[int | None, int | None], list[Endpoint]] = {(pid, None): [] for pid in others}
     for row in rows:
         who = row.pid, row.uid if row.pid is None else None
@@ -2014,24 +2044,24 @@ def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> lis
         process = system.process(pid)
         if process:
             name, (user, command, cwd) = process.name, system.describe(process)
-            facts = (process.parent, user, name, command or name, cwd, process.started)
+            fields = (process.parent, user, name, command or name, cwd, process.started)
         elif pid is None or system.exists(pid) is not False:
-            facts = (None, _user_name(uid) if uid is not None else "", "", "", "", None)
-        else:  # who has just exited holds nothing any more
+            fields = (None, _user_name(uid) if uid is not None else "", "", "", "", None)
+        else:  # it has just exited, and holds nothing any more
             continue
-        holders.append(Holder(pid, *facts, tuple(dict.fromkeys(addresses))))
+        holders.append(Holder(pid, *fields, tuple(dict.fromkeys(addresses))))
     return _roots_first(holders)
 
 
 def _roots_first(holders: list[Holder]) -> list[Holder]:
-    """Parents before their children; who may not be seen comes last."""
+    """Parents before their children, hidden processes last."""
     families = _families(sorted(holders, key=lambda holder: holder.pid is None))
     ordered = [member for root, children in families for member in (root, *children)]
-    return ordered if len(ordered) == len(holders) else holders  # PIDs that were used again may form a circle
+    return ordered if len(ordered) == len(holders) else holders  # reused PIDs may form a circle
 
 
 def _families(holders: Sequence[Holder]) -> list[tuple[Holder, list[Holder]]]:
-    """Each root with its descendants, parents first; a root is a holder whose parent is none."""
+    """Each root with its descendants, parents first; a root is a holder whose parent is not one."""
     pids, found = {holder.pid for holder in holders} - {None}, []
     below: dict[int | None, list[Holder]] = {}
     for holder in holders:
@@ -2046,7 +2076,7 @@ def _families(holders: Sequence[Holder]) -> list[tuple[Holder, list[Holder]]]:
 
 
 def _settled(system: _System, port: int, host: str) -> _Look:
-    """A look, repeated for a moment where somebody is just exiting: a socket without an owner, or none."""
+    """A look, repeated for a moment if a holder may be exiting: a socket without an owner, or no socket, is found."""
     for pause in (0.01, 0.03, 0.1, 0.3, 0.6, 0.0):
         look = _look(system, port, host)
         if not pause or 0 < len(look.holders) == len(look.pids) or _probe(port, host) is None:
@@ -2057,7 +2087,7 @@ def _settled(system: _System, port: int, host: str) -> _Look:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Who must stay: one decision for check, dry run, JSON, free and the automatic start
+# What must stay: one decision for check, dry run, JSON, free and the automatic start
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -2078,19 +2108,18 @@ def _forbidden() -> str | None:
 
 
 class _Whose(NamedTuple):
-    """What a process belongs to, seen from this project."""
+    """The project or folder that a process belongs to."""
 
-    name: str  # empty: to this project
-    foreign: bool  # it is another project, perhaps
+    name: str  # empty: this project
+    foreign: bool  # it is, or may be, another project
 
 
 def _decide(look: _Look, options: _Options) -> tuple[str | None, str]:
-    """Why the holders are left alone, and what a person has to agree to before all of them are stopped.
+    """Why the holders are left alone, and the question to ask before all of them are stopped.
 
-    The first reason against it counts for all of them. "Cannot tell" is such a reason: of a process that cannot be
-    seen or read (_must_stay), of a socket that may not be in the way (_should_stay), of other ports that are not told
-    (_would_end_too). Where not even the sockets are told, _search raises CannotTell; and _System.stop signals nobody
-    whom it cannot recognise.
+    The first reason to leave one alone counts for all. "Cannot tell" is such a reason: a process that cannot be seen
+    or read (_must_stay), a socket that might not be in the way (_is_not_meant), other ports that cannot be listed
+    (_would_end_too). If no source lists the sockets, _search raises CannotTell; _System.stop verifies each process.
     """
     if not look.holders:
         return look.system.hint(look.port, look.host), ""
@@ -2125,7 +2154,7 @@ def _must_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) ->
         held_by = f"it is held by a process {f'of user {holder.user} ' if holder.user else ''}"
         if system.is_superuser():
             yield f"{held_by}that cannot be seen from here, perhaps one of another container or namespace"
-        # Not free: that would stop it.
+        # The hint is check, not free, which would stop it.
         yield f"{held_by}that you may not see; to find out: {system.elevated} port_manager.py check {look.port}"
         return
     process = system.process(holder.pid)
@@ -2145,11 +2174,11 @@ def _must_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) ->
         yield "it may be one of our own ancestors, which this system does not tell; stop it by hand if you know better"
     if process.leader and (holder.parent in look.pids or _is_shell(process.name)):
         yield "it runs on a terminal of its own, and has only inherited the port; end it there"
-    yield from _should_stay(look, holder, whose, options)
+    yield from _is_not_meant(look, holder, whose, options)
 
 
-def _should_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) -> Iterator[str]:
-    """The rest: what may not be in the way at all; whose process it is, and what the policy says of that."""
+def _is_not_meant(look: _Look, holder: Holder, whose: _Whose, options: _Options) -> Iterator[str]:
+    """The rest: it might not be in the way; it is another user's or project's; the policy leaves it alone."""
     rows = [row for row in look.sockets if row.pid == holder.pid]
     wanted = _addresses(look.host, look.port) if rows else []
     if rows and not any(":" in row.address for row in rows) and all(address[0] == "::" for _, address in wanted):
@@ -2179,27 +2208,29 @@ def _should_stay(look: _Look, holder: Holder, whose: _Whose, options: _Options) 
         )
 
 
-# Interactive shells, and what starts them on a desktop: each gives a job a process group of its own.
+# Interactive shells, and the desktops that start them: each gives a job a process group of its own.
 _SHELLS = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu", "xonsh", "elvish", "pwsh",
            "cmd", "powershell", "explorer", "windowsterminal")  # fmt: skip
 
 
 def _is_shell(program: str) -> bool:
-    """Whether it is a shell by its name (a login shell's begins with a dash)."""
+    """Whether a program is a shell, by its name (a login shell's name begins with a dash)."""
     return program.lstrip("-").lower().partition(".exe")[0] in _SHELLS
 
 
 def _would_end_too(look: _Look, options: _Options) -> str | None:
-    """What else would end with the holders and all below them: a terminal, or a port that was not named."""
+    """What else would end with the holders and their descendants: a terminal, or a port that was not named."""
     system, named = look.system, {look.port, *options.ports}
     below = system.descendants(look.pids)
     for process in filter(None, map(system.process, below[len(look.pids) :])):
         if system.ends_a_terminal(process):
             return f"end a terminal ({process.name} {process.pid})"
+    if 1 not in look.ancestry.pids and system.ends_the_container(look.pids):
+        return "end this container, whose first process waits for it; restart the container"
     rows = system.listeners_of(below)
     if rows is None:
         return "close other ports, perhaps, which this system does not tell"
-    # A server of this project may have other ports, such as a debugger's or a live reload's.
+    # A server of this project may have other ports, for a debugger or live reload.
     others = {row.port: row.pid for row in rows if row.port not in named and _whose(system, row.pid or 0).name}
     if not others:
         return None
@@ -2210,19 +2241,20 @@ def _would_end_too(look: _Look, options: _Options) -> str | None:
     return f"close port {first}{whose}; to stop all: port_manager.py free {ports}"
 
 
-# A project is the nearest folder above a working directory with a mark of a repository.
+# A project is the nearest folder, from the working directory upwards, that has one of these.
 _MARKS = (".git", "pyproject.toml", "setup.py", "setup.cfg", "package.json", "manage.py", "go.mod", "Cargo.toml",
           "pom.xml", "build.gradle", "Gemfile", "composer.json", "mix.exs")  # fmt: skip
 
 
 def _whose(system: _System, pid: int) -> _Whose:
-    """What a process belongs to, by its working directory."""
+    """The project or folder that a process belongs to, by its working directory."""
     folder, ours = _folder_of(system, pid), _our_project()
     if folder is None:
         return _Whose("another project, perhaps, whose folder is out of reach from here", True)
-    # A repository in a repository is a project of its own, such as a worktree.
+    # A repository inside another is a project of its own, such as a worktree; in a mere folder, any project is.
+    marks = (".git",) if _root_of(ours, _MARKS) else _MARKS
     below = ours and (folder + os.sep).startswith(ours + os.sep)
-    if below and len(_root_of(folder, (".git",))) <= len(ours):
+    if below and len(_root_of(folder, marks)) <= len(ours):
         return _Whose("", False)
     theirs = _root_of(folder, _MARKS)
     if theirs:
@@ -2231,7 +2263,7 @@ def _whose(system: _System, pid: int) -> _Whose:
 
 
 def _our_project() -> str:
-    """The project that this process is in, or else its folder; empty in / and in the home folder."""
+    """The project that this process is in, or its folder; empty in / and in the home folder."""
     try:
         folder = os.path.realpath(os.getcwd())
     except OSError:  # it has been removed
@@ -2240,7 +2272,7 @@ def _our_project() -> str:
 
 
 def _folder_of(system: _System, pid: int) -> str | None:
-    """The working directory of a process; empty: not told; None: told, and out of reach from here."""
+    """The working directory of a process; empty: unknown; None: known, but out of reach from here."""
     process = system.process(pid)
     cwd = system.describe(process).cwd if process else ""
     return _in_time(lambda: system.folder(pid, cwd), None) if cwd else ""
@@ -2248,9 +2280,9 @@ def _folder_of(system: _System, pid: int) -> str | None:
 
 @lru_cache(maxsize=None)
 def _root_of(folder: str, marks: tuple[str, ...]) -> str:
-    """The nearest folder above that has one of these; empty where none below the home folder has.
+    """The nearest folder, upwards, that has one of these; empty if none below the home folder has.
 
-    Of a file system that does not answer in time, the folder itself may have one.
+    If the file system does not answer in time, the folder itself is taken to have one.
     """
 
     def search() -> str:
@@ -2269,7 +2301,7 @@ def _home() -> str:
 
 
 def _in_time(question: Callable[[], Any], otherwise: Any) -> Any:
-    """The answer of a file system, or ``otherwise``: a mount whose server is gone never answers."""
+    """The answer of a file system, or ``otherwise``: a mount whose server has gone never answers."""
     import threading
 
     answers = [otherwise]
@@ -2277,34 +2309,48 @@ def _in_time(question: Callable[[], Any], otherwise: Any) -> Any:
     def ask() -> None:
         try:
             answers.append(question())
-        except OSError:
+        except (OSError, ValueError):  # the latter: a path with a NUL in it
             return
 
     asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(FILE_TIMEOUT)
+    try:
+        asking.start()
+        asking.join(FILE_TIMEOUT)
+    except RuntimeError:  # no more threads can be started
+        pass
     return answers[-1]
 
 
 def _can_ask() -> bool:
-    return _on_terminal(sys.stdin) and _on_terminal(sys.stderr)
+    """Whether a person can answer: in the background, reading from the terminal would suspend this process."""
+    try:
+        background = os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp()
+    except (OSError, ValueError, AttributeError):  # another session's terminal; a stand-in for a stream; Windows
+        background = False
+    return _on_terminal(sys.stdin) and _on_terminal(sys.stderr) and not background
 
 
 def _agreed(question: str) -> bool:
+    try:
+        import termios
+
+        termios.tcflush(sys.stdin.fileno(), termios.TCIFLUSH)  # what was typed before the question is no answer to it
+    except (ImportError, OSError, ValueError, AttributeError):  # Windows; a stand-in for a stream
+        pass
     write_line(sys.stderr, question, end="")
     try:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
-    except (OSError, ValueError):  # what cannot be decoded is no "yes"
+    except (OSError, ValueError):  # an answer that cannot be decoded is not "yes"
         return False
 
 
 # ----------------------------------------------------------------------------------------------------
-# Stop and verify: politely, firmly, gone, still free
+# Stop and verify: polite signal, forced stop, exit, port still free
 # ----------------------------------------------------------------------------------------------------
 
 
 def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[int, bool], str | None]:
-    """Ask the held processes to stop, wait, and force the rest: (who has gone, and whether at our request; why not)."""
+    """Ask pinned processes to stop, wait, force the rest: (PIDs that have gone: whether we asked them; why not all)."""
     asked: list[_Pin] = []
     left, why = pins, None
     try:
@@ -2312,17 +2358,18 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[in
             if firmly and left:
                 _say(WARNING, f"Process {_listed(left)} did not stop within {options.grace:g} s: forced")
             for pin in left:
-                if not firmly:
+                if not firmly:  # counted before the signal, so that Ctrl+C names this process, too
                     asked.append(pin)
                 try:
                     system.stop(pin, options, firmly)
                 except OSError as error:
                     if not firmly:
                         asked.pop()
-                    if not isinstance(error, ProcessLookupError):  # which has ended by itself, or when it was asked
-                        why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
-                        why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
-                        break
+                    if isinstance(error, ProcessLookupError):  # it has ended by itself, or when it was asked
+                        continue
+                    why = f"process {pin.pid} may not be stopped: {error.strerror or error}"
+                    why += f"; asked to stop before that: {_listed(asked) or 'nobody'}"
+                    break
             left = _wait_for_exit(system, left, 0 if why else seconds)
             if why:
                 break
@@ -2335,7 +2382,7 @@ def _stop(system: _System, pins: list[_Pin], options: _Options) -> tuple[dict[in
 
 
 def _wait_for_exit(system: _System, pins: list[_Pin], seconds: float) -> list[_Pin]:
-    """Wait until the processes have exited; those that are left when the time is over."""
+    """Wait until the processes have exited; return those left when the time is over."""
     left = pins
     for rest in _waiting(f"process {_listed(pins)} to stop, {seconds:g} s at most", seconds):
         left = [pin for pin in left if not system.has_exited(pin)]
@@ -2347,7 +2394,7 @@ def _wait_for_exit(system: _System, pins: list[_Pin], seconds: float) -> list[_P
 
 
 def _waiting(what: str, timeout: float | None) -> Iterator[float]:
-    """The seconds left, down to a last look with 0; a terminal shows for what, once that takes a second."""
+    """Yield the seconds left, at last 0; after a second, a terminal shows what is waited for."""
     begun, shown, left = time.monotonic(), 0, 1.0
     try:
         while left:
@@ -2368,17 +2415,17 @@ def _listed(processes: Collection[_Pin | Holder]) -> str:
 
 
 class _Freeing:
-    """An attempt to free one port: it looks again and again until the port is free, or somebody must stay."""
+    """An attempt to free one port: look and stop, again and again, until it is free or a holder must stay."""
 
     def __init__(self, port: int, host: str, options: _Options) -> None:
         self.port, self.host, self.options, self.began = port, host, options, time.time()
         self.holders: list[Holder] = []  # of the last look
         self.managers: _Managers = {}
-        self.agreed: list[object] | None = None  # whom a person has just agreed to stop
-        self.gone = False  # somebody was asked to stop, or ended in time
-        self.stopped: list[int] = []  # the PIDs of those that were asked
-        self.sockets: set[int] = set()  # the inodes of those that were on the port before anybody was stopped
-        self.supervisors: list[_Pin] = []  # who lives above those that have gone, and may start them again
+        self.agreed: list[object] | None = None  # the processes that the user has just agreed to stop
+        self.gone = False  # a holder has ended
+        self.stopped: list[int] = []  # PIDs of the ended holders that had been asked to stop
+        self.sockets: set[int] = set()  # inodes of the sockets that were on the port before the first stop
+        self.supervisors: list[_Pin] = []  # living ancestors of ended holders, which may restart them
 
     def run(self) -> PortResult:
         for _ in range(ROUNDS):
@@ -2390,10 +2437,10 @@ class _Freeing:
                     why = self.taken_again(look) if self.is_new(look) else self.stop(look)
                 free = _probe(self.port, self.host) is None
                 if free:
-                    if why and look.holders:  # the port was given up by somebody who lives on
+                    if why and look.holders:  # a process has given up the port, and lives on
                         _say(WARNING, f"⚠️  {_sentence(why)}")
                     why = self.watch()
-            except PortError as error:  # nobody can tell who holds it, or the name of the host is not known any more
+            except PortError as error:  # the holders cannot be told, or the host name is no longer known
                 why = error.reason
             if why or free:
                 break
@@ -2402,17 +2449,17 @@ class _Freeing:
         return PortResult(self.port, self.host, why is None, self.holders, self.stopped, [], why, None, self.managers)
 
     def is_new(self, look: _Look) -> bool:
-        """Whether the port was taken after somebody had been stopped, and not merely held by another all the time."""
-        if not self.gone:
-            self.sockets |= {row.inode for row in look.system.every_socket(self.port) if row.inode}
+        """Whether the port was taken again after a stop, and not held by another process all the time."""
+        if not self.gone or all(look.system.has_gone(holder.pid) for holder in look.holders):
             return False
-        if all(look.system.has_gone(holder.pid) for holder in look.holders):
-            return False
-        young = self.sockets or any((holder.started or 0.0) > self.began for holder in look.holders)
-        return bool(young) and not any(row.inode in self.sockets for row in look.sockets)
+        if self.sockets:  # empty if the system shows no inodes
+            return not any(row.inode in self.sockets for row in look.sockets)
+        return any((holder.started or 0.0) > self.began for holder in look.holders)
 
     def stop(self, look: _Look) -> str | None:
-        """Stop all of the holders of a look, or none: why somebody lives on."""
+        """Stop all holders that a look found, or none; return why one lives on."""
+        if not self.gone:
+            self.sockets |= {row.inode for row in look.system.every_socket(self.port) if row.inode}
         families = _families(look.holders)
         agreed, self.agreed = self.agreed, None
         roots: list[object] = [(root.pid, root.started) for root, _ in families]
@@ -2422,14 +2469,15 @@ class _Freeing:
             if root.pid and not agreed:
                 _say(INFO, f"Process using port: {_title(root, children)}")
         why, question = _decide(look, self.options._replace(policy="kill") if agreed else self.options)
-        if question and _agreed(question):  # meanwhile, another may have taken the port: look again
+        if question and _agreed(question):  # another process may have taken the port meanwhile: look again
             self.agreed = roots
             return None
         if why or question:
             return why or "the answer was no: nobody was stopped"
         system, began, above = look.system, time.monotonic(), self.supervisors_of(look)
         held = system.still_hold(look.pids, look.sockets, self.port)
-        held |= {h.parent for h in look.holders if h.pid in held} - {row.pid for row in look.sockets}  # masters
+        owners = {row.pid for row in look.sockets}
+        held |= {each.parent for each in look.holders if each.pid in held} - owners  # a master that owns no socket
         pins = [system.pins[pid] for pid in look.pids if pid in system.pins and pid in held]
         gone, why = _stop(system, pins, self.options)
         for root, children in _families([holder for holder in look.holders if gone.get(holder.pid or 0)]):
@@ -2442,10 +2490,10 @@ class _Freeing:
         return why
 
     def supervisors_of(self, look: _Look) -> list[_Pin]:
-        """Living processes above the holders that hold nothing, and might start the server again.
+        """Living ancestors of the holders that hold no socket, and might restart the server.
 
-        No interactive shell is among them: it gives each job a process group of its own, which a script's
-        loop does not do. Nor is init, a user's systemd, or anybody who started us too.
+        An interactive shell does not count: it gives each job a process group of its own; a script with a loop
+        does not. Nor does init, a user's systemd, or an ancestor of this process.
         """
         found = []
         for root, _ in _families(look.holders):
@@ -2460,7 +2508,7 @@ class _Freeing:
         return found
 
     def watch(self) -> str | None:
-        """Watch, as long as a supervisor lives, whether it starts its server again: the sentence if so."""
+        """Watch, while a supervisor lives, whether the port is taken again; if so, return the sentence."""
         end = time.monotonic() + RESTART_WATCH
         with _ThisSystem() as system:
             while time.monotonic() < end and not all(map(system.has_exited, self.supervisors)):
@@ -2470,7 +2518,7 @@ class _Freeing:
         return None
 
     def taken_again(self, look: _Look) -> str:
-        """Who took the port, and on whose behalf."""
+        """The sentence that names the process which took the port, and its supervisor."""
         system, again = look.system, f"port {self.port} was taken again"
         above = [pin.pid for pin in self.supervisors]
         for taker in look.holders[:1]:
@@ -2485,14 +2533,14 @@ class _Freeing:
 
 
 def _standing(port: int, host: str) -> tuple[_Obstacle | None, PortResult]:
-    """What keeps a server from binding here, and the result where nothing is done about it."""
+    """Why a server cannot bind here, and the result if nothing is done about it."""
     obstacle = _probe(port, host)
     reason = obstacle.reason if obstacle else None
     return obstacle, PortResult(port, host, obstacle is None, [], [], [], reason, None, {})
 
 
 def _ensure(port: int, host: str, options: _Options) -> PortResult:
-    """Make a port available if that is allowed, and say what happens on the way."""
+    """Make a port available if that is allowed, and log each step."""
     obstacle, result = _standing(port, host)
     if obstacle is None:
         _say(INFO, f"✅ Port {port} is available")
@@ -2511,7 +2559,7 @@ def _ensure(port: int, host: str, options: _Options) -> PortResult:
         _say(INFO, "Attempting to free up port...")
         result = _Freeing(port, host, options).run()
         if result.reason:
-            _complain(result.reason if "10013" not in obstacle.reason else obstacle.reason)
+            _complain(obstacle.reason if obstacle.error == "10013" else result.reason)
     if result.available:
         _say(INFO, f"✅ Port {port} is now available")
     elif options.starting:
@@ -2534,7 +2582,7 @@ def _conflict_outside_development(port: int, host: str, options: _Options, forbi
 
 
 def _preview(port: int, host: str, options: _Options) -> PortResult:
-    """What _ensure would do: the same look and the same decision, and nobody is stopped."""
+    """What _ensure would do, by the same look and the same decision; no process is stopped."""
     obstacle, result = _standing(port, host)
     if obstacle is None or not obstacle.held:
         return result
@@ -2567,7 +2615,7 @@ def _options(
     force: bool = False,
     starting: bool = True,
 ) -> _Options:
-    """PORT_MANAGER_POLICY says what the caller did not; what is no policy stops nobody."""
+    """PORT_MANAGER_POLICY is used if the caller gives no policy; if it is not a policy, nothing is stopped."""
     if not isinstance(grace, (int, float)) or not 0 <= grace < 1e6:
         raise ValueError(f"a grace period is a number of seconds, not {grace!r}")
     if policy is not None and policy not in POLICIES:
@@ -2583,12 +2631,12 @@ def _options(
 def ensure_port_available(
     port: int = 8000, host: str = "0.0.0.0", *, grace: float = GRACE, policy: str | None = None
 ) -> bool:
-    """Say whether a server may bind the port now; in development, stop its holder first.
+    """Return whether a server can bind the port; in development, stop its holder first.
 
     ``grace`` is how many seconds the holder has to stop by itself. ``policy`` is kill, own (only this
-    project's), ask or refuse; by default it is PORT_MANAGER_POLICY, and without that kill, except that
-    another project's server is asked about. Trouble at run time is logged and answered with False;
-    TypeError and ValueError are for a port that is none. In a reloader's child the port may be its parent's.
+    project's), ask or refuse; the default is PORT_MANAGER_POLICY, or else kill, except that another
+    project's server is stopped only after a question. Errors at run time are logged, and False is returned;
+    an invalid port raises TypeError or ValueError. In a reloader's child, its parent may hold the port.
     """
     _checked(port, host)
     return _ensure(port, host, _options([port], grace, policy)).available
@@ -2597,7 +2645,7 @@ def ensure_port_available(
 def preview_port(
     port: int = 8000, host: str = "0.0.0.0", *, grace: float = GRACE, policy: str | None = None
 ) -> PortResult:
-    """What ensure_port_available would do: nobody is stopped, and nothing is said."""
+    """What ensure_port_available would do; nothing is stopped or logged."""
     _checked(port, host)
     return _preview(port, host, _options([port], grace, policy))
 
@@ -2605,9 +2653,9 @@ def preview_port(
 def find_listeners(port: int | None = None, host: str | None = None, *, thorough: bool = False) -> list[Holder]:
     """Every process that holds the port (or any port), parents before their children.
 
-    With a ``host``, only those that keep a server from binding there. An empty list means nobody; where
-    nobody could tell, CannotTell is raised. Usually the search ends when each socket has an owner whose
-    family is known; ``thorough`` looks at every process of the machine.
+    With a ``host``, only those that keep a server from binding there. An empty list means that no process
+    does; CannotTell is raised if that is unknown. Usually the search ends when each socket has an owner whose
+    relatives have been checked; ``thorough`` checks every process of the machine.
     """
     if port is not None:
         _checked(port, host or "")
@@ -2616,9 +2664,9 @@ def find_listeners(port: int | None = None, host: str | None = None, *, thorough
 
 
 def find_free_port(start: int = 8000, host: str = "0.0.0.0") -> int:
-    """The first port at or after ``start`` that a server may bind; PortError when there is none.
+    """The first port at or after ``start`` that a server can bind; PortError if there is none.
 
-    For every IPv4 address (the default host), one whose ::1 is held does not count: a browser would meet that.
+    With the default host, a port whose ::1 is held does not count: a browser would reach that server.
     """
     _checked(start, host)
     _addresses(host, start)
@@ -2639,11 +2687,11 @@ def bind_port(
     grace: float = GRACE,
     policy: str | None = None,
 ) -> socket.socket:
-    """Free the port and keep it: a socket that is bound and already queues connections for its server.
+    """Free the port and keep it: return a socket that already listens, for the server to use.
 
-    Between a check and a bind another program may take the port; nobody can take it from this socket.
-    Port 0 is any free one. ``inheritable`` lets the socket live on in a program that this process starts.
-    For localhost it is the IPv4 one. PortError when the port cannot be had.
+    Between a check and a bind another process may take the port; it cannot take it from this socket.
+    Port 0 is any free port. ``inheritable`` passes the socket on to a program that this process starts.
+    For localhost, IPv4 is bound. PortError if the port cannot be bound.
 
     >>> with bind_port(0, "127.0.0.1") as listener:
     ...     listener.getsockname()[0]
@@ -2666,9 +2714,9 @@ def bind_port(
 
 
 def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = None) -> bool:
-    """Wait until a server may bind the port, and return True; PortTimeout after ``timeout`` seconds.
+    """Wait until a server can bind the port, and return True; PortTimeout after ``timeout`` seconds.
 
-    Nobody is stopped. The wait ends the moment the holder exits, where the system can tell.
+    No process is stopped. On Linux, the wait ends as soon as the holder exits.
     """
     _checked(port, host)
     reason = ""
@@ -2677,7 +2725,7 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
         if obstacle is None:
             return True
         reason = obstacle.reason
-        if not obstacle.held:  # that will not change
+        if not obstacle.held:  # waiting does not help
             raise PortError(reason, port, host)
         _sleep_until_an_exit(port, host, left)
     try:
@@ -2688,9 +2736,9 @@ def wait_until_free(port: int, host: str = "0.0.0.0", timeout: float | None = No
 
 
 def _sleep_until_an_exit(port: int, host: str, seconds: float) -> None:
-    """Sleep for a moment, which ends when a holder exits where the system tells that natively."""
+    """Sleep for a moment; on a native system, only until a holder exits."""
     with _ThisSystem() as system:
-        try:  # tools take too long to be asked again and again
+        try:  # tools take too long to be started again and again
             rows = _search(system, port, host, False) if system.native else []
         except CannotTell:
             rows = []
@@ -2704,11 +2752,11 @@ def _sleep_until_an_exit(port: int, host: str, seconds: float) -> None:
 def wait_until_listening(
     port: int, host: str | None = "127.0.0.1", timeout: float | None = None, *, pid: int | None = None
 ) -> bool:
-    """Wait until somebody listens on the port, and return True; PortTimeout after ``timeout`` seconds.
+    """Wait until a process listens on the port, and return True; PortTimeout after ``timeout`` seconds.
 
-    Any address will do where ``host`` is None. With a ``pid``, it must be that process or one below it:
-    PortError as soon as it has ended, or another process listens. No connection is opened: a server that
-    accepts only one would not like it.
+    If ``host`` is None, any address counts. With a ``pid``, only that process or its descendants count:
+    PortError as soon as it has ended, or another process listens. No connection is opened: a server may
+    accept only one.
 
     >>> with bind_port(0, "127.0.0.1") as listener:
     ...     wait_until_listening(listener.getsockname()[1], timeout=1)
@@ -2732,9 +2780,9 @@ def wait_until_listening(
 
 
 def _listens(port: int, host: str | None, wanted: list[_Address] | None, pid: int | None) -> bool:
-    """Whether somebody listens; PortError when it is not the process that was named, or one below it."""
+    """Whether a process listens; PortError if it is neither the named one nor its descendant."""
     system = _ThisSystem()
-    # A tool takes too long to be asked again and again, and a probe could be in the way of the server's own bind.
+    # A tool takes too long to be started again and again, and a probe could disturb the server's own bind.
     rows = system.sockets(port) if system.native or host is None or _probe(port, host) else []
     if rows is None:
         return pid is None and _probe(port, host or "0.0.0.0") is not None
@@ -2749,14 +2797,14 @@ def _listens(port: int, host: str | None, wanted: list[_Address] | None, pid: in
 
 
 class _AskedEachTime:
-    """``IS_DEVELOPMENT`` on the class and on its instances: the environment as it is at this moment."""
+    """``IS_DEVELOPMENT`` on the class and on its instances: is_development() at the time of the access."""
 
     def __get__(self, instance: object, owner: object) -> bool:
         return is_development()
 
 
 class PortManager:
-    """The same for a program that keeps its port and host in one place.
+    """The same calls as methods, with one port, host, grace and policy.
 
     >>> manager = PortManager(find_free_port(20000), "127.0.0.1")
     >>> manager.is_port_in_use(manager.port), manager.get_process_using_port(manager.port)
@@ -2773,9 +2821,9 @@ class PortManager:
         self.port, self.host, self.grace, self.policy = port, host, grace, policy
 
     def is_port_in_use(self, port: int) -> bool:
-        """Whether somebody holds the port; "no permission" and "not our address" are no such thing.
+        """Whether a process holds the port; False for "no permission" or "not our address".
 
-        CannotTell is raised when this process may open no more files.
+        CannotTell is raised if this process has too many open files.
         """
         _checked(port, self.host)
         obstacle = _probe(port, self.host)
@@ -2784,9 +2832,9 @@ class PortManager:
         return bool(obstacle and obstacle.held)
 
     def get_process_using_port(self, port: int) -> int | None:
-        """The PID that holds the port, the parent's of a family; None when nobody does.
+        """The PID that holds the port, of several related ones the parent's; None if no process holds it.
 
-        CannotTell is raised when somebody holds it whose PID may not be seen.
+        CannotTell is raised if the holder's PID is hidden from this user.
         """
         _checked(port, self.host)
         system = _ThisSystem()
@@ -2801,10 +2849,9 @@ class PortManager:
         return holders[0].pid if holders else None
 
     def kill_process(self, pid: int) -> bool:
-        """Stop one process, politely and then firmly, if it need not stay; True when it is gone.
+        """Stop one process, unless it must stay: ask it, then force it; True if it has gone, also if it had before.
 
-        Whoever has gone already counts as stopped. Outside development nothing is done. TypeError for a
-        PID that is not an integer.
+        Outside development nothing is done. TypeError for a PID that is not an integer.
         """
         if not isinstance(pid, int) or isinstance(pid, bool):
             raise TypeError(f"a PID is an integer, not {pid!r}")
@@ -2819,7 +2866,7 @@ class PortManager:
 
 
 def _stop_process(pid: int, port: int, host: str, options: _Options) -> str | None:
-    """Why a process was not stopped, or None when it is gone."""
+    """Why a process was not stopped; None if it has gone."""
     if pid <= 1:
         return f"PID {pid} stands for the system or for whole groups of processes: it is left alone"
     with _ThisSystem() as system:
@@ -2829,28 +2876,32 @@ def _stop_process(pid: int, port: int, host: str, options: _Options) -> str | No
             return None
         if not exists or not system.pins:
             return f"process {pid} is left alone: it is a thread of another process, or may not be seen"
-        own = [row.port for row in system.listeners_of([pid]) or []]  # whoever names a process means its ports
-        why, question = _decide(look, options._replace(ports=(*options.ports, *own)))
+        own = [row.port for row in system.listeners_of([pid]) or []]  # naming a process includes its ports
+        options = options._replace(ports=(*options.ports, *own))
+        why, question = _decide(look, options)
         if question and not _agreed(question):
             return "the answer was no: nobody was stopped"
+        if question:  # the answer may have taken a while: decide again about the same process
+            system.known.clear()
+            why, _ = _decide(look, options._replace(policy="kill"))
         return why or _stop(system, [*system.pins.values()], options)[1]
 
 
 # ----------------------------------------------------------------------------------------------------
-# Servers: where a command line will listen, and a call for the top of an app
+# Servers: where a command line will listen; guard(), the call at the top of an app
 # ----------------------------------------------------------------------------------------------------
 
 
 class Server:
-    """How a server is told where to listen, and how an app is given to it. Each text is a list, separated by blanks.
+    """The options and variables of a server for its address and its app. Each text is a list, separated by blanks.
 
-    hosts, ports, binds: options for a host, a port, and [host:]port (* stands for a bare word).
-    variables: for the host and the port; an address in the first place is the host that goes with that port.
+    hosts, ports, binds: options for a host, a port, and [host:]port (*: a bare word).
+    variables: of the host and of the port. "0.0.0.0 PORT": none of the host; if PORT is set, the host is 0.0.0.0.
     elsewhere: options and variables for a socket without a port (a Unix socket, a descriptor).
-    files: options, variables and files in which the port may stand (NAME=TEXT: only with this text in the file; of an
-    option: where this variable is set).
+    files: files, and options and variables for one, that may set the port (NAME=TEXT: only if the file contains this
+    text; for an option: only if this variable is set).
     serves: kinds of app; start: the words that serve APP on HOST and PORT (ADDRESS: both); factory: the option for
-    an app that a function makes, "()" where APP() says so, "" where that cannot be served.
+    an app factory, "()" if it is given as APP(), "" if it cannot be served.
     """
 
     hosts = ports = binds = variables = elsewhere = files = serves = start = factory = ""
@@ -2860,8 +2911,8 @@ class Server:
         self.__dict__.update(texts)
 
 
-# By program; a second word is the verb without which it serves nothing. Of those that serve a kind of app, the first is
-# preferred. To add a server: write its line here; run_backend.py reads the same table.
+# By program; a second word is the verb without which it serves nothing. For each kind of app, the first one
+# installed is preferred. To add a server: write its line here; run_backend.py reads the same table.
 SERVERS = {
     "uvicorn": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="UVICORN_HOST UVICORN_PORT",
                       elsewhere="--uds --fd UVICORN_UDS UVICORN_FD", files="--env-file=UVICORN_PORT", serves="asgi",
@@ -2909,19 +2960,20 @@ SERVERS = {
 }  # fmt: skip
 _SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")  # any other program
 
-# What these programs start listens on another machine, or in a container.
+# Servers started by these programs listen on another machine, or in a container.
 _ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-compose", "nerdctl", "kubectl", "vagrant")
-# Options whose value is a word of its own, which is neither a verb nor a port.
+# Options whose value is the next word; that word is neither a verb nor a port.
 _VALUED = "-A --app -e --env-file -v --verbosity --settings --pythonpath -d --directory"
 _SERVES_NOTHING = "--help --version --check-config --print-config"
+_WITH_A_VERB = {key.partition(" ")[0] for key in SERVERS if " " in key}
 
 
 def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None = None) -> list[Endpoint]:
-    """Where the server of a command line will listen; empty when that names no port, or cannot be told.
+    """Where the server of a command line will listen; empty if it has no port, or the port is unknown.
 
-    A known server (see SERVERS) is found after any launcher. The command line speaks first, then the variables
-    that this server reads, then its own default, which is not assumed where a file may say otherwise. Any other
-    command has told its port where PORT is set; a script also by ``--port``.
+    A known server (see SERVERS) is found after any launcher. Its options come first, then the variables that
+    it reads, then its default; the default is not assumed if a file may set the port. Any other command has
+    the port of the variable PORT; a script also has that of ``--port``.
 
     >>> [str(endpoint) for endpoint in server_endpoints(["nohup", "python", "-m", "uvicorn", "main:app"], {})]
     ['127.0.0.1:8000']
@@ -2933,8 +2985,7 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     words = next(filter(find_server, commands), commands[-1] if commands else [])
     key, at = find_server(words) or ("", len(words))
     if not key:
-        programs = {key.partition(" ")[0] for key in SERVERS if " " in key}
-        if any(_program(word) in programs for words in commands for word in words):  # such as manage.py migrate
+        if any(_program(word) in _WITH_A_VERB for words in commands for word in words):  # such as manage.py migrate
             return []
         scripts = (at for at, word in enumerate(words) if word.endswith((".py", ".js", ".mjs", ".cjs", ".ts")))
         at = next(scripts, at)
@@ -2949,7 +3000,7 @@ def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str])
     if named and host_variable[:1].isdigit():
         host = host_variable
     for value in take_options(words, server.hosts)[0]:
-        host = value if value[:1] not in ("", "-") else host  # vite: a bare --host
+        host = value if value[:1] not in ("", "-") else host  # vite allows a bare --host
     if host.startswith("unix:") or _given(f"{_SERVES_NOTHING} {server.elsewhere}", words, environ):
         return []
     binds = [_split_address(bind) for value in take_options(words, server.binds)[0] for bind in value.split() or [""]]
@@ -2966,9 +3017,9 @@ def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str])
 def take_options(
     words: Sequence[str], options: str, flags: bool = False, whole: bool = False
 ) -> tuple[list[str], list[str]]:
-    """The values that words give to one of these options, and the words that are left.
+    """The values that the words give to these options, and the words that are left.
 
-    flags: these options take no value. whole: none may be shortened, as argparse lets them be.
+    flags: these options take no value. whole: they cannot be abbreviated, as argparse allows.
 
     >>> take_options(["-b", ":80", "-b:81", "main:app", "--bind=:82", "--bi", ":83"], "-b --bind")
     ([':80', ':81', ':82', ':83'], ['main:app'])
@@ -2987,12 +3038,12 @@ def take_options(
 
 
 def _given(names: str, words: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Whether one of these options stands there, or one of these variables is set."""
+    """Whether one of these options is given, or one of these variables is set."""
     return bool(take_options(words, names)[0]) or any(environ.get(name) for name in names.split())
 
 
 def _bare(words: Sequence[str]) -> list[tuple[str, str]]:
-    """The words that are neither an option nor the value of one, each with the word before it."""
+    """The words that are neither an option nor an option's value, each with the word before it."""
     rest = take_options(words, _VALUED)[1]
     return [(before, word) for before, word in zip(["", *rest], rest) if not word.startswith("-")]
 
@@ -3011,14 +3062,14 @@ def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[
             there = _given(name, words, environ) or (os.path.isfile(name) and text.encode() in _contents(name))
         except OSError:
             there = True
-        # What a variable says goes before a file; but that of an option's file is read for the app alone.
+        # A variable overrides a file. But the file of an option may have set that variable, for the app alone.
         if there and bool(named) == (name.startswith("-") and bool(text)):
             return True
     return False
 
 
 def find_server(words: Sequence[str]) -> tuple[str, int] | None:
-    """Which of SERVERS a command line starts on this machine, and where its program stands there.
+    """The key in SERVERS of the server that a command line starts here, and the index of its program.
 
     >>> find_server(["timeout", "60", "uvicorn", "main:app"]), find_server(["pip", "install", "uvicorn"])
     (('uvicorn', 2), None)
@@ -3031,14 +3082,14 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
         if f"{program} {verb}" in SERVERS:
             return f"{program} {verb}", at
         server = SERVERS.get(program)
-        # Where it is not the program itself, an app tells it from a mere mention.
+        # In any other place, only an app after it shows that it is more than a mention.
         if server and (at == 0 or words[at - 1] == "-m" or server.port is None or any(map(names_app, rest))):
             return program, at
     return None
 
 
 def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
-    """A command line as it is, or the commands of the script in it (``bash -lc '…'``), with its variables."""
+    """The command line itself, or the commands of the script in it (``bash -lc '…'``), variables expanded."""
     words = iter(command)
     shell = any(_is_shell(_program(word)) for word in words)
     script = next(words, "") if shell and any(word[:1] == "-" and word[-1:] == "c" for word in words) else ""
@@ -3058,7 +3109,7 @@ def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[l
                 commands.append([])
             else:
                 commands[-1].append(word)
-    except ValueError:  # a quote that does not end
+    except ValueError:  # an unclosed quote
         return [script.split()]
     return list(filter(None, commands))
 
@@ -3081,7 +3132,7 @@ def names_app(word: str) -> bool:
 
 
 def _split_address(text: str) -> tuple[str, int | None] | None:
-    """(host, port) of ``host:port``, ``port`` or ``host``: "" or None for the part that is missing.
+    """(host, port) of ``host:port``, ``port`` or ``host``; a missing host is "", a missing port None.
 
     >>> [_split_address(text) for text in ("a.b:80", "[::1]:80", ":80", "*:80")]
     [('a.b', 80), ('::1', 80), ('0.0.0.0', 80), ('0.0.0.0', 80)]
@@ -3100,26 +3151,29 @@ def _split_address(text: str) -> tuple[str, int | None] | None:
 
 
 def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
-    """Free the port that the server which is loading this module is about to bind; to be called at its top.
+    """Free the port of the server that is loading the calling module. Call it at the top of that module.
 
-    Put ``import port_manager; port_manager.guard()`` above your app, then ``python -m uvicorn main:app``
-    takes its port over from the previous run. It acts only where a server's command line (see SERVERS) loads the
-    module, or where the module is run as a script whose command line has ``--port``, or that names a port here:
-    ``guard(port=8000)``; a server's own word goes before that. It does nothing in tests, in a REPL, and in
-    the child of a reloader or master, where the port belongs to an ancestor. When the port cannot be had, the
-    process ends with status 1.
+    With ``import port_manager; port_manager.guard()`` above your app, ``python -m uvicorn main:app`` takes
+    its port over from the previous run. It acts only if a server's command line (see SERVERS) loads the
+    module, or if the module runs as a script with ``--port`` on its command line, or with a port given here:
+    ``guard(port=8000)``; a port on the command line comes first. It does nothing in tests, in a REPL, or in
+    the child of a reloader or master, where an ancestor has the port. If the port cannot be freed, the
+    process exits with status 1.
 
     >>> guard()  # neither a server nor a script is being started here
     """
     module = sys._getframe(1).f_globals
     script = module.get("__name__") == "__main__" and "__file__" in module
     key, at = find_server(sys.argv) or ("", -1)
-    if _is_reloaded() or (at != 0 and not script):  # what is no server's program itself has loaded us
+    if _is_reloaded() or (at != 0 and not script):  # neither a server's program nor a script has loaded us
         return
-    told = server_endpoints(sys.argv, None if at == 0 else {})
-    own = [Endpoint(host, port)] if port is not None and not _given(_SERVES_NOTHING, sys.argv, {}) else []
+    endpoints = server_endpoints(sys.argv, None if at == 0 else {})
+    elsewhere = f"{_SERVES_NOTHING} {SERVERS.get(key, _SCRIPT).elsewhere}"  # served there, or nothing is
+    idle = _given(elsewhere, sys.argv[at + 1 :], os.environ) or (not key and _program(sys.argv[0]) in _WITH_A_VERB)
+    if port is not None and not endpoints and not idle:
+        endpoints = [Endpoint(host, port)]
     try:
-        for endpoint in told or own:
+        for endpoint in endpoints:
             if not _is_a_worker(key, *endpoint) and not ensure_port_available(endpoint.port, endpoint.host):
                 raise SystemExit(1)
     except KeyboardInterrupt as interruption:
@@ -3128,28 +3182,29 @@ def guard(port: int | None = None, host: str = "0.0.0.0") -> None:
 
 
 def _is_reloaded() -> bool:
-    """Whether this process was spawned by multiprocessing (as uvicorn and watchfiles do), or by a reloader."""
+    """Whether this process was started by multiprocessing (as by uvicorn and watchfiles), or by a reloader."""
     spawned = sys.modules.get("multiprocessing.process")
     marked = any(os.environ.get(name) == "true" for name in ("RUN_MAIN", "WERKZEUG_RUN_MAIN"))  # Django's; flask's
     return marked or bool(spawned and spawned.parent_process() is not None)
 
 
 def _is_a_worker(key: str, host: str, port: int) -> bool:
-    """Whether this process is the child of a master, which is the same server, or has bound its port."""
+    """Whether this process is the child of a master: of the same server, or of a process that has its port."""
     system = _ThisSystem()
-    if not system.native and _probe(port, host) is None:  # nothing to be had without starting a tool
+    if not system.native and _probe(port, host) is None:  # to find out more would start a tool
         return False
-    ancestors = system.ancestry().pids
-    parent = next(map(system.process, ancestors[1:]), None)
-    words = system.describe(parent).command.split() if parent and key and not system.redirects else []
-    if words and (_is_command_of(key, words) or _master(system, os.getpid())[0]):
+    me, parent = (system.process(pid) for pid in (os.getpid(), os.getppid()))
+    if me and me.forked and me.parent != 1:  # 1: that of a daemon
         return True
-    # A master may bind, and leave it to its workers to listen.
-    return not _pids_on(system, port, None).isdisjoint(ancestors)
+    words = system.describe(parent).command.split() if parent and key and not system.redirects else []
+    if words and _is_command_of(key, words):
+        return True
+    # A master may bind, and let its workers listen.
+    return not _pids_on(system, port, None).isdisjoint(system.ancestry().pids)
 
 
 def _is_command_of(key: str, command: Sequence[str]) -> bool:
-    """Whether a command line is this server's own, not that of a launcher which only waits for it.
+    """Whether a command line is the server's own, not that of a launcher that waits for it.
 
     >>> [_is_command_of("uvicorn", words.split()) for words in ("python3 -X dev -m uvicorn a:b", "uv run uvicorn a:b")]
     [True, False]
@@ -3160,16 +3215,16 @@ def _is_command_of(key: str, command: Sequence[str]) -> bool:
 
 
 def _is_of_our_server(port: int, host: str) -> bool:
-    """Whether all who hold the port are ancestors of this process, or children of its parent, the reloader."""
+    """Whether all holders of the port are ancestors of this process, or children of its parent, the reloader."""
     system = _ThisSystem()
     parent = system.process(os.getppid())
-    shell = parent is None or _is_shell(parent.name)  # in which a reloader's variable was left
+    shell = parent is None or _is_shell(parent.name)  # a reloader's variable was left set in a shell
     pids = _pids_on(system, port, host)
     return bool(pids) and pids <= {*system.ancestry().pids, *(() if shell else system.children(os.getppid()))}
 
 
 def _pids_on(system: _System, port: int, host: str | None) -> set[int | None]:
-    """Whose sockets are on a port, also those that only bind; none where nobody can tell."""
+    """The owners of the sockets on a port, also of those that do not listen; empty if unknown."""
     try:
         return {row.pid for row in _search(system, port, host, True)}
     except PortError:
@@ -3201,38 +3256,42 @@ dev, development, local, test, testing, debug."""
 _VERBS = {
     "list": """\
 [PORT...] [OPTION...]
+Show the processes that listen, by port.
 
   port_manager.py list 8000-8010 --json  only these ports, for programs
 
 Exit status: 0 listed, 1 the system does not tell""",
     "check": """\
 PORT... [OPTION...]
+Show what holds a port, and what free would do; nothing is stopped.
 
   port_manager.py check 3000-3100  the held ones of 101 ports
 
 Exit status: 0 every port is available, 1 one is not""",
     "free": """\
 PORT... [OPTION...]
+Stop what holds a port, if that is safe, and verify that it is free.
 
   port_manager.py free 8000 9229 -n  only say who would be stopped
 
 Exit status: 0 every port is available (after -n: would be), 1 one is not""",
     "wait": """\
 PORT [OPTION...]
+Wait until a port is free, or until a server listens on it.
 
   port_manager.py wait 8000 --until listening  until a server is up
 
 Exit status: 0 the port is in that state, 1 it was not in time""",
     "pick": """\
 [PORT or range] [OPTION...]
+Print a free port: the one given (8000), a later one, or one of the range.
 
   port_manager.py pick 3000-3010  print a free one of these
 
 Exit status: 0 the port is printed, 1 none is free""",
 }  # fmt: skip
 _NAMES = {**{verb: verb for verb in _VERBS}, "stop": "free", "kill": "free"}
-# An option is declared by its line of help: the short form, the long one, and what its value is; behind a bar, the
-# verbs that have it.
+# Each option is declared by its line of help: short, long, kind of value; after the bar, the verbs that have it.
 _OPTIONS = """\
   -n, --dry-run              stop nobody; say who would be stopped, or why not | free
       --grace SECONDS        time for the holder to stop by itself (5) | free
@@ -3252,19 +3311,19 @@ _SIGNALS = {"1": "HUP", "2": "INT", "3": "QUIT", "9": "KILL", "15": "TERM"}
 
 
 class _WrongCall(PortError):
-    """The call is wrong, and how."""
+    """A wrong command line; exit status 2."""
 
 
 class _Request(NamedTuple):
-    """What a call asks for."""
+    """A parsed command line."""
 
     verb: str
-    targets: dict[tuple[str, int], str]  # (host, port): the range that named it, or ""
-    given: dict[str, str]  # the values of the options by their long names
+    targets: dict[tuple[str, int], str]  # (host, port): the range that contains it, or ""
+    given: dict[str, str]  # the values of the options, by long name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, and return its exit status.
+    """Run a command line, and return its exit status.
 
     >>> main(["pick", "http"])
     2
@@ -3316,7 +3375,7 @@ def _called(words: list[str]) -> int:
 
 
 def _parsed(words: list[str]) -> tuple[list[str], dict[str, str], dict[str, tuple[str, str]]]:
-    """The words that are left; by its long name, the value of each option, and the help and the verbs of every one."""
+    """The words left; the value of each given option, by long name; the help and the verbs of every option."""
     given: dict[str, str] = {}
     options = {}
     words = ["--help" if word == "help" else word for word in words]
@@ -3347,7 +3406,7 @@ def _checked_value(name: str, kind: str, text: str) -> str:
 
 
 def _targets(verb: str, words: list[str], given: dict[str, str], names: list[str]) -> dict[tuple[str, int], str]:
-    """The ports that are meant by 8000, :8000, 3000-3010, 80,81, localhost:8000, http://localhost:8000/."""
+    """The ports that these words name: 8000, :8000, 3000-3010, 80,81, localhost:8000, http://localhost:8000/."""
     parts = [part for word in words for part in word.strip(",").split(",")] or ["8000"] * (verb == "pick")
     targets: dict[tuple[str, int], str] = {}
     for part in parts:
@@ -3367,18 +3426,20 @@ def _targets(verb: str, words: list[str], given: dict[str, str], names: list[str
 
 
 def _no_port(word: str, names: list[str]) -> _WrongCall:
-    """What is wrong with a word, and what could have been meant."""
+    """The error for a word that names no port, with a hint at what could be meant."""
     import difflib
 
     near = difflib.get_close_matches(word.partition("=")[0], names, 1, 0.7)
     hint = f"did you mean {near[0]}?" if near else "a port is a number from 1 to 65535, a range is 3000-3010"
-    if word[:1] == "-" and word[1:].isdecimal():
-        hint = f"a signal is named with -s {word[1:]}"
+    if word[:1] == "-" and not near:
+        hint = "no verb has this option; port_manager.py free --help lists those of free"
+        if word[1:].isdecimal():
+            hint = f"a signal is named with -s {word[1:]}"
     return _WrongCall(f"{_clean(word)!r} is neither a port nor a verb or option; {hint}")
 
 
 def _print(text: str) -> None:
-    """Write data to standard output: a reader such as head may go away, but a full disk is an error."""
+    """Write data to standard output; a reader such as head may close it early, but a full disk is an error."""
     failure = write_line(sys.stdout, text)
     if failure:
         raise PortError(f"standard output cannot be written: {failure}")
@@ -3394,14 +3455,15 @@ def _print_results(results: Iterable[PortResult]) -> None:
     """The JSON of list, check and free."""
     system, ports = _ThisSystem(), []
     for result in results:
-        holders = [_facts(system, result, holder) for holder in result.holders]
-        ports.append({**result._asdict(), "host": result.host or None, "holders": holders})
-        del ports[-1]["plan"], ports[-1]["managers"]
+        holders = [_holder_as_json(system, result, holder) for holder in result.holders]
+        fields = result._asdict()
+        del fields["plan"], fields["managers"]
+        ports.append({**fields, "host": result.host or None, "holders": holders})
     _print(_json({"ports": ports}))
 
 
-def _facts(system: _System, result: PortResult, holder: Holder) -> dict[str, Any]:
-    """What JSON tells of a holder; its ancestry begins at a shell or the service above it."""
+def _holder_as_json(system: _System, result: PortResult, holder: Holder) -> dict[str, Any]:
+    """A holder for JSON; its ancestry begins at a shell, or at the service above it."""
     ancestry: list[dict[str, object]] = []
     for process in map(system.process, system.parents(holder.pid)[:12]):
         if process is None or process.pid == 1:
@@ -3422,17 +3484,14 @@ def _facts(system: _System, result: PortResult, holder: Holder) -> dict[str, Any
 
 
 def _place(system: _System, holder: Holder) -> tuple[str, str]:
-    """The folder of a holder, also of one that has been stopped since, and its project, where that has a mark.
-
-    The folder is empty where it is out of reach from here.
-    """
-    told = _folder_of(system, holder.pid or 0)
-    folder = "" if told is None else told or holder.cwd
+    """The folder (empty: out of reach from here) and the marked project of a holder, even of one stopped since."""
+    current = _folder_of(system, holder.pid or 0)
+    folder = "" if current is None else current or holder.cwd
     return folder, _clean(_root_of(folder, _MARKS))
 
 
 def _check_or_free(request: _Request) -> bool:
-    """Free each port; for check and the dry run show, instead, what that would do."""
+    """Free each port; check and the dry run only show what that would do."""
     given, free = request.given, request.verb == "free"
     dry = not free or "--dry-run" in given
     options = _options(
@@ -3457,7 +3516,7 @@ def _check_or_free(request: _Request) -> bool:
 
 
 def _screens(results: list[PortResult], ranges: list[str]) -> Iterator[str]:
-    """A text for each port; of a range a summary, and the ports that are held."""
+    """A text for each port; for a range, a summary and the held ports."""
     for named in dict.fromkeys(ranges):
         some = [result for result, its_range in zip(results, ranges) if its_range == named]
         if named:
@@ -3475,7 +3534,7 @@ def _is_held(result: PortResult) -> bool:
 
 
 def _screen(result: PortResult) -> str:
-    """What check says about a port: the verdict, whom it is about, and what free would do."""
+    """The output of check for a port: the verdict, the holders, and what free would do."""
     system, port, reason = _ThisSystem(), result.port, result.reason or ""
     if result.available:
         beside = system.beside(port) if result.host == "0.0.0.0" else []
@@ -3491,14 +3550,12 @@ def _screen(result: PortResult) -> str:
     return "\n".join([*lines, f"  free would  {would}"])
 
 
-def _about(
-    system: _System, result: PortResult, root: Holder, children: list[Holder], room: int
-) -> dict[str, str]:
-    """What is told of a holder and its children, by label; empty where there is nothing to tell."""
-    facts, command = _facts(system, result, root), _short_command(root.command, room - 10)
+def _about(system: _System, result: PortResult, root: Holder, children: list[Holder], room: int) -> dict[str, str]:
+    """The facts about a holder and its children, by label; empty ones are not shown."""
+    data, command = _holder_as_json(system, result, root), _short_command(root.command, room - 10)
     states = {"suspended": "suspended (Ctrl+Z)", "deleted": "its program was deleted or replaced"}
-    branch, age, manager = facts["branch"], _age(root), facts["manager"]
-    line = [process["name"] for process in facts["ancestry"]]
+    branch, age, manager = data["branch"], _age(root), data["manager"]
+    line = [process["name"] for process in data["ancestry"]]
     return {
         "process": f"{root.pid} ({command})" if root.pid else "one that you may not see",
         "children": _listed(sorted(children)),
@@ -3506,14 +3563,14 @@ def _about(
         "started": (f"{age} ago " if age else "")
         + (f"by {root.user}" if root.user else "")
         + (f": {' → '.join([*line, root.name])}" if line else ""),
-        "state": states.get(facts["state"], ""),
-        "listens on": ", ".join(facts["addresses"]),
+        "state": states.get(data["state"], ""),
+        "listens on": ", ".join(data["addresses"]),
         "managed by": manager["name"] if manager and manager["name"] not in (result.reason or "") else "",
     }
 
 
 def _room() -> int:
-    """The columns of the terminal; a pipe has no width, unless COLUMNS gives it one."""
+    """The width of the terminal; a pipe has none, unless COLUMNS is set."""
     import shutil
 
     return shutil.get_terminal_size((10_000, 1)).columns or 80
@@ -3549,7 +3606,7 @@ def _rows(system: _System, result: PortResult, room: int) -> Iterator[list[str]]
 
 
 def _table(rows: list[list[str]], room: int) -> Iterator[str]:
-    """Aligned columns; where the room is short, without those that matter least, and with shorter commands."""
+    """Aligned columns; on a narrow terminal, without the least important ones, and with shorter commands."""
     rows = [["PORT", "ADDRESS", "PID", "UP", "USER", "FOLDER", "COMMAND"], *rows]
     if room < 100:
         rows = [[*row[:3], *row[5:]] for row in rows]
@@ -3576,7 +3633,7 @@ def _pick(request: _Request) -> bool:
     port = find_free_port(first, host)
     if port > last:
         raise PortError(f"no port from {first} to {last} is free", first, host)
-    # A short step at random, so that starts at the same moment may get different ports.
+    # A small random step, so that simultaneous starts may get different ports.
     further = port + os.urandom(1)[0] % 4
     if first < port and further <= last and not (_probe(further, host) or _probe(further, "localhost")):
         port = further

@@ -7,7 +7,6 @@ Without any, the modules run in a few processes at once, since the tests wait mo
 from __future__ import annotations
 
 import configparser
-import contextlib
 import importlib.util
 import os
 import subprocess
@@ -15,9 +14,8 @@ import sys
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
-from .held import clean_environ
+from .held import ROOT, clean_environ
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENV = os.path.join(ROOT, ".venv")
 
 
@@ -29,21 +27,18 @@ def packages(*groups: str) -> list[str]:
 
 
 def works(*command: str) -> bool:
-    with contextlib.suppress(OSError):
-        return subprocess.run(command, stdout=DEVNULL, stderr=DEVNULL, check=False).returncode == 0
-    return False
+    return subprocess.run(command, stdout=DEVNULL, stderr=DEVNULL, check=False).returncode == 0
 
 
 def environment(needed: list[str]) -> str:
     """The interpreter of .venv, made for this Python when it is not there; SystemExit says what to do instead."""
     python = os.path.join(VENV, "Scripts" if os.name == "nt" else "bin", "python")
-    if not works(python, "-c", f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"):
+    same = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    if not os.path.exists(python) or not works(python, "-c", same):
         print(f"Making {VENV} for the tests", flush=True)
         if not works(sys.executable, "-m", "venv", "--clear", VENV):
-            raise SystemExit(
-                "A virtual environment cannot be made with this Python (on Debian and Ubuntu: apt install "
-                f"python3-venv). Or install the packages yourself: {sys.executable} -m pip install {' '.join(needed)}"
-            )
+            why = "No virtual environment can be made by this Python (on Debian and Ubuntu: apt install python3-venv)"
+            raise SystemExit(f"{why}; by hand: {sys.executable} -m pip install {' '.join(needed)}")
     if not works(python, "-c", "import " + ", ".join(needed).replace("-", "_")):
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *needed]
         if subprocess.run(pip, check=False).returncode:

@@ -2,9 +2,8 @@
 
     python3 -m tests.benchmark
 
-Times differ from machine to machine and from minute to minute; the ratio of two medians whose samples were
-taken in turns (A B A B …) hardly does. Both sides of a comparison run in the interpreter that runs this. It is
-a program to be read, and no test: a row that misses its bar fails nothing.
+Times differ from machine to machine and from minute to minute; the ratio of two medians whose samples were taken in
+turns (A B A B …) hardly does. It is a program to be read, and no test: a row that misses its bar fails nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from subprocess import DEVNULL, PIPE
 from typing import Any, Callable, Iterator
@@ -29,7 +27,6 @@ import port_manager
 
 from .held import ROOT, Held
 
-SCRIPT = os.path.join(ROOT, "port_manager.py")
 IMPORT = "import logging, socket, time; t = time.perf_counter(); import port_manager; print(time.perf_counter() - t)"
 
 # Each process has 21 descriptors, and the first four share the connections (reset at the end, so that no
@@ -83,8 +80,8 @@ def in_turns(
     row(what, medians[0], against, medians[1], bar)
 
 
-def run(*command: str, env: dict[str, str] | None = None) -> None:
-    subprocess.run(command, cwd=ROOT, env=env, stdout=DEVNULL, stderr=DEVNULL, check=False)
+def run(*command: str) -> None:
+    subprocess.run(command, cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL, check=False)
 
 
 def some_port() -> int:
@@ -118,14 +115,14 @@ def free_port_row() -> None:
     in_turns("ensure_port_available, free port", ours, "socket, bind", lambda: timed(bare, 200), 5, 60)
 
 
-def start_rows(env: dict[str, str]) -> None:
-    """What starting it costs, as a script (compiled each time) and as a module (from cached bytecode)."""
+def start_rows() -> None:
+    """What starting it costs, as a script (compiled each time) and as a module (from bytecode of the first round)."""
     port, words = str(some_port()), [sys.executable, "-c", IMPORT]
-    imported = lambda: float(subprocess.run(words, cwd=ROOT, env=env, stdout=PIPE, check=True).stdout)
+    imported = lambda: float(subprocess.run(words, cwd=ROOT, stdout=PIPE, check=True).stdout)
     in_turns("import port_manager", imported, "", lambda: 1.5e-3, 1)
 
     def starting(*words: str) -> float:
-        return timed(lambda: run(sys.executable, *words, env=env))
+        return timed(lambda: run(sys.executable, *words))
 
     def freeing(*words: str) -> float:
         with Held(("0.0.0.0", int(port))) as holder:
@@ -133,7 +130,7 @@ def start_rows(env: dict[str, str]) -> None:
             assert holder.process.wait(5) == -signal.SIGTERM
         return took
 
-    for how, words, bars in ("script", [SCRIPT], (2.4, 3)), ("-m", ["-m", "port_manager"], (1.3, 3)):
+    for how, words, bars in ("script", ["port_manager.py"], (2.4, 3)), ("-m", ["-m", "port_manager"], (1.3, 3)):
         bare = "python -c 'import socket'", lambda: starting("-c", "import socket")
         in_turns(f"check, free port ({how})", lambda: starting(*words, "check", port), *bare, bars[0])  # noqa: B023
         in_turns(f"free, prompt holder ({how})", lambda: freeing(*words, "free", port), *bare, bars[1])  # noqa: B023
@@ -173,11 +170,9 @@ def exit_row() -> None:
     row("from the holder's exit to our return", statistics.median(lags), "", 5e-3, 1)
 
 
-def server_cost(*command: str) -> tuple[int, int]:
-    """(processes, kB of memory) of a server that listens, everything in its process group counted."""
-    port = some_port()
-    words = [word.replace("PORT", str(port)) for word in command]
-    with subprocess.Popen(words, cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True) as server:
+def server_cost(port: int, *command: str) -> tuple[int, int]:
+    """(processes, kB of memory) of a server that listens, everything in its session counted."""
+    with subprocess.Popen(command, cwd=ROOT, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True) as server:
         try:
             port_manager.wait_until_listening(port, "0.0.0.0", 20)
             time.sleep(0.1)
@@ -189,9 +184,10 @@ def server_cost(*command: str) -> tuple[int, int]:
 
 def run_backend_rows() -> None:
     """What stays of run_backend.py beside the server that it has started: nothing."""
-    server = [sys.executable, "-m", "http.server", "PORT"]
-    through = [sys.executable, os.path.join(ROOT, "run_backend.py"), "--port", "PORT", "--", *server]
-    costs = [server_cost(*through) + server_cost(*server) for _ in range(9)]
+    port = some_port()
+    server = [sys.executable, "-m", "http.server", str(port)]
+    through = [sys.executable, os.path.join(ROOT, "run_backend.py"), "--port", str(port), "--", *server]
+    costs = [server_cost(port, *through) + server_cost(port, *server) for _ in range(9)]
     ours, our_size, theirs, their_size = map(statistics.median, zip(*costs))
     row("server by run_backend, processes", ours, "plainly", theirs, 1, "in all")
     row("server by run_backend, memory", our_size, "plainly", their_size, 1.02, "kB")
@@ -205,10 +201,7 @@ def main() -> None:
     for name in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "PYTHONDONTWRITEBYTECODE"):
         os.environ.pop(name, None)
     free_port_row()
-    with tempfile.TemporaryDirectory() as cache:
-        env = {**os.environ, "PYTHONPYCACHEPREFIX": cache}
-        run(sys.executable, "-m", "py_compile", SCRIPT, env=env)
-        start_rows(env)
+    start_rows()
     port = some_port()
     with Held(("0.0.0.0", port)) as holder:
         holder_rows("idle machine", port, holder.pid, 40, {"ss": 1 / 10})

@@ -3,10 +3,7 @@
     python3 -m tests.compare
 
 As root on Linux, with an interpreter and a folder that every user may read (one case runs the tool as nobody). A
-tool that is not on PATH is left out.
-
-Holders are real processes, the tool is called as its manual says, and a tick is what a developer would want. Nothing
-outside of the namespaces can be reached from inside. It is a program to be read, and no test.
+tool that is not on PATH is left out. A tick is what a developer would want. It is a program to be read, and no test.
 """
 
 from __future__ import annotations
@@ -24,11 +21,11 @@ import time
 from subprocess import DEVNULL, PIPE, STDOUT
 from typing import Any, Callable
 
+from .benchmark import timed
 from .held import ROOT, Held, can_bind, eventually, holding
 
 PORT = 8000
 WHERE = "127.0.0.1"  # for those who can be told an address
-
 TOOLS = {
     "lsof": f"lsof -ti:{PORT} | xargs -r kill -9",
     "listen": f"lsof -tiTCP:{PORT} -sTCP:LISTEN | xargs -r kill",
@@ -48,7 +45,6 @@ def run(host: str = "", *before: str) -> tuple[int, str]:
 
 
 def gone(held: Held) -> bool:
-    """Whether a holder and its children have ended, within a few seconds."""
     return eventually(lambda: not held.alive(), 3)
 
 
@@ -57,12 +53,12 @@ def freed(*spared: dict[str, Any], host: str = "", **server: Any) -> bool:
     held = Held((host or "0.0.0.0", PORT), **server)
     others = [Held(spec.pop("at"), **spec) for spec in spared]
     run(host)
+    time.sleep(0.3)  # one that was killed may take a moment to end
     return gone(held) and all(other.alive() for other in others)
 
 
 def an_own_end() -> bool:
-    server = Held((WHERE, 9000))
-    client = Held((WHERE, PORT), connect=(WHERE, 9000))
+    server, client = Held((WHERE, 9000)), Held((WHERE, PORT), connect=(WHERE, 9000))
     run()
     time.sleep(0.3)
     return bool(client.alive() and server.alive())
@@ -89,8 +85,7 @@ def supervised() -> bool:
     """Reported: not by a status that is always the same, but by the PID of who starts it, as a word of its own."""
     words = ["sh", "-c", f"while :; do {shlex.join(holding(('0.0.0.0', PORT)))}; done"]
     loop = subprocess.Popen(words, stdout=DEVNULL, start_new_session=True)
-    while can_bind(PORT):
-        time.sleep(0.02)
+    eventually(lambda: not can_bind(PORT))
     status, said = run()
     return status != 0 and re.search(rf"(?<![\w:.-]){loop.pid}(?![\w:.-])", said.replace(str(PORT), "")) is not None
 
@@ -111,13 +106,10 @@ def an_ancestor() -> bool:
 
 
 def take_over() -> str:
-    """The median of ten, in milliseconds."""
     took = []
     for _ in range(10):
         server = Held(("0.0.0.0", PORT))
-        begun = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - begun)
+        took.append(timed(run))
         gone(server)
     return f"{statistics.median(took) * 1e3:.0f}"
 
@@ -145,7 +137,7 @@ def inside(case: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     signal.alarm(60)
     answer = CASES[case]()
-    print({True: "✓", False: ""}.get(answer, answer) if isinstance(answer, bool) else answer, flush=True)
+    print("✓" if answer is True else answer or "", flush=True)
 
 
 def main() -> None:

@@ -1,14 +1,11 @@
 """What tools print, written after their own output, with rows that must not match."""
 
-from __future__ import annotations
-
 # Linux: ss, netstat of net-tools and of busybox, /proc/net/tcp
 
 SS = """\
 LISTEN 0      128        127.0.0.1:8000       0.0.0.0:*    users:(("a",pid=51,fd=3),("a",pid=6,fd=3)) uid:1000 ino:73
 LISTEN 0      128            [::1]:8000          [::]:*    users:(("a\\",pid=1,fd=1",pid=52,fd=4)) ino:74 v6only:1 <->
 LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=4)) ino:75 sk:9 v6only:0 <->
-LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=5)) ino:77
 LISTEN 0      128        127.0.0.1:18000      0.0.0.0:*    users:(("python3",pid=54,fd=3)) ino:76
 ESTAB  0      0          127.0.0.1:8000     127.0.0.1:5201 users:(("curl",pid=55,fd=3))
 """
@@ -30,9 +27,9 @@ tcp        0      0 127.0.0.1:8000          127.0.0.1:5201          ESTABLISHED 
 """
 PROC_NET = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 73 1 0000000000000000 100 0 0 10 0
-   1: 0100007F:4650 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 74 1 0000000000000000 100 0 0 10 0
-   2: 0100007F:1F40 0100007F:1451 01 00000000:00000000 00:00000000 00000000     0        0 75 1 0000000000000000 20 4 30 10 -1
+   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 73 1 0000000000000000 100 0
+   1: 0100007F:4650 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 74 1 0000000000000000 100 0
+   2: 0100007F:1F40 0100007F:1451 01 00000000:00000000 00:00000000 00000000     0        0 75 1 0000000000000000 20 4
 """
 
 # macOS: lsof -F pftdPnT prints one field a line, the fields of each process and descriptor one after the other.
@@ -56,7 +53,6 @@ PS = """\
   501     1   501 S    ??       alice Mon Nov 23 08:10:00 2026 /Applications/Firefox.app/Contents/MacOS/firefox
   333     1   333 Ss   ??       alice Mon Nov 23 08:11:00 2026 /System/Library/CoreServices/\
 ControlCenter.app/Contents/MacOS/ControlCenter
-  444     1   444 S    ??       root  Mon Nov 23 08:11:00 2026 /usr/sbin/other
   555     1   555 S    ??       alice Mon Nov 23 08:12:00 2026 /Applications/OrbStack.app/Contents/Frameworks/\
 OrbStack Helper.app/Contents/MacOS/OrbStack Helper vmgr
   812     1   812 Ss   ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/postgres -D /opt/homebrew/var
@@ -70,12 +66,11 @@ COMM = """\
   333 /System/Library/CoreServices/ControlCenter.app/Contents/MacOS/ControlCenter
   555 /Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper
 38146 /opt/homebrew/bin/python3
-garbage
 """
 LAUNCHCTL = """\
 PID\tStatus\tLabel
 -\t0\tcom.apple.SafariHistoryServiceAgent
-701\t0
+38146\t0
 812\t0\thomebrew.mxcl.postgresql@14
 813\t0\torg.x y\x1b[2J
 814\t0\tapplication.com.docker.docker.1.2
@@ -101,7 +96,6 @@ alice    python3.11 38146 3   tcp4   127.0.0.1:8000        *:*
 alice    python3.11 38146 4   tcp6   ::1:8000              *:*
 alice    my tcp4 x  38147 3   tcp46  *:8000                *:*
 alice    curl       501   5   tcp4   127.0.0.1:52011       127.0.0.1:8000
-alice    curl       501   6   tcp6   ::1:52012             ::1:8000
 alice    curl       501   7   tcp6   fe80::1%lo0:52013     fe80::1%lo0:8000
 root     nginx      812   6   tcp6   *:8000                *:*
 root     syslogd    400   6   udp4   *:8000                *:*
@@ -119,15 +113,13 @@ PS_OF_FREEBSD = """\
 38147     1 38147 Ss   -      alice            Mon Nov 23 09:30:00 2026     daemon: my tcp4 x[38147] (daemon)
 """
 
-# Windows: netstat -ano
+# Windows: netstat -ano, with the word for LISTENING of English and Chinese, of German, of French
 
-HEADS = {  # (title, headings, what LISTENING is called)
-    "english": ("Active Connections", "Proto  Local Address          Foreign Address        State", "LISTENING"),
-    "german": ("Aktive Verbindungen", "Proto  Lokale Adresse         Remoteadresse          Status", "ABHÖREN"),
-    "french": ("Connexions actives", "Proto  Adresse locale         Adresse distante       État", "À L'ÉCOUTE"),
-    "chinese": ("活动连接", "协议  本地地址          外部地址        状态           PID", "LISTENING"),
-}
-ROWS = """
+STATES = ("LISTENING", "ABHÖREN", "À L'ÉCOUTE")
+NETSTAT_ANO = """
+活动连接
+
+  协议  本地地址          外部地址        状态           PID
   TCP    127.0.0.1:8000         0.0.0.0:0              {state}       38144
   TCP    0.0.0.0:80             0.0.0.0:0              {state}       4
   TCP    127.0.0.1:52011        127.0.0.1:8000         ESTABLISHED     9120
@@ -140,6 +132,5 @@ ROWS = """
 """
 
 
-def netstat_ano(language="english"):
-    title, heads, state = HEADS[language]
-    return f"\r\n{title}\r\n\r\n  {heads}\r\n" + ROWS.format(state=state).replace("\n", "\r\n")
+def netstat_ano(state="LISTENING"):
+    return NETSTAT_ANO.format(state=state).replace("\n", "\r\n")

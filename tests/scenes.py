@@ -143,6 +143,6 @@ def wait_inside(name: str, port: int) -> None:
     assert eventually(lambda: listening_inside(name, port), 20), docker("logs", name)
 
 
-def serve_inside(name: str, port: int, *options: str) -> None:
-    docker("exec", "-d", *options, name, "python3", "-m", "http.server", str(port))
+def serve_inside(name: str, port: int) -> None:
+    docker("exec", "-d", name, "python3", "-m", "http.server", str(port))
     wait_inside(name, port)

@@ -23,12 +23,11 @@ PARSERS: dict[str, Callable[..., Any]] = {
     "sock_diag": pm._parse_sock_diag, "proc_net": pm._parse_proc_net, "ss": pm._parse_ss, "lsof": pm._parse_lsof,
     "netstat": pm._parse_netstat, "sockstat": pm._parse_sockstat, "netstat of macOS": pm._parse_netstat_bsd,
     "ps": pm._parse_ps, "v6only": pm._v6only_attribute,
-    # Windows; the second takes bytes, and whether it is a table of IPv6
-    "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)), "table of listeners": pm._parse_tcp_table,
+    "netstat -ano": lambda text: _rows(pm._parse_netstat_ano(text)),
 }  # fmt: skip
 # What has the same form on both sides: the text that is shown; what is asked and told of the system; what guard() asks.
 write, status, on_terminal = pm.write_line, pm._status, pm._on_terminal
-clean, title, age, decoded, short_folder = pm._clean, pm._title, pm._age, pm._decoded, pm._short_folder
+title, age, decoded, short_folder = pm._title, pm._age, pm._decoded, pm._short_folder
 bind_error, run, answer = pm._bind_error, pm._run, pm._Answer
 youngest_first = pm._pids_from_the_youngest  # the PIDs, in the order in which they are looked at
 proc_is_ours, forget, system_of = pm._proc_is_ours, pm._proc_is_ours.cache_clear, pm._system_of
@@ -158,7 +157,7 @@ def sockets(system: str, port: int) -> list[Any] | None:
 
 def process(pid: int, parent: int | None, name: str = "python", tty: object = 0) -> Any:
     """A process that does not exist."""
-    return pm._Process(pid, parent, pid, tty, 1, 1.0, "", name, "", False, False, False)
+    return pm._Process(pid, parent, pid, tty, 1, 1.0, "", name, "", False, False, False, False)
 
 
 def read(pid: int) -> Any:

@@ -1,9 +1,8 @@
 """Take-overs for minutes on end: no wrong stop, nothing left behind, as quick at the end as at the start.
 
     python3 -m tests.soak     1,000 take-overs in a row, then 20 callers at once for 5 minutes, beside 3,000 processes
-    python3 -m tests.soak --take-overs 100 --minutes 0.5 --callers 5 --processes 300
 
-It is a program, and no test: what goes wrong is printed, and makes its status 1.
+What goes wrong is printed, and makes its status 1.
 """
 
 from __future__ import annotations
@@ -37,22 +36,18 @@ while not select.select([0], [], [], 0.05)[0]:
 CALLER = """
 import logging, os, sys
 sys.path.insert(0, sys.argv[1])
-from port_manager import ensure_port_available, main
+from port_manager import ensure_port_available
 logging.getLogger("port_manager").setLevel(50)
-def freed():
-    if os.getpid() % 2:
-        return main(["free", sys.argv[2], "--quiet"]) == 0
-    return ensure_port_available(int(sys.argv[2]), policy="kill")
 os.write(1, b"ready\\n")
 while os.read(0, 1):
-    os.write(1, b"%d" % freed())
+    os.write(1, b"%d" % ensure_port_available(int(sys.argv[2]), policy="kill"))
 """
 
 
 def left() -> tuple[list[str], set[str]]:
     """Our descriptors, and our children that live or have not been buried."""
-    children = [(task / "children").read_text().split() for task in Path("/proc/self/task").iterdir()]
-    return sorted(os.listdir("/proc/self/fd")), {pid for found in children for pid in found}
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return sorted(os.listdir("/proc/self/fd")), {*children}
 
 
 @contextlib.contextmanager
@@ -62,15 +57,6 @@ def server(port: int, children: int) -> Iterator[None]:
         yield
         assert held.process.wait(10) == -signal.SIGTERM and held.alive() == []
         socket.create_server(("0.0.0.0", port)).close()
-
-
-def in_a_row(port: int, times: int) -> list[float]:
-    """The seconds that each of so many take-overs takes, of a server alone and of one with children in turns."""
-    took = []
-    for number in range(times):
-        with server(port, number % 2 * 8):
-            took.append(timed(lambda: answers.append(port_manager.ensure_port_available(port, policy="kill"))))
-    return took
 
 
 def at_once(port: int, callers: list[Any], minutes: float) -> int:
@@ -96,8 +82,10 @@ def main() -> int:
         _, crowd = stack.enter_context(child(CROWD, wish.processes, 0, lines=wish.processes))
         bystander = stack.enter_context(Held(("0.0.0.0", other)))
         client, _ = stack.enter_context(child(CLIENT, port))
-        before = left()
-        took = in_a_row(port, wish.take_overs)
+        before, took = left(), []
+        for number in range(wish.take_overs):  # of a server alone and of one with children in turns
+            with server(port, number % 2 * 8):
+                took.append(timed(lambda: answers.append(port_manager.ensure_port_available(port, policy="kill"))))
         tenth = max(1, len(took) // 10)
         first, last = (1e3 * statistics.median(some) for some in (took[:tenth], took[-tenth:]))
         print(f"{len(took)} take-overs: {first:.1f} ms at the start, {last:.1f} ms at the end")

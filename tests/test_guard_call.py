@@ -1,7 +1,5 @@
 """guard(): one line at the top of an app module, which acts only where a server is about to bind."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -13,68 +11,55 @@ import sys
 import pytest
 
 import port_manager
-from port_manager import server_endpoints
+from port_manager import PortTimeout, server_endpoints, wait_until_listening
 
 from . import seam
-from .conftest import LINUX, bound_is_told
+from .apart import boxed
+from .conftest import LINUX, bound_is_told, eventually
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
-
+GUARD = "import os, port_manager; port_manager.guard({})\nprint('loaded', __name__, flush=True)\n"
 
 # Where a server listens, by its words, and by the variables before them; "": they name no port.
 ENDPOINTS = {
     "127.0.0.1:8000": [
-        "bash -e --rcfile rc -c 'uvicorn main:app'", "runner --fd=3 uvicorn main:app",
-        "/lib/uvicorn/__main__.py main:app", "manage.py runserver -v 2", "uvicorn main:app --env-file f",
+        "bash -e --rcfile rc -c 'uvicorn main:app'", "runner --fd=3 uvicorn main:app", "manage.py runserver -v 2",
+        "/lib/uvicorn/__main__.py main:app", r"C:/venv/Scripts/uvicorn.exe main:app",
         "sh -c 'echo \"\" && uvicorn main:app'", "sh -c 'uvicorn main:app\npg_isready --port 5432'",
-        "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", "uv run --with uvloop uvicorn main:app",
-        r"C:/venv/Scripts/uvicorn.exe main:app",
+        "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", "uvicorn main:app --env-file f",
         "PORT=9000 HOST=:: uvicorn main:app",  # uvicorn does not read these
     ],
     "127.0.0.1:9000": [
-        'sh -c "uvicorn main:app --port \'9000\'"', "python manage.py runserver 9000",
-        "gunicorn main:app -b tcp://127.0.0.1:9000", "gunicorn main:app --bi 127.0.0.1:9000",
-        "bash -c 'exec uvicorn main:app --port 9000$THERE_IS_NONE'",
-        "python -m debugpy --listen 5678 -m uvicorn main:app --port 9000",
+        'sh -c "uvicorn main:app --port \'9000\'"', "gunicorn main:app --bi 127.0.0.1:9000",
+        "gunicorn main:app -b tcp://127.0.0.1:9000", "bash -c 'exec uvicorn main:app --port 9000$THERE_IS_NONE'",
         "honcho run flask --app main --debug run -p 9000",
         "nohup bash -lc 'cd api && exec uvicorn main:app --port ${PORT:-9000} >log 2>&1 &'",
-        "UVICORN_PORT=9001 python3.11 -m uvicorn main:app --port 9000",
     ],
     "0.0.0.0:9000": [
         "PORT=9000 python run.py uvicorn", "gunicorn -b :9000", "PORT=9000 sudo --preserve-env PORT gunicorn main:app",
-        "python server.py --port 9000", "PORT=9000 gunicorn main:app", "waitress-serve --listen=*:9000 main:app",
+        "python server.py --port 9000", "waitress-serve --listen=*:9000 main:app",
         "sudo -u alice gunicorn shop.wsgi -b :9000", "PORT=9000 sh -c 'gunicorn main:app -b :$PORT'",
         "PORT=9000 sh -c 'gunicorn main:app -b :${PORT:-9001}'",
     ],
     "": [
         "tool uvicorn -x:app", "gunicorn main:app -b ''", "cp uvicorn a/b:c", "gunicorn main:app -b unix:/tmp/s",
-        "docker run -p 8000:80 web", "server --port http", "gunicorn main:app --check-config", "uvicorn --help",
-        "gunicorn main:app --print-config", "gunicorn main:app -cconf.py", "manage.py runserver -6",
-        "manage.py runserver --ipv6 9000", "flask run --host unix:///tmp/f.sock", "sh -c 'echo \"'",
-        "docker run -p 8000:80 web uvicorn main:app --port 80", "pip install uvicorn gunicorn",
-        "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app", "PORT=9000 manage.py migrate",
+        "uvicorn --help", "gunicorn main:app --print-config", "gunicorn main:app -cconf.py", "sh -c 'echo \"'",
+        "flask run --host unix:///tmp/f.sock", "docker run -p 8000:80 web uvicorn main:app --port 80",
+        "pip install uvicorn gunicorn", "PORT=9000 manage.py migrate", "LISTEN_FDS=1 gunicorn main:app",
+        "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app",
         "UVICORN_UDS=/tmp/s uvicorn main:app", "UVICORN_FD=3 uvicorn main:app", "GRANIAN_UDS=/tmp/s granian main:app",
-        "LISTEN_FDS=1 gunicorn main:app",
-        "uvicorn main:app --port 0",  # any port will do
-        "flask --app run routes",  # a value is no verb
+        "uvicorn main:app --port 65536", "uvicorn main:app --port 0",  # no port; any port
         "manage.py runserver --retries 80",  # a port, or the value of an option?
-        "server --port 9000 -- child --port 5432",  # what is not known may be a client of that port
-        "psql --port 5432",  # it connects there
         "ssh host uvicorn main:app --port 9000",  # on another machine
         "UVICORN_PORT=9000 uvicorn main:app --env-file f",  # it reads that for the app alone
     ],
     "0.0.0.0:3000": [
         "next dev -p3000", "vite --host --port 3000", "vite --port 3000 --host", "PORT=1 npm run dev -- --port 3000",
-        "PORT=3000 sh -c ' ; '", "PORT=8000 make run PORT=3000", "PORT=3000 sh -c 'npm run dev'",
+        "PORT=3000 sh -c ' ; '", "PORT=8000 make run PORT=3000",
     ],
-    "0.0.0.0:8000": [
-        "python -m http.server -d 9000",
-        "PORT=8000 wait-for-it db:5432 -t 5",  # PORT is a port that was named
-    ],
-    "[::1]:9000": ["node server.js --port=9000 --host ::1"],
-    "localhost:8000": ["hypercorn -b localhost main:app"],
-    "127.0.0.1:65535": ["uvicorn main:app --port 65535"],
-    "127.0.0.1:1024": ["manage.py runserver --insecure 1024"],
+    "0.0.0.0:8000": ["python -m http.server -d 9000 /srv", "PORT=8000 wait-for-it db:5432 -t 5"],
+    "[::1]:9000": ["node server.js --port=9000 --host ::1"], "localhost:8000": ["hypercorn -b localhost main:app"],
+    "127.0.0.1:65535": ["uvicorn main:app --port 65535"], "127.0.0.1:1024": ["manage.py runserver --insecure 1024"],
     "127.0.0.1:3000": ["npx vite --port=3000 --host 127.0.0.1"],
     "0.0.0.0:80": ["manage.py runserver --noreload 0.0.0.0:80", "python -m http.server 80"],
     "127.0.0.1:9000 [::1]:9001": ["waitress-serve --listen '127.0.0.1:9000 [::1]:9001' main:app"],
@@ -100,10 +85,8 @@ DOCUMENTED = {
     "waitress-serve main:app": ("0.0.0.0:8080", "--host", "--port", "--listen", "--unix-socket", ""),
     "python -m waitress main:app": ("0.0.0.0:8080", "--host", "--port", "--listen", "--unix-socket", ""),
     "flask run": ("127.0.0.1:5000", "-h --host", "-p --port", "", "", "FLASK_RUN_HOST FLASK_RUN_PORT"),
-    "manage.py runserver": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
-    "manage.py runserver_plus": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
-    "django-admin runserver": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
-    "django runserver": ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", ""),
+    **dict.fromkeys(("manage.py runserver", "manage.py runserver_plus", "django-admin runserver", "django runserver"),
+                    ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", "")),
     "litestar run": ("127.0.0.1:8000", "-H --host", "-p --port", "",
                      "-U --uds --unix-domain-socket -F --fd --file-descriptor", "LITESTAR_HOST LITESTAR_PORT"),
     "sanic main:app": ("127.0.0.1:8000", "-H --host", "-p --port", "", "-u --unix", ""),
@@ -111,11 +94,9 @@ DOCUMENTED = {
     "fastapi dev": ("127.0.0.1:8000", "--host", "--port", "", "", "- PORT"),
     "fastapi run": ("0.0.0.0:8000", "--host", "--port", "", "", "- PORT"),
     "python -m http.server": ("0.0.0.0:8000", "-b --bind", "", "", "", ""),
-    "next dev": ("0.0.0.0:3000", "-H --hostname", "-p --port", "", "", "- PORT"),
-    "next start": ("0.0.0.0:3000", "-H --hostname", "-p --port", "", "", "- PORT"),
+    **dict.fromkeys(("next dev", "next start"), ("0.0.0.0:3000", "-H --hostname", "-p --port", "", "", "- PORT")),
     "php": ("", "", "", "-S", "", ""),
-    **dict.fromkeys(("npm start", "pnpm dev", "yarn dev", "bun dev", "vite"),
-                    ("", "", "--port", "", "", "HOST PORT")),
+    **dict.fromkeys(("npm start", "pnpm dev", "yarn dev", "bun dev", "vite"), ("", "", "--port", "", "", "HOST PORT")),
 }  # fmt: skip
 
 
@@ -141,7 +122,6 @@ def test_what_each_server_documents(command):
 @pytest.mark.parametrize(("name", "text", "command", "where"), [
     (".env", "SECRET_KEY=x\n", "flask run", "127.0.0.1:5000"),
     (".env", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
-    (".flaskenv", "SECRET_KEY=x\n", "flask run", "127.0.0.1:5000"),
     (".flaskenv", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
     (".flaskenv", "FLASK_RUN_PORT=5001\n", "flask run -p 9000", "127.0.0.1:9000"),
     ("gunicorn.conf.py", "from settings import *", "gunicorn main:app", ""),
@@ -153,17 +133,14 @@ def test_a_file_may_name_another_port(tmp_path, monkeypatch, name, text, command
     assert " ".join(map(str, server_endpoints(command.split(), {}))) == where
 
 
-GUARD = "import os, port_manager; port_manager.guard({})\nprint('loaded', __name__, flush=True)\n"
-
-
 @pytest.fixture
 def app(tmp_path):
     """Modules that begin with the one line, and servers that load one of them."""
     shutil.copy(port_manager.__file__, tmp_path)
     (tmp_path / "main.py").write_text(GUARD.format(""))
     (tmp_path / "named.py").write_text(GUARD.format("int(os.environ['PORT']), '127.0.0.1'"))
-    (tmp_path / "manage.py").write_text("import main\n" + GUARD.format(""))
-    for name in ("uvicorn", "gunicorn", "hypercorn"):
+    (tmp_path / "manage.py").write_text((tmp_path / "named.py").read_text())
+    for name in ("uvicorn", "gunicorn", "hypercorn", "tool"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
         load = "import multiprocessing.process, sys; __import__(sys.argv[1].split(':')[0])\n"
@@ -173,12 +150,11 @@ def app(tmp_path):
         options = {"input": "import main\n", "env": {**os.environ, **environ}, "capture_output": True, "text": True}
         return subprocess.run([sys.executable, *words], cwd=tmp_path, check=False, **options)
 
-    run.folder = tmp_path
     return run
 
 
-def test_a_servers_command_line_frees_its_port(app, port, hold):
-    held, other = hold(port, cwd=app.folder), hold(("127.0.0.2", port), cwd=app.folder)
+def test_a_servers_command_line_frees_its_port(app, port, hold, tmp_path):
+    held, other = hold(port, cwd=tmp_path), hold(("127.0.0.2", port), cwd=tmp_path)
     done = app("-m", "uvicorn", "main:app", "--port", str(port), ENVIRONMENT="production")
     assert done.returncode == 1 and "loaded" not in done.stdout
     assert "❌ Cannot start: port is not available" in done.stderr and "Traceback" not in done.stderr
@@ -203,17 +179,17 @@ SPAWNS = (  # what a reloader does
     ("-m hypercorn named:app -c conf.py", True),
     ("-m hypercorn main:app -c conf.py", False),  # its port may stand there
     ("-m hypercorn named:app --check-config", False),
+    ("-m uvicorn named:app --uds s", False),  # it needs no port
     ("main.py migrate", False),  # a script that names none, whatever PORT is
     ("manage.py migrate --port {port}", False),
-    ("-c 'import main' --port {port}", False),
+    ("-m tool main --port {port}", False),  # another script has loaded the app
     ("-c \"import port_manager; port_manager.guard(); print('loaded')\" main.py --port {port}", False),
     ("-i -c \"import sys; sys.argv = ['']; import main\" --port {port}", False),
-    ("-", False),  # by its standard input
     (f'-c "{SPAWNS}" main:app --port {{port}}', False),
     (f'-c "{FORKS}" main:app --port {{port}}', False),
 ])  # fmt: skip
-def test_whether_it_acts(app, port, hold, words, freed):
-    held = hold(port, cwd=app.folder)
+def test_whether_it_acts(app, port, hold, tmp_path, words, freed):
+    held = hold(port, cwd=tmp_path)
     done = app(*shlex.split(words.replace("{port}", str(port))), PORT=str(port))
     assert done.returncode == 0 and "loaded" in done.stdout and ("available" in done.stderr) == freed, done
     assert held.alive() == ([] if freed else [held.pid])
@@ -231,45 +207,65 @@ STARTERS = {  # what starts the server and waits for it: whether the port is fre
     "bin/python pipenv run uvicorn": True,
     "bin/uvicorn -m uvicorn": False,
     "bin/python -X dev -m uvicorn": False,
-    "RUN_MAIN=true bin/tini -m uvicorn": False,  # a reloader
 }
 
 
 @pytest.mark.parametrize("words", STARTERS)
-def test_the_parent_is_the_same_server_or_waits_for_it(app, port, hold, words):
+def test_the_parent_is_the_same_server_or_waits_for_it(app, port, hold, tmp_path, words):
     """A master starts its workers again, and each may bind for itself; a launcher only waits for the server."""
-    (app.folder / "bin").mkdir()
+    (tmp_path / "bin").mkdir()
     for name in ("tini", "python", "uvicorn"):
-        (app.folder / "bin" / name).symlink_to(sys.executable)
+        (tmp_path / "bin" / name).symlink_to(sys.executable)
     for name in ("pipenv", "uvicorn/__main__.py"):
-        (app.folder / name).write_text(LAUNCH)
-    held = hold(port, cwd=app.folder)
+        (tmp_path / name).write_text(LAUNCH)
+    held = hold(port, cwd=tmp_path)
     command = ["env", *words.split(), "main:app", "--port", str(port)]
-    assert subprocess.run(command, cwd=app.folder, stdout=subprocess.PIPE, check=False).stdout == b"loaded main\n"
+    assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=False).stdout == b"loaded main\n"
     assert held.alive() == ([] if STARTERS[words] else [held.pid])
 
 
 @pytest.mark.parametrize("listen", [True, pytest.param(False, marks=bound_is_told)])
-def test_in_a_masters_child_the_port_is_the_family_s(app, port, hold, listen):
+def test_in_a_masters_child_the_port_is_the_family_s(app, port, hold, tmp_path, listen):
     """uvicorn --reload and --workers bind in the parent, before the app is imported in a child."""
     words = shlex.join([sys.executable, "-m", "uvicorn", "main:app", "--port", str(port)])
-    held = hold(port, listen=listen, runs=f"{words} 2>&1", cwd=app.folder)
+    held = hold(port, listen=listen, runs=f"{words} 2>&1", cwd=tmp_path)
     assert held.said == "loaded main\n" and held.alive() == [held.pid]
 
 
-def test_where_nobody_can_tell_it_is_no_family_s(app, port, hold, monkeypatch):
+@pytest.mark.parametrize("daemon", [False, True])
+@boxed
+def test_a_worker_is_forked_by_a_process_that_lives(daemon):
+    """Whatever that has written over its command line; the one that forked a daemon has ended."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        if daemon and os.fork():
+            os._exit(0)
+        eventually(lambda: (os.getppid() == 1) is daemon)
+        os.write(write, b"%d" % seam.is_in_the_family("", "127.0.0.1", 8000))
+        os._exit(0)
+    assert os.read(read, 1) == b"%d" % (not daemon)
+
+
+def test_where_nobody_can_tell_it_is_no_family_s(port, hold, monkeypatch):
     """guard() itself must not fail where the look does; nor is the port a reloader's."""
-    hold(port, cwd=app.folder)
+    hold(port)
     seam.only(monkeypatch, lambda port: None)
     assert seam.is_in_the_family("uvicorn", "127.0.0.1", port) is False
     monkeypatch.setenv("RUN_MAIN", "true")
     assert port_manager.ensure_port_available(port) is False
 
 
-def test_guard_asks_no_tool_for_a_free_port_elsewhere(port, hold, monkeypatch):
-    asked: list[str] = []
+def test_elsewhere_no_tool_is_asked_for_a_port_that_is_free(port, hold, monkeypatch):
+    asked = []
     seam.on_system(monkeypatch, "darwin", "alice")
     seam.stand_in(monkeypatch, "run a tool", lambda tool, *_, **__: asked.append(tool))
+    with pytest.raises(PortTimeout):
+        wait_until_listening(port, timeout=0)
     assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False and asked == []
+    with pytest.raises(PortTimeout):  # whether it listens at any address, no probe tells
+        wait_until_listening(port, None, timeout=0)
+    assert "lsof" in asked
     hold(("127.0.0.2", port))
+    assert wait_until_listening(port, "127.0.0.2", timeout=0) is True
+    asked.clear()
     assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False and "lsof" in asked

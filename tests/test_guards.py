@@ -5,6 +5,7 @@ from __future__ import annotations  # noqa: I001
 import os
 import shlex
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from . import seam
 from .apart import boxed
 from .conftest import LINUX, NOBODY, PATIENCE, PORT_MANAGER, ROOT_USER, as_nobody, can_bind, command_line
 from .conftest import eventually, holding, on_a_terminal
-from .scenes import wait_for
+from .scenes import children, wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
@@ -234,6 +235,8 @@ NAMELESS = "PM2 runs it; stop it with: pm2 stop NAME (pm2 status tells the name)
     ("PM2 v5.1 holds", {"pm2_env": '{{"name": "api"}}'}, "pm2 stop api\n"),
     ("PM2 v5.1 holds", {"pm2_env": '{{"PORT": 1, "name": "api"}}'}, NAMELESS),
     *(("PM2 v5.1 holds", {"pm2_env": broken}, NAMELESS) for broken in ("[]", "{{", "{{}}")),
+    # they are inherited, and outlive the manager: what it left behind is nobody's
+    ("sh", {"pm_id": "0", "name": "a", "SUPERVISOR_PROCESS_NAME": "web", "INVOCATION_ID": "7", "TMUX": "/x,7,0"}, None),
 ])  # fmt: skip
 def test_what_a_manager_runs_stays(port, hold, stays, monkeypatch, manager, variables, sentence):
     """The name that it has there is told where that is sure."""
@@ -243,7 +246,10 @@ def test_what_a_manager_runs_stays(port, hold, stays, monkeypatch, manager, vari
     below = ["sleep", "60"] if holds else holding(port)
     held = hold(*[port] * holds, name=manager.partition(" holds")[0], starts=below)
     wait_for(port)
-    stays(held, port, sentence)
+    if sentence:
+        stays(held, port, sentence)
+    else:
+        assert ensure_port_available(port) is True and held.alive() == [held.pid]
 
 
 def test_two_programs_of_a_manager_have_no_common_name(port, start, said):
@@ -268,6 +274,8 @@ def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch, said):
     assert freed is False and "docker" not in told and sorted(tools) == ([] if own_pids else ["docker", "podman"])
     hidden = f"Port {port} cannot be freed: it is held by a process of user root that you may not see; to find out: "
     assert f"{hidden}sudo python port_manager.py check {port}" in told
+    seam.in_cgroups(monkeypatch, {"self": f"docker/{ID}"})  # nor in one that sees the host's processes
+    assert as_nobody(lambda: (ensure_port_available(port), asked)[1]) == []
     assert as_nobody(lambda: PortManager().kill_process(held.pid)) is False
     assert held.alive() == [held.pid]
 
@@ -482,12 +490,46 @@ def test_ask_on_a_terminal(port, hold, answer):
     assert f"{shown}{after}".count("Process using port:") == 1
 
 
-def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, stays):
+@pytest.mark.parametrize("how", ["by port", "by PID"])
+def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch, said, how):
     """While the person thinks, the holder may become one who must stay."""
     held, precious = hold(port), lambda *_: iter(["it is precious"])
     seam.stand_in(monkeypatch, "terminal", lambda: True)
     seam.stand_in(monkeypatch, "question", lambda *_: seam.stand_in(monkeypatch, "must stay", precious) or True)
-    stays(held, port, "it is precious", policy="ask")
+    manager = PortManager(port, policy="ask")
+    assert (manager.check_and_clean_port() if how == "by port" else manager.kill_process(held.pid)) is False
+    assert "it is precious" in said() and held.alive() == [held.pid]
+
+
+WAITS = "import os, select, signal; signal.alarm(2); print(end='[y/N]', flush=True); select.select([0], [], []); "
+BEHIND = "import os, subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]], preexec_fn=os.setpgrp))"
+
+
+def test_what_was_typed_before_the_question_is_no_answer(port, hold):
+    held = hold(port)
+    code = f"{WAITS}import port_manager; port_manager.ensure_port_available({port}, policy='ask')"
+    _, after, status = on_a_terminal("-c", code, answer=b"y\n", question="[y/N]")
+    assert after.count("[y/N]") == 1 and held.alive() == [held.pid] and status == 0  # the alarm has ended it
+
+
+def test_in_the_background_nobody_is_asked(port, hold):
+    """There, a program that reads from the terminal is suspended."""
+    held = hold(port)
+    words = [PORT_MANAGER, "free", "--policy", "ask", str(port)]
+    _, after, status = on_a_terminal("-c", BEHIND, *words)
+    assert status == 1 and held.alive() == [held.pid] and "the policy 'ask' needs a terminal to ask on" in after
+
+
+@as_root
+def test_the_first_process_of_a_container_waits_for_the_holder(port, start):
+    """It would end with that, and all others with it, this program as well."""
+    script = '"$@"; exit 7'
+    first = start("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh", *holding(port))
+    first.stdout.readline()
+    inside = ["nsenter", "-t", str(children(first.pid)[0]), "-p", "-m", "setsid", sys.executable, PORT_MANAGER]
+    done = subprocess.run([*inside, "free", str(port)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and first.poll() is None and not can_bind(port)
+    assert "it would also end this container, whose first process waits for it; restart the container" in done.stderr
 
 
 @boxed

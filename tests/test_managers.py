@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,30 +30,32 @@ def programs(home):
     (home / "server.py").write_text(SERVE)
 
 
-# PM2
-
-
 @pytest.fixture
-def pm2(home, monkeypatch):
-    """PM2 with a home of its own; a call of it."""
-    monkeypatch.setenv("PM2_HOME", str(home / "pm2"))
+def call(home, monkeypatch):
+    """A call of PM2 or tmux, with a home of its own; what was started so ends with the test."""
+    for name, value in {"PM2_HOME": home / "pm2", "TMUX_TMPDIR": home, "SHELL": "/bin/sh"}.items():
+        monkeypatch.setenv(name, str(value))  # the shell of user nobody ends at once
+    ends = {}
 
-    def call(*words, **environ):
-        subprocess.run(["pm2", *words], cwd=home, env={**os.environ, **environ}, capture_output=True, check=True)
+    def run(program, *words, **environ):
+        ends[program] = {"pm2": "kill", "tmux": "kill-server"}[program]
+        command, env = [program, *words], {**os.environ, **environ}
+        return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, check=True).stdout.strip()
 
-    yield call
-    call("kill")
+    yield run
+    for words in [*ends.items()]:
+        run(*words)
 
 
 @needs("pm2")
-def test_pm2(pm2, home, away, ports):
+def test_pm2(call, home, away, ports):
     """In cluster mode PM2 itself holds the port; in fork mode an app does, or what that has started."""
     place = {name: ports() for name in ("api", "other", "worker", "my app", "script")}
     (home / "shell.sh").write_text(f'"{sys.executable}" server.py {place["script"]}; true\n')
     for name, *instances in (("api", "-i", "2"), ("other", "-i", "1"), ("worker",)):
-        pm2("start", "server.js", "--name", name, *instances, PORT=str(place[name]))
-    pm2("start", "server.py", "--name", "my app", "--interpreter", sys.executable, "--", str(place["my app"]))
-    pm2("start", "shell.sh", "--name", "script")
+        call("pm2", "start", "server.js", "--name", name, *instances, PORT=str(place[name]))
+    call("pm2", "start", "server.py", "--name", "my app", "--interpreter", sys.executable, "--", str(place["my app"]))
+    call("pm2", "start", "shell.sh", "--name", "script")
     wait_for(*place.values())
     files = [*(home / "pm2" / "pids").glob("*.pid"), home / "pm2" / "pm2.pid"]
     with witness(**{file.stem: int(file.read_text()) for file in files}):
@@ -66,37 +67,9 @@ def test_pm2(pm2, home, away, ports):
     assert all(map(listening, place.values()))
 
 
-@needs("pm2-runtime")
-def test_a_restart_by_pm2_without_a_daemon_is_prevented_or_reported(start, home, port, monkeypatch):
-    monkeypatch.setenv("PM2_HOME", str(home / "pm2"))
-    runtime = start("pm2-runtime", "start", "server.js", "--", str(port), cwd=home, **QUIET)
-    wait_for(port)
-    with witness(runtime.pid):
-        answer = free(port, cwd=home)
-        assert answer.status == 1 and "pm2" in answer.reason.lower(), answer.words
-
-
-LEFT = (  # by PM2, supervisord, systemd, a socket unit, tmux
-    "pm_id=0 name=api exec_mode=fork_mode PM2_HOME=/nowhere SUPERVISOR_ENABLED=1 SUPERVISOR_PROCESS_NAME=web "
-    "SUPERVISOR_GROUP_NAME=web INVOCATION_ID=0123456789abcdef0123456789abcdef SYSTEMD_EXEC_PID=77 LISTEN_FDS=1 "
-    "LISTEN_PID=77 LISTEN_FDNAMES=web.socket TMUX=/tmp/tmux-0/default,77,0 TMUX_PANE=%0"
-)
-
-
-def test_variables_alone_are_no_manager(start, home, port):
-    """They are inherited, and outlive the manager: what it left behind is nobody's."""
-    server = start("env", *LEFT.split(), sys.executable, "server.py", str(port), cwd=home)
-    wait_for(port)
-    free(port, cwd=home).frees(server.pid)
-
-
-# supervisord and circus
-
 SUPERVISORD = """
 [supervisord]
 nodaemon=true
-logfile=none
-pidfile={home}/supervisord.pid
 [inet_http_server]
 port=127.0.0.1:{page}
 [program:web]
@@ -118,7 +91,7 @@ command=sleep 999
 @needs("supervisord")
 def test_supervisord(start, home, away, ports):
     place = {name: ports() for name in ("web", "worker", "shell", "fast", "page")}
-    (home / "supervisord.conf").write_text(SUPERVISORD.format(home=home, python=sys.executable, **place))
+    (home / "supervisord.conf").write_text(SUPERVISORD.format(python=sys.executable, **place))
     daemon = start("supervisord", "-c", "supervisord.conf", cwd=home, **QUIET)
     try:
         wait_for(*place.values())
@@ -139,33 +112,23 @@ CIRCUS = """
 [circus]
 endpoint = ipc://{home}/endpoint
 pubsub_endpoint = ipc://{home}/events
-[watcher:web]
-cmd = sleep 999
-use_sockets = True
-numprocesses = 2
 [socket:web]
-host = 127.0.0.1
 port = {web}
 [socket:api]
-host = 127.0.0.1
 port = {api}
 """
 
 
 @needs("circusd")
 def test_circus_with_sockets(start, home, away, ports):
-    place = {name: ports() for name in ("web", "api")}
-    (home / "circus.ini").write_text(CIRCUS.format(home=home, **place))
+    web, api = ports(), ports()
+    (home / "circus.ini").write_text(CIRCUS.format(home=home, web=web, api=api))
     daemon = start("circusd", "circus.ini", cwd=home, **QUIET)
-    wait_for(*place.values())
-    assert eventually(lambda: len(children(daemon.pid)) == 2)
-    with witness(daemon.pid, *below(daemon.pid)):
-        free(place["web"], cwd=away).refuses("stopping it would also close port")
-    free(*place.values(), cwd=away).frees(daemon.pid)
-    assert all(map(can_bind, place.values()))
-
-
-# nodemon, adb
+    wait_for(web, api)
+    with witness(daemon.pid):
+        free(web, cwd=away).refuses("stopping it would also close port")
+    free(web, api, cwd=away).frees(daemon.pid)
+    assert can_bind(web) and can_bind(api)
 
 
 @needs("nodemon")
@@ -186,51 +149,20 @@ def test_adb_s_server(start, home, port):
         free(port, cwd=home).refuses("adb")
 
 
-# Terminals
-
-
-@pytest.fixture
-def tmux(home, monkeypatch):
-    """A tmux server of its own; a call of it."""
-    monkeypatch.delenv("TMUX", raising=False)
-    monkeypatch.setenv("TMUX_TMPDIR", str(home))
-    monkeypatch.setenv("SHELL", "/bin/sh")  # that of user nobody ends at once
-
-    def call(*words, check=True):
-        command = ["tmux", "-f", "/dev/null", *words]
-        return subprocess.run(command, cwd=home, capture_output=True, text=True, check=check).stdout.strip()
-
-    yield call
-    call("kill-server", check=False)
-
-
 @needs("tmux")
 @pytest.mark.parametrize("typed", [False, True], ids=["the pane's command", "typed into the pane's shell"])
-def test_a_server_in_a_pane_of_tmux(tmux, home, port, typed):
+def test_a_server_in_a_pane_of_tmux(call, home, port, typed):
     serve = f"{sys.executable} server.py {port}"
-    tmux("new-session", "-d", "-s", "one", "sh" if typed else f"exec {serve}")
-    tmux("new-window", "-d", "sleep 999")
-    tmux("new-window", "-d", "sh")
+    call("tmux", "-f", "/dev/null", "new-session", "-d", "-s", "one", "sh" if typed else f"exec {serve}")
+    call("tmux", "new-window", "-d", "sleep 999")
+    call("tmux", "new-window", "-d", "sh")
     if typed:
-        tmux("send-keys", "-t", "one:0", serve, "Enter")
+        call("tmux", "send-keys", "-t", "one:0", serve, "Enter")
     wait_for(port)
-    panes = [int(pid) for pid in tmux("list-panes", "-a", "-F", "#{pane_pid}").split()]
-    with witness(int(tmux("display-message", "-p", "#{pid}")), *panes[0 if typed else 1 :]):
+    panes = [int(pid) for pid in call("tmux", "list-panes", "-a", "-F", "#{pane_pid}").split()]
+    with witness(int(call("tmux", "display-message", "-p", "#{pid}")), *panes[0 if typed else 1 :]):
         free(port, cwd=home).frees()
         time.sleep(0.2)
-
-
-@needs("tmux")
-def test_a_port_that_a_multiplexer_itself_holds(tmux, hold, home, port):
-    """It inherited the socket of whoever started it; what it is called does not matter."""
-    muxer = shutil.copy(shutil.which("tmux"), home / "muxer")
-    words = [str(muxer), "-f", "/dev/null", "new-session", "-d", "sleep 999"]
-    hold(port, starts=words, leaks=True, orphans=True, cwd=home)
-    assert eventually(lambda: tmux("list-panes", "-a", check=False))  # its server answers, and has a session
-    with witness(*(int(tmux("display-message", "-p", what)) for what in ("#{pid}", "#{pane_pid}"))):
-        assert not can_bind(port)
-        for folder in (home, home.parent):
-            free(port, cwd=folder).refuses()
 
 
 def test_an_editor_s_server_with_a_terminal_stays(hold, home, away, port):

@@ -26,10 +26,11 @@ def projects(tmp_path, monkeypatch):
     """Two projects in a home folder of their own, the first of which is ours, and a folder that is no project."""
     home = tmp_path.resolve()
     monkeypatch.setenv("HOME", str(home))
-    folders = "shop/src/deep shop/packages/web shop/.git shop/.worktrees/feature blog/.git blog/api scripts"
+    folders = "shop/src/deep shop/packages/web shop/.git shop/.worktrees/feature blog/.git blog/api scripts scripts/site/deep"
     for folder in folders.split():
         (home / folder).mkdir(parents=True)
-    (home / "shop/packages/web/package.json").write_text("{}")
+    for package in ("shop/packages/web", "scripts/site"):
+        (home / package / "package.json").write_text("{}")
     (home / "shop/.worktrees/feature/.git").write_text(f"gitdir: {home}/shop/.git/worktrees/feature\n")
     return home
 
@@ -79,6 +80,7 @@ def test_a_person_who_names_the_port_means_it(port, hold, projects):
     ("shop", "blog/api", False, "another project, ~/blog, and"),
     ("shop", "scripts", True, "the folder {}, and"),  # without a mark nobody knows of a project
     ("scripts", "scripts", True, ""),
+    ("scripts", "scripts/site/deep", False, "another project, ~/scripts/site, and"),  # a mere folder has no packages
     ("shop", ".", True, "the folder {}, and"),  # the home folder and / are no projects
     ("shop", "/", True, "the folder {}, and"),
     (".", ".", True, "the folder {}, and"),
@@ -157,6 +159,16 @@ def test_another_port_would_close_too(ports, hold, projects, how):
 
 
 # Folders of which nothing can be said are not nobody's
+
+
+def test_no_thread_can_be_started_to_look_at_a_folder(port, hold, projects, monkeypatch, said):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    held = hold(port, cwd=projects / "shop")
+    assert ensure_port_available(port) is False and held.alive() == [held.pid]
+    assert "whose folder is out of reach from here" in said()
 
 
 @boxed

@@ -12,6 +12,7 @@ import json
 import os
 import pwd
 import resource
+import select
 import signal
 import socket
 import struct
@@ -21,6 +22,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -115,15 +117,15 @@ OUTCOMES = {  # of a look at a port: (the holder's kind, the call)
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_every_handle_is_closed_whatever_comes_of_the_look(port, hold, outcome, monkeypatch):
     spec, call = OUTCOMES[outcome]
-    held, flight, opened = hold((MINE, port), **spec), InFlight(port, "127.0.0.9"), os.pidfd_open
+    held, flight, opened = hold((MINE, port), **spec), InFlight(port, "127.0.0.9"), Mock(side_effect=os.pidfd_open)
     held.process.stdout.close()
     seam.one_look(monkeypatch)
-    if outcome == "gone":  # between the handle and the reading
-        monkeypatch.setattr(os, "pidfd_open", lambda pid: (opened(pid), held.process.kill(), held.process.wait())[0])
+    end = bool if outcome != "gone" else lambda: (held.process.kill(), held.process.wait())
+    monkeypatch.setattr(os, "pidfd_open", lambda pid: (opened(pid), end())[0])  # between the handle and the reading
     flight.send_off() if outcome == "unseen" else flight.close()
     before = sorted(os.listdir("/proc/self/fd"))
     call(port, held.pid)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert sorted(os.listdir("/proc/self/fd")) == before and opened.called
     flight.close()
 
 
@@ -380,6 +382,29 @@ def test_who_was_asked_is_not_forced_where_one_may_not_be_stopped(port, hold, mo
     assert f"{said()}\n".count(f"{sentence}{', '.join(map(str, pids[:asked])) or 'nobody'}\n") == 1
     assert ("did not stop" in said()) is forced
     assert PortManager(port, grace=0.1).kill_process(pids[who]) is False and said().count(sentence) == 2
+
+
+@boxed
+def test_what_another_users_child_listens_on_is_not_told(said):
+    """Its descriptors cannot be read, and there is a port of that user which has no holder."""
+
+    def serve():
+        forked(lambda: socket.create_server((MINE, 8001)).detach())
+        give_up_rights()
+        socket.create_server((MINE, 8000)).detach()
+
+    pid = forked(serve)
+    give_up_rights()
+    assert ensure_port_available(8000, MINE) is False and birth(pid)
+    assert "stopping it would also close other ports, perhaps, which this system does not tell" in said()
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["alone", "eventlet"])
+def test_a_module_without_poll(port, hold, monkeypatch, taken):
+    if taken:
+        monkeypatch.delattr(select, "poll")  # as eventlet.monkey_patch() does
+    held = hold((MINE, port))
+    assert ensure_port_available(port, MINE) is True and held.alive() == []
 
 
 @pytest.mark.parametrize("client", [False, True])

@@ -1,15 +1,15 @@
 """Asking through tools: lsof, ss, netstat of net-tools and of busybox, for real where they are installed."""
 
-from __future__ import annotations
-
 import os
 import shutil
+from unittest.mock import Mock
 
 import pytest
 
 from port_manager import ensure_port_available, find_listeners
 
 from . import seam
+from .apart import apart
 from .conftest import LINUX, birth
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="the tools of Linux")
@@ -52,34 +52,15 @@ def test_a_tool_finds_what_the_kernel_tells(port, hold, tool):
     assert all(bystander.alive() for bystander in bystanders)
 
 
-def test_one_that_listens_on_ipv6_alone_lives(port, hold, tool):
-    held, bystander = hold(("0.0.0.0", port)), hold(("::", port), v6only=True)
-    assert ensure_port_available(port, "0.0.0.0") is True
-    assert held.alive() == [] and bystander.alive() == [bystander.pid]
-
-
-def test_a_dual_stack_wildcard_goes(port, hold, tool):
-    """ss tells one from a v6-only one; with the others nobody is stopped in doubt."""
+def test_a_dual_stack_wildcard_goes_and_one_of_ipv6_alone_lives(port, hold, tool):
+    """ss tells one from the other; without it nobody is stopped in doubt."""
+    held, alone = hold(("0.0.0.0", port)), hold(("::", port), v6only=True)
+    assert ensure_port_available(port) is True and held.alive() == [] and alone.alive() == [alone.pid]
+    alone.end()
     held = hold(("::", port), v6only=False)
     assert ensure_port_available(port) is (tool == "ss") and held.alive() == [held.pid] * (tool != "ss")
     assert ensure_port_available(port, "::") is True and held.alive() == []
 
-
-def test_busybox_netstat(port, hold, planted, monkeypatch):
-    """Some builds of it have no -p; none tells an inode, so that the holder is not confirmed, and not stopped."""
-    if not shutil.which("busybox"):
-        pytest.skip("busybox is not installed")
-    planted("netstat", 'exec busybox netstat "$@"')
-    seam.only(monkeypatch, "netstat")
-    held = hold(("127.0.0.1", port), ("::1", port))
-    rows = seam.ask("netstat", port)
-    assert {row.address for row in rows} == {"127.0.0.1", "::1"}
-    assert [holder.pid for holder in find_listeners(port)] == [None]
-    assert ensure_port_available(port) is False
-    assert held.alive() == [held.pid]
-
-
-# What a tool may do to us
 
 ROW = "printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f)"
 PLANTED = {  # is it an answer; the tool, and what it is
@@ -89,13 +70,17 @@ PLANTED = {  # is it an answer; the tool, and what it is
     "alpine": (False, "lsof", f"for p in /proc/1 /proc/{{held}}; do for f in $p/fd/*; do {ROW}; done; done"),
     "pid1": (False, "lsof", "printf '%s\\n' p1 f3 tIPv4 PTCP 'n*:{port}' TST=LISTEN"),
     "lsof": (True, "lsof", "printf '%s\\n' p{bystander} f3 tIPv4 d99 PTCP n127.0.0.1:{port} TST=LISTEN"),
-    "busybox": (True, "netstat", r"[ $1 = -ltn ] && printf 'Proto\ntcp 0 0 *:{port} *:* LISTEN {bystander}/x\n'"),
+    # some builds of its netstat have no -p; none tells an inode, so that the holder is not confirmed, and not stopped
+    "busybox": (True, "netstat", 'exec busybox netstat "$@"'),
+    "busybox -p": (True, "netstat", r"[ $1 = -ltn ] && printf 'Proto\ntcp 0 0 *:{port} *:* LISTEN {bystander}/x\n'"),
 }
 
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkeypatch, said, what):
     port, (told, name, script) = ports(), PLANTED[what]
+    if "exec busybox" in script and not shutil.which("busybox"):
+        pytest.skip("busybox is not installed")
     held, bystander = hold(("127.0.0.1", port)), hold(("127.0.0.1", ports()))
     for word, number in {"{port}": port, "{bystander}": bystander.pid, "{held}": held.pid}.items():
         script = script.replace(word, str(number))
@@ -105,53 +90,39 @@ def test_a_planted_tool_costs_no_bystander_its_life(ports, hold, planted, monkey
     for environment in ("", "production"):
         monkeypatch.setenv("ENVIRONMENT", environment)
         assert ensure_port_available(port) is False
-    if not told:
+    if told:
+        assert [holder.pid for holder in find_listeners(port)] == [None]
+    else:
         assert f"❌ Nothing on this system could tell who holds port {port}: it is treated as held" in said()
         assert "Process using port: unknown (nothing on this system could tell" in said()
     assert bystander.alive() == [bystander.pid] and held.alive() == [held.pid]
 
 
-def test_tools_are_found_in_sbin_and_not_in_relative_folders(tmp_path, monkeypatch, planted):
-    planted("ss", "echo planted")
-    monkeypatch.chdir(tmp_path)
-    for path in ("", ".", f".{os.pathsep}", "relative"):
-        monkeypatch.setenv("PATH", path)
-        answer = seam.run("ss", "-V")
-        assert answer is None or "planted" not in answer[1]
-    monkeypatch.delenv("PATH")
-    assert seam.run("no-such-tool-anywhere") is None
-    asked, folders = [], ("/nowhere", "/usr/sbin", "/sbin", "/usr/local/sbin")
-    monkeypatch.setenv("PATH", "/nowhere")
+def test_tools_are_found_in_sbin_and_not_in_relative_folders(monkeypatch):
+    asked = []
     monkeypatch.setattr(os.path, "isfile", asked.append)
-    assert seam.run("ip") is None and asked == [f"{folder}/ip{kind}" for folder in folders for kind in ("", ".exe")]
+    for path in ("", ".", "relative", "/nowhere", "/bin:/usr/bin"):
+        monkeypatch.setenv("PATH", path)
+        if path == os.defpath:
+            monkeypatch.delenv("PATH")
+        asked.clear()
+        assert seam.run("ip") is None
+        folders = [folder for folder in f"{path}{os.pathsep}{SBIN}".split(os.pathsep) if folder[:1] == "/"]
+        assert asked == [f"{folder}/ip{kind}" for folder in folders for kind in ("", ".exe")]
 
 
-class Output(bytes):
-    """As on Windows, where `oem` is the encoding of the older tools."""
-
-    def decode(self, encoding="utf-8", errors="strict"):
-        return bytes(self).decode("cp850" if encoding == "oem" else encoding, errors)
-
-
-@pytest.fixture
-def typed(tmp_path):
-    """Something stands on standard input."""
-    (tmp_path / "typed").write_text("typed")
-    kept = os.dup(0)
-    with open(tmp_path / "typed") as file:
-        os.dup2(file.fileno(), 0)
-    yield
-    os.dup2(kept, 0)
-    os.close(kept)
-
-
-def test_the_runner(planted, tmp_path, monkeypatch, typed, caplog):
+@apart
+def test_the_runner(planted, tmp_path, monkeypatch, caplog):
     caplog.set_level("DEBUG")
+    (tmp_path / "typed").write_text("typed")
+    os.dup2(os.open(tmp_path / "typed", os.O_RDONLY), 0)
     planted("speaks", 'printf "%s|$LC_ALL|$1" "$(cat)"; echo complaint >&2; exit 4')
     assert seam.run("speaks", "a b") == (4, "|C|a b", "complaint\n")  # what stands on standard input is not for it
     planted("bytes", "printf 'caf\\351 \\344\\270\\255'")
     assert seam.run("bytes")[1] == "caf\\xe9 中"
-    assert [seam.decoded(Output("ABHÖREN".encode(each))) for each in ("utf-8", "cp850")] == ["ABHÖREN"] * 2
+    for real in ("utf-8", "cp850"):  # Windows has an encoding with the name oem, which its older tools speak
+        output = Mock(decode=lambda name, real=real: "ABHÖREN".encode(real).decode(name.replace("oem", "cp850")))
+        assert seam.decoded(output) == "ABHÖREN"
     planted("broken", "")
     (tmp_path / "broken").write_bytes(b"\x7fELF and nothing more")
     assert seam.run("broken") is None and "broken cannot tell: [Errno 8]" in caplog.text

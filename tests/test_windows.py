@@ -11,7 +11,6 @@ import socket
 import struct
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 
@@ -24,8 +23,6 @@ pytestmark = pytest.mark.skipif(struct.calcsize("P") != 8, reason="the layouts a
 PORT, PID, ME = 8000, 38144, 9999
 ALICE, SYSTEM = "S-1-5-21-397955417-626881126-188441444-1010", "S-1-5-18"
 BEGUN = 134401184012447350  # in 100 ns since 1601
-FUNCTIONS = {"ntdll": ["NtQuerySystemInformation", "NtQueryInformationProcess"], "iphlpapi": ["GetExtendedTcpTable"],
-             "advapi32": ["OpenProcessToken", "GetTokenInformation"]}  # fmt: skip
 
 
 def text_at(place, text):
@@ -65,13 +62,11 @@ def listeners(rows, v6):
 
 
 class Windows:
-    """The machine, as a test writes it down, and its functions; of them those of CPython's _winapi."""
+    """The machine, as a test writes it down; its functions, and those of CPython's _winapi."""
 
     def __init__(self):
-        self.processes = {
-            0: (0, 0, ""), 4: (0, 50, "System"), 700: (600, 60, "explorer.exe"), ME: (700, 70, "python.exe"),
-            PID: (700, BEGUN, "服务器.exe"),
-        }  # fmt: skip
+        self.processes = {0: (0, 0, ""), 4: (0, 50, "System"), 700: (600, 60, "explorer.exe"),
+                          ME: (700, 70, "python.exe"), PID: (700, BEGUN, "服务器.exe")}  # fmt: skip
         self.commands = {PID: "C:\\项目\\python.exe app.py"}
         self.users = {ME: ALICE, PID: ALICE, 700: ALICE}
         self.listeners, self.ipv6, self.needed = [(PID, "127.0.0.1", PORT)], True, 1
@@ -99,9 +94,6 @@ class Windows:
         told = told() if callable(told) else told
         return told and seam.answer(*told)
 
-    def library(self, name):
-        return SimpleNamespace(**{function: getattr(self, function) for function in FUNCTIONS[name]})
-
     def told(self, buffer, size, data):
         """The status: 122 is what tells that the buffer is too small."""
         self.sizes.append(size.bit_length() - 1)
@@ -126,7 +118,7 @@ class Windows:
 
     def GetExtendedTcpTable(self, buffer, size, ordered, family, kind, reserved):
         assert (ordered, kind, reserved) == (0, 3, 0)  # TCP_TABLE_OWNER_PID_LISTENER
-        v6 = {2: False, 23: True}[family.value]
+        v6 = {2: False, 23: True}[family]
         return self.told(buffer, size[0], listeners(self.listeners, v6) if self.ipv6 in (v6, True) else b"")
 
     def OpenProcessToken(self, process, access, place):
@@ -162,15 +154,14 @@ class Windows:
 @pytest.fixture
 def windows(monkeypatch):
     machine = Windows()
-    in_use = OSError(errno.EADDRINUSE, "in use")
     seam.on_system(monkeypatch, "win32", "")
     monkeypatch.setenv("SYSTEMROOT", machine.root)
     monkeypatch.setattr(os, "getlogin", lambda: "alice")
     monkeypatch.setattr(os, "getpid", lambda: ME)
-    monkeypatch.setattr(ctypes, "WinDLL", machine.library, raising=False)
+    monkeypatch.setattr(ctypes, "WinDLL", dict.fromkeys(("ntdll", "iphlpapi", "advapi32"), machine).get, raising=False)
     monkeypatch.setitem(sys.modules, "_winapi", machine)
     seam.stand_in(monkeypatch, "run a tool", machine.run)
-    seam.stand_in(monkeypatch, "bind", lambda *_: in_use if machine.listeners else None)
+    seam.stand_in(monkeypatch, "bind", lambda *_: OSError(errno.EADDRINUSE, "in use") if machine.listeners else None)
     seam.limits(monkeypatch, restart_watch=0.05, forced_wait=0.3, tool_timeout=2.0)
     seam.one_look(monkeypatch)
     yield machine
@@ -209,8 +200,9 @@ def test_a_take_over(windows, said):
     assert ensure_port_available(PORT) is True and windows.sizes == []  # none is asked about a free port
 
 
-def test_a_restart_is_told(windows, said, monkeypatch):
-    """A supervisor, which is the holder's parent and began before it, starts the server again."""
+@pytest.mark.parametrize("parent", ["nodemon.exe", "cmd.exe"])
+def test_a_restart_is_told(windows, said, monkeypatch, parent):
+    """A supervisor, which is the holder's parent and began before it, starts the server again; a shell is none."""
     monkeypatch.delenv("SYSTEMROOT")
     windows.root = "C:\\Windows"
 
@@ -219,17 +211,23 @@ def test_a_restart_is_told(windows, said, monkeypatch):
         windows.processes[16], windows.users[16] = (8, now, "python.exe"), ALICE
         return windows.force(16)
 
-    windows.processes.update({8: (700, 80, "nodemon.exe"), PID: (8, BEGUN, "python.exe")})
+    windows.processes.update({8: (700, 80, parent), PID: (8, BEGUN, "python.exe")})
     windows.taskkill = [restart]
     assert ensure_port_available(PORT) is False
-    assert "taken again" in said() and "supervisor 8 (nodemon.exe)" in said()
+    assert "taken again" in said() and (f": its supervisor 8 ({parent}) starts" in said()) is (parent == "nodemon.exe")
 
 
-WAY = "to find out: as an administrator, python port_manager.py check 8000"
+def test_a_reserved_range_has_no_holder(windows, said, monkeypatch):
+    windows.listeners, error = [], PermissionError(errno.EACCES, "forbidden")
+    error.winerror = 10013
+    seam.stand_in(monkeypatch, "bind", lambda *_: error)
+    assert ensure_port_available(PORT) is False
+    assert "❌ Windows forbids port 8000 (error 10013)" in said() and "excludedportrange" in said()
+
+
 CHANGES = {  # whom a change of the machine leaves alone, and why
     "System": (lambda w: w.held_by(4), "it is the Windows kernel (http.sys); netsh http show servicestate names"),
-    "not told": (lambda w: w.held_by(None), WAY),
-    "itself": (lambda w: w.held_by(ME), "it is this very process"),
+    "not told": (lambda w: w.held_by(None), "to find out: as an administrator, python port_manager.py check 8000"),
     "an ancestor": (lambda w: w.held_by(700), "it is an ancestor of this process"),
     "a service": (lambda w: w.processes.update({PID: (700, 80, "svchost.exe")}), "it is a service of Windows"),
     "another's": (lambda w: w.users.update({PID: SYSTEM}), f"it belongs to user {SYSTEM}; only that user should"),
@@ -261,7 +259,6 @@ def test_the_policy_own_stops_nobody(windows, said):
 
 
 @pytest.mark.parametrize(("ends", "name", "command"), [
-    (True, "cmd.exe", "cmd /K npm start"),
     (True, "cmd.exe", ""),
     (False, "CMD.EXE", r"C:\Windows\System32\CMD.EXE /D /S /C npm start"),
     (True, "powershell.exe", r'powershell.exe -noexit -command try { . "C:\VS Code\shellIntegration.ps1" } catch'),
@@ -283,27 +280,20 @@ def test_somebodys_terminal_below_a_holder_lives(windows, said, ends, name, comm
 # Who holds the port
 
 
-@pytest.mark.parametrize(
-    ("tables", "ipv6", "netstat", "found"),
-    [
-        ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], True, "", {"127.0.0.1": 9, "::1": 8}),
-        ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], False, "", {"127.0.0.1": 9}),  # where it is switched off
-        ([(None, "127.0.0.1", 8000), (8, "127.0.0.2", 8001)], True, netstat_ano(), {"127.0.0.1": PID}),
-        ([(8, "127.0.0.1", 8000), (None, "::", 8000)], True, netstat_ano("german"), {"127.0.0.1": 8, "::": PID}),
-        ([(None, "127.0.0.1", 8000), (None, "127.0.0.2", 8000)], True, netstat_ano("french"),
-         {"127.0.0.1": PID, "127.0.0.2": None}),
-        ([(None, "127.0.0.1", 8000)], True, "", {"127.0.0.1": None}),
-        ([(None, "127.0.0.1", 8100)], True, netstat_ano(), {}),
-        ([], True, "", {}),
-    ],
-    ids=["told", "no ipv6", "not told", "one is told", "another is not", "nobody tells", "another port", "nobody"],
-)  # fmt: skip
-def test_cannot_tell_is_not_nobody(windows, tables, ipv6, netstat, found):
+@pytest.mark.parametrize(("tables", "ipv6", "found"), [
+    ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], True, {"127.0.0.1": 9, "::1": 8}),
+    ([(9, "127.0.0.1", 8000), (8, "::1", 8000)], False, {"127.0.0.1": 9}),  # where it is switched off
+    ([(8, "127.0.0.1", 8000), (None, "127.0.0.2", 8000), (None, "::", 8000)], True,  # netstat tells of two
+     {"127.0.0.1": 8, "127.0.0.2": None, "::": PID}),
+    ([(None, "127.0.0.1", 8100)], True, {}),
+    ([], True, {}),
+])  # fmt: skip
+def test_cannot_tell_is_not_nobody(windows, tables, ipv6, found):
     windows.processes.clear()
-    windows.listeners, windows.ipv6, windows.netstat = tables, ipv6, netstat
+    windows.listeners, windows.ipv6, windows.netstat = tables, ipv6, netstat_ano()
     rows = seam.sockets("windows", PORT)
     assert rows == [seam.listener(pid, PORT, host, ":" in host) for host, pid in found.items()]
-    assert windows.asked == ["NETSTAT.EXE -ano"] * any(pid is None and port == PORT for pid, _, port in tables)
+    assert windows.asked == ["NETSTAT.EXE -ano"] * (None in found.values())
     windows.ipv6 = None
     with pytest.raises(CannotTell):
         find_listeners(PORT)
@@ -328,7 +318,7 @@ def test_a_parent_counts_if_it_began_before_its_child(windows):
     windows.processes = {pid: (*each, "a.exe") for pid, each in begun.items()}
     found = seam.reader("windows")(0)
     assert {pid: each.parent for pid, each in found.items()} == {4: 0, 700: 0, 800: 700, 804: 800, 808: 0, 812: 800}
-    other = (None, None, 50, 50 / 1e7 - 11644473600, "", "a.exe", "", False, False, False)
+    other = (None, None, 50, 50 / 1e7 - 11644473600, "", "a.exe", "", False, False, False, False)
     assert found[700] == (700, 0, *other) and (found[4].start, found[4].started) == (0, None)
 
 
@@ -343,42 +333,39 @@ def test_a_buffer_grows_until_all_fits(windows, needed, asked):
 # Stopping
 
 
-@pytest.mark.parametrize(
-    ("answers", "firmly", "asked", "error"),
-    [
-        ([(0, "SUCCESS", "")], False, [""], ""),
-        ([(0, "not /F", "")], False, [""], ""),
-        ([(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), (0, "", "")], False, ["", " /F"], ""),
-        ([(1, "ERREUR: (option /F).", ""), (0, "", "")], False, ["", " /F"], ""),
-        ([(128, "Error: Could not find", ""), (0, "", "")], False, ["", " /F"], ""),
-        ([(1, "", "ERROR: Access is\tdenied.\n")], False, [""], "ERROR: Access is?denied."),
-        ([(1, "", "(/F)"), (1, "denied (/F)", "")], False, ["", " /F"], "denied (/F)"),
-        ([None], True, [" /F"], "nothing in 10 s"),
-        ([(0, "", "")], True, [" /F"], ""),
-        ([None], True, [" /F"], "gone"),
-    ],
-    ids=["asked", "a word", "forced at once", "on standard output", "no window under wine", "refused", "refused firmly",
-         "no answer", "forced", "gone"],
-)  # fmt: skip
-def test_taskkill(windows, answers, firmly, asked, error):
-    windows.taskkill = [lambda: windows.force() and None] if error == "gone" else [*answers]
-    if error not in ("", "gone"):
-        with pytest.raises(OSError) as raised:
-            seam.ask_to_stop("windows", PID, firmly, BEGUN)
-        assert raised.value.args == (0, f"taskkill says: {error}")
-    else:
-        seam.ask_to_stop("windows", PID, firmly, BEGUN)
+FORCED = ["", " /F"]  # it was asked to stop, and forced then
+
+
+@pytest.mark.parametrize(("answers", "asked", "error"), [
+    ([(0, "not /F", "")], [""], ""),
+    ([(1, "", "FEHLER: ... nur erzwungen ... (mit /F-Option)."), (0, "", "")], FORCED, ""),
+    ([(1, "ERREUR: (option /F).", ""), (0, "", "")], FORCED, ""),
+    ([(128, "Error: Could not find", ""), (0, "", "")], FORCED, ""),  # it has no window, under Wine
+    ([(1, "", "ERROR: Access is\tdenied.\n")], [""], "ERROR: Access is?denied."),
+    ([(1, "", "(/F)"), (1, "denied (/F)", "")], FORCED, "denied (/F)"),
+    ([None], [" /F"], "nothing in 10 s"),
+    ([(0, "", "")], [" /F"], ""),
+    (["it has ended"], [" /F"], ""),
+])  # fmt: skip
+def test_taskkill(windows, answers, asked, error):
+    windows.taskkill = [lambda: windows.force() and None] if answers == ["it has ended"] else [*answers]
+    with pytest.raises(OSError) if error else contextlib.nullcontext() as raised:
+        seam.ask_to_stop("windows", PID, asked == [" /F"], BEGUN)
+    assert not error or raised.value.args == (0, f"taskkill says: {error}")
     assert windows.asked == [f"taskkill.exe /PID {PID}{force}" for force in asked]
 
 
-OTHERS = [({}, 5, None), ({8: (0, 5, "a.exe")}, 5, True), ({PID: (0, 5, "a.exe")}, 5, False),
-          ({PID: (0, 6, "a.exe")}, 5, True), ({PID: (0, 0, "a.exe")}, 5, None),
-          ({PID: (0, 5, "a.exe")}, 0, None)]  # fmt: skip
-
-
-@pytest.mark.parametrize(("processes", "start", "exited"), OTHERS)
-def test_taskkill_meets_only_what_is_still_the_same(windows, processes, start, exited):
+@pytest.mark.parametrize(("pid", "began", "start", "wrong"), [
+    (0, 0, 5, OSError),  # no process is told
+    (8, 5, 5, ProcessLookupError),
+    (PID, 5, 5, None),
+    (PID, 6, 5, ProcessLookupError),
+    (PID, 0, 5, OSError),
+    (PID, 5, 0, OSError),
+])  # fmt: skip
+def test_taskkill_meets_only_what_is_still_the_same(windows, pid, began, start, wrong):
     """Without a handle the start time tells; also after the request, before the forced end that may follow it."""
+    processes = {pid: (0, began, "a.exe")} if pid else {}
 
     def changed():
         windows.processes = processes
@@ -386,13 +373,12 @@ def test_taskkill_meets_only_what_is_still_the_same(windows, processes, start, e
 
     windows.taskkill = [changed, (0, "", "")]
     windows.processes[PID] = 0, start or 5, "a.exe"
-    wrong = {None: OSError, True: ProcessLookupError, False: ()}[exited]
     with pytest.raises(wrong) if wrong else contextlib.nullcontext() as raised:
         seam.ask_to_stop("windows", PID, False, start)
     assert not wrong or raised.type is wrong
-    assert len(windows.asked) == bool(start) + (exited is False)
+    assert len(windows.asked) == bool(start) + (not wrong)
     windows.processes = processes
-    assert seam.has_exited(PID, "windows", start) is exited
+    assert seam.has_exited(PID, "windows", start) is {OSError: None, ProcessLookupError: True, None: False}[wrong]
 
 
 @pytest.mark.parametrize(("seconds", "milliseconds"), [(5, 200), (0.1501, 151), (0.0001, 1), (0, 0)])

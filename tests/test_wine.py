@@ -2,8 +2,7 @@
 
 .ci/wine makes the Windows; TESTS_PORT_MANAGER_WINE names its folder. Sockets, processes, handles, signals, encodings
 and exit statuses are Wine's own. Two things are not as in Windows: a stand-in for netstat.exe knows the owners of
-listeners, and no process tells its command line, so that the name of its program stands for it. What does not depend
-on the system is tested without Wine: test_windows.py has who stays, and why.
+listeners, and no process tells its command line, so that the name of its program stands for it.
 """
 
 import contextlib
@@ -16,10 +15,9 @@ import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WINE = os.environ.get("PORT_MANAGER_WINE", "")
-FOUND = [name[len("python") :] for name in os.listdir(WINE) if name.startswith("python")] if WINE else [""]
-VERSIONS = sorted(FOUND, key=lambda version: [int(part) for part in version.split(".") if part])
+VERSIONS = ("3.8", "3.13")  # those of .ci/wine
 ENVIRON = {
-    **{name: text for name, text in os.environ.items() if not name.startswith(("PYTHON", "PORT", "ENVIRONMENT"))},
+    **os.environ,
     "WINEPREFIX": os.path.join(WINE, "prefix"),
     "WINEDEBUG": "-all",
     "WINEDLLOVERRIDES": "mscoree,mshtml=;netstat.exe=n",
@@ -39,8 +37,7 @@ pytestmark = pytest.mark.skipif(not WINE, reason="TESTS_PORT_MANAGER_WINE names 
 @pytest.fixture(scope="module", autouse=True)
 def server(request):
     """The one process that is Windows for all others; it would end and begin with each of them."""
-    rows = os.path.join(WINE, "prefix/drive_c/netstat.rows")
-    open(rows, "wb").close()
+    open(os.path.join(WINE, "prefix/drive_c/netstat.rows"), "wb").close()
     chinese = os.path.join(WINE, "prefix/drive_c/项目 一/python")
     if not os.path.exists(chinese):
         shutil.copytree(os.path.join(WINE, f"python{VERSIONS[-1]}"), chinese)
@@ -60,8 +57,7 @@ def kill():
 def end():
     kill()
     while KEPT:
-        with KEPT.pop():
-            pass
+        KEPT.pop().communicate()
 
 
 def begin():

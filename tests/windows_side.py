@@ -1,11 +1,12 @@
 """What tests/test_wine.py runs inside of Windows: holders of ports, and scenarios that say whether they passed.
 
-    python windows_side.py SCENARIO FOLDER
+    python windows_side.py SCENARIO FOLDER    (where port_manager.py and run_backend.py are)
 
-FOLDER has port_manager.py and run_backend.py. A holder writes the row that netstat shall print for it, with the state
-in German; the stand-in for netstat (.ci/netstat.c) prints the row as long as the process that has the socket lives.
+A holder writes the row that netstat shall print for it, with the state in German; the stand-in for netstat
+(.ci/netstat.c) prints the row as long as the process that has the socket lives.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import io
@@ -24,9 +25,6 @@ ROWS = r"C:\netstat.rows"
 ME = os.path.abspath(__file__)
 FOLDER = sys.argv[-1]
 ENCODING = os.environ.get("PYTHONIOENCODING") or locale.getpreferredencoding(False)  # of pipes
-
-
-# Holders: processes of their own, which live until they are stopped.
 
 
 def told(sock, process):
@@ -55,6 +53,23 @@ def desktop():
     ctypes.WinDLL("user32").GetDesktopWindow()
     print("ready", flush=True)
     time.sleep(3600)
+
+
+def serve():
+    """Live until Ctrl+C, and take a moment to close."""
+    print("serving", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        time.sleep(0.5)
+        print("closed", flush=True)
+        sys.exit(9)
+
+
+def hang():
+    """Do not end; nor does a child, which has the same pipes."""
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], stdout=sys.stdout, stderr=sys.stderr)
+    time.sleep(120)
 
 
 def start(*words):
@@ -88,15 +103,13 @@ def free_port():
 
 def heard(call, *words, **options):
     """(what a call returned, seconds, what it said)."""
-    before, sys.stderr = sys.stderr, io.StringIO()
-    began = time.perf_counter()
-    try:
-        answer = call(*words, **options)
-    except Exception as error:  # noqa: BLE001 (the test wants to see it)
-        answer = f"{type(error).__name__}: {error}"
-    finally:
-        took, said, sys.stderr = time.perf_counter() - began, sys.stderr.getvalue(), before
-    return answer, took, said
+    said, began = io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stderr(said):
+        try:
+            answer = call(*words, **options)
+        except OSError as error:
+            answer = str(error)
+    return answer, time.perf_counter() - began, said.getvalue()
 
 
 def command(*words, tool="port_manager.py", folder=FOLDER, **options):
@@ -106,9 +119,6 @@ def command(*words, tool="port_manager.py", folder=FOLDER, **options):
         stdin=subprocess.DEVNULL, capture_output=True, timeout=100, check=False, **options,
     )  # fmt: skip
     return [done.returncode, *(text.decode(ENCODING).replace("\r", "") for text in (done.stdout, done.stderr))]
-
-
-# Scenarios; the test of each is what it asserts.
 
 
 def free(manager):
@@ -128,22 +138,17 @@ def free(manager):
 
 
 def take_over(manager):
-    """A plain server is stopped within a second; one on the same port of IPv6, and one that is its client, live on."""
+    """A plain server is forced at once; one on the same port of IPv6, and one that is its client, live on."""
     before = time.time()
     port, server = held()
     after = time.time()
     bystander, _ = start("hold", port, "::1")
-    began = time.perf_counter()
-    for _ in range(4):  # what a machine that is busy with other things needs to start and end programs
-        subprocess.run([os.environ["COMSPEC"], "/c", "exit"], check=False)
-    beside = time.perf_counter() - began
     with socket.create_connection(("127.0.0.1", port)):
         (holder,) = manager.find_listeners(port, "127.0.0.1")
-        answer, seconds, said = heard(manager.ensure_port_available, port, "127.0.0.1")
+        answer, seconds, said = heard(manager.ensure_port_available, port, "127.0.0.1", grace=60)
     server.wait(10)
     assert answer is True and manager.ensure_port_available(port, "127.0.0.1") is True
-    assert seconds < max(1.0, 5 * beside), "0.4 s on an idle machine"
-    assert bystander.poll() is None
+    assert bystander.poll() is None and seconds < 60
     assert "is already in use" in said and str(server.pid) in said and "is now available" in said
     assert "SIG" not in said, "Windows has no signals"
     facts = (server.pid, os.getpid(), os.getlogin(), "python.exe", "python.exe", "")
@@ -179,35 +184,22 @@ def interrupted(manager):
     kernel = ctypes.WinDLL("kernel32")
     kernel.FreeConsole()
     kernel.AllocConsole()  # started through pipes alone, we had none that could send it
-    server = """if True:
-        import sys, time
-        print("serving", flush=True)
-        try:
-            time.sleep(60)
-        except KeyboardInterrupt:
-            time.sleep(0.5)
-            print("closed", flush=True)
-            sys.exit(9)
-    """
-    words = ["--port", str(free_port()), "--host", "127.0.0.1", "--", sys.executable, "-c", server]
+    words = ["--port", str(free_port()), "--host", "127.0.0.1", "--", sys.executable, ME, "serve"]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     child = subprocess.Popen([sys.executable, os.path.join(FOLDER, "run_backend.py"), *words], **pipes)
     while b"serving" not in child.stdout.readline():
         pass
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         kernel.GenerateConsoleCtrlEvent(0, 0)  # Ctrl+C, to everybody on this console
         time.sleep(20)
-    except KeyboardInterrupt:
-        pass
     assert (child.stdout.read().decode().split(), child.wait(20)) == (["closed"], 9)
 
 
 def chinese(manager):
     """A project, a server and a Python under Chinese names; pipes speak the encoding that this process has."""
     folder = r"C:\项目 一"
-    for name in os.listdir(FOLDER):
-        if name.endswith(".py"):
-            shutil.copy(os.path.join(FOLDER, name), folder)
+    for name in ("port_manager.py", "run_backend.py"):
+        shutil.copy(os.path.join(FOLDER, name), folder)
     server = shutil.copy(ME, os.path.join(folder, "服务器.py"))
     python = os.path.join(folder, "python", "项目.exe")
     port = free_port()
@@ -233,13 +225,7 @@ def chinese(manager):
 
 
 def hung_tool(manager):
-    """A tool that does not end, and a child of it that has its pipes."""
-    say = """if True:
-        import subprocess, sys, time
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], stdout=sys.stdout, stderr=sys.stderr)
-        time.sleep(120)
-    """
-    answer, seconds, _ = heard(manager._run, sys.executable, "-c", say, timeout=2)
+    answer, seconds, _ = heard(manager._run, sys.executable, ME, "hang", timeout=2)
     assert answer is None and seconds < 60, "a child of it has its pipes for 120 s"
 
 
@@ -248,12 +234,10 @@ def main(scenario, folder):
     import port_manager
 
     faulthandler.dump_traceback_later(110)  # the test waits for 120 seconds
-    for name in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "PORT", "HOST"):
-        os.environ.pop(name, None)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         print("encoding:", ENCODING)
-        globals()[scenario](port_manager)
+        scenario(port_manager)
     except Exception as error:  # noqa: BLE001 (the test shows it; a holder that is left may keep our pipe open)
         told = traceback.TracebackException.from_exception(error, capture_locals=True)
         print("".join(told.format()) + "\nfailed", flush=True)
@@ -262,7 +246,5 @@ def main(scenario, folder):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("hold", "desktop"):
-        globals()[sys.argv[1]](*sys.argv[2:])
-    else:
-        main(*sys.argv[1:])
+    act = globals()[sys.argv[1]]
+    act(*sys.argv[2:]) if act in (hold, desktop, serve, hang) else main(act, *sys.argv[2:])
