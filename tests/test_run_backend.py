@@ -174,7 +174,7 @@ FOLDERS = [
     *((command, {**files, "Procfile": f"worker: x\nweb: {web}\n"}) for command, web, files in [
       ("gunicorn shop.wsgi:application --workers 2", "gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT", DJANGOS),
       ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", "waitress-serve --port=$PORT --threads=2 app:app", APP),
-      ("gunicorn shop:app", "flask --app shop run -p $PORT", {**APP, "shop.py": FLASK}),
+      ("gunicorn shop:app", "flask --app shop run -p $PORT", {**APP, ".env": "FLASK_APP=app", "shop.py": FLASK}),
       ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK, "run.py": ""}),
       ("-m hypercorn a:app --bind 0.0.0.0:§", "quart -A a run", {**APP, "a.py": "import quart\napp = quart.Quart()"}),
       ("gunicorn app:app", "cd no-such && gunicorn app:app", {**APP, "gunicorn.py": ""}),
