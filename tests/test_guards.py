@@ -98,7 +98,7 @@ USER = "user.slice/user-1000.slice/user@1000.service"
 
 @pytest.mark.parametrize(("path", "sentence"), [
     ("system.slice/a.service/in", "the systemd service a.service runs it; stop it with: systemctl stop a.service"),
-    ("system.slice/engine.service/web.service", "systemctl stop web.service"),
+    ("system.slice/engine.service/web$(x).service", "systemctl stop 'web$(x).service'"),
     ("machine.slice/systemd-nspawn@web.service/payload/init.scope", "systemctl stop systemd-nspawn@web.service"),
     (f"{USER}/app.slice/pm-sync.service", "systemctl --user stop pm-sync.service"),
     (f"system.slice/docker-{ID}.scope", f"the container {ID[:12]} runs it; stop it with: docker stop {ID[:12]}"),
@@ -202,7 +202,7 @@ SOCKETS = "systemd, for a socket unit, runs it; stop it with: {ctl} stop NAME.so
 
 @pytest.mark.parametrize(("listed", "told"), [
     ("[::]:{port} a.socket b.service", "for a.socket, runs it; stop it with: {ctl} stop a.socket b.service\n"),
-    ("*:{port}%lo echo.socket -", "{ctl} stop echo.socket\n"),
+    ("*:{port}%lo echo\\x2d.socket -", "{ctl} stop 'echo\\x2d.socket'\n"),
     ("*:{port} a.socket", SOCKETS),
     ("*:1{port} a.socket a.service", SOCKETS),
 ])  # fmt: skip
