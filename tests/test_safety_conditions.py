@@ -33,7 +33,7 @@ from .conftest import can_bind, command_line, eventually, holding
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
-MINE = "127.0.0.1"
+MINE, OTHER = "127.0.0.1", "127.0.0.2"
 
 
 def holders(port, host=MINE):
@@ -154,11 +154,11 @@ def test_a_holder_whose_user_is_not_told_is_not_ours(hold, sent, said):
 @pytest.mark.parametrize(("opener", "number", "freed", "begin"), [  # whose socket; who has it, given the listener
     ("root", 2, True, lambda _: forked(lambda: forked(give_up_rights))),  # a worker gave up its rights
     ("root", 2, False, lambda _: forked(lambda: (forked(bool), give_up_rights()))),  # a master did
-    ("root", 1, False, lambda sock: forked(lambda: (forked(give_up_rights), sock.close()))),  # the master has it no more
+    ("root", 1, False, lambda sock: forked(lambda: (forked(give_up_rights), sock.close()))),
     ("root", 2, False, lambda _: (forked(bool), forked(give_up_rights))),  # strangers who share it
     ("root", 1, False, lambda _: forked(give_up_rights)),
     ("daemon", 1, False, lambda _: forked(give_up_rights)),
-    ("daemon", 1, True, lambda sock: forked(lambda: socket.create_server(("127.0.0.2", sock.getsockname()[1])).detach())),
+    ("daemon", 1, True, lambda sock: forked(lambda: socket.create_server((OTHER, sock.getsockname()[1])).detach())),
 ])  # fmt: skip
 @apart
 def test_whose_it_is_when_several_users_hold_it(port, monkeypatch, opener, number, freed, begin):
@@ -172,7 +172,7 @@ def test_whose_it_is_when_several_users_hold_it(port, monkeypatch, opener, numbe
     assert len(pids) == number
     if number == 1 and not freed:  # it is nobody's own, but another opened the socket, and may hold it, too
         why = as_nobody(lambda: preview_port(port, MINE).reason)
-        assert f"is left alone: it belongs to user {opener}, who opened its socket; only that user should stop it" in why
+        assert f"left alone: it belongs to user {opener}, who opened its socket; only that user should stop it" in why
         assert as_nobody(lambda: ensure_port_available(port, MINE)) is False and birth(pids[0])
     if number == 2:  # only root takes a worker of another user along
         with monkeypatch.context() as patch:
