@@ -195,18 +195,15 @@ SOCKETS = "systemd, for a socket unit, runs it; stop it with: {ctl} stop NAME.so
     ("*:{port} a.socket", SOCKETS),
     ("*:1{port} a.socket a.service", SOCKETS),
 ])  # fmt: skip
-def test_systemd_holds_a_port_for_a_socket_unit(port, hold, tools, stays, listed, told):
+@pytest.mark.parametrize("ctl", ["systemctl --user", "systemctl"])  # of a user's systemd; of the system's own, PID 1
+def test_systemd_holds_a_port_for_a_socket_unit(port, hold, tools, stays, monkeypatch, listed, told, ctl):
     calls = tools(f"echo '/run/dbus dbus.socket dbus.service\n{listed.format(port=port)}'", "systemctl")
-    stays(hold(port, name="systemd"), port, told.format(ctl="systemctl --user"))
-    assert "systemctl --user list-sockets --all --no-legend --no-pager\n" in calls.read_text()
-
-
-def test_systemd_itself_holds_a_port_for_a_unit_of_the_system(port, hold, monkeypatch, stays):
-    real = seam.reader("linux")
-    seam.owners_answer(monkeypatch, lambda rows: [row._replace(pid=1) for row in rows])
-    seam.readings(monkeypatch, "linux", lambda pid: {at: one._replace(name="systemd") for at, one in real(pid).items()})
-    seam.stand_in(monkeypatch, "run a tool", lambda *_: None)
-    stays(hold(port), port, SOCKETS.format(ctl="systemctl"))
+    held, first = hold(port, name="systemd"), seam.read(1)._replace(name="systemd")
+    if ctl == "systemctl":
+        seam.owners_answer(monkeypatch, lambda rows: [row._replace(pid=1) for row in rows])
+        seam.readings(monkeypatch, "linux", lambda pid: {pid: first})
+    stays(held, port, told.format(ctl=ctl))
+    assert f"\n{ctl} list-sockets --all --no-legend --no-pager\n" in f"\n{calls.read_text()}"
 
 
 NAMELESS = "PM2 runs it; stop it with: pm2 stop NAME (pm2 status tells the name)"
@@ -263,25 +260,21 @@ def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch, said):
     assert as_nobody(lambda: find_listeners(port)[0][:3]) == [None, None, "root"] and held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize("end", ["gone", "going", "hidden", "not told"])
-def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, end):
+@pytest.mark.parametrize(("parents", "old", "first", "told"), [
+    ([9, 1, 1], {"zombie": True}, {}, True),
+    ([9] * 9, None, {}, False),  # it is hidden
+    ([9, 1, 1], None, {"parent": None, "started": None}, False),  # nor is it told who is above the first
+])  # fmt: skip
+def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, parents, old, first, told):
     """That was above the old one, and may hold the port. Above a hidden one (sudo, and hidepid) anybody may be."""
-    me, other = os.getpid(), 4_000_000
-    ours = seam.read(me)
-    known = {1: ours._replace(pid=1, parent=0)}
-    if end == "going":
-        known[other] = ours._replace(pid=other, parent=0, zombie=True)
-    if end == "not told":  # who is above the last one
-        known[1] = ours._replace(pid=1, parent=None, started=None)
-    parents = iter([other] * 9 if end == "hidden" else [other, 1, 1])
+    me, ours, parent = os.getpid(), seam.read(os.getpid()), iter(parents)
 
     def read(pid):
-        if pid == me:
-            return {me: ours._replace(parent=next(parents))}
-        return {pid: known[pid]} if pid in known else {}
+        facts = {"parent": next(parent)} if pid == me else {1: first, 9: old}.get(pid)
+        return {} if facts is None else {pid: ours._replace(**{"pid": pid, "parent": 0, **facts})}
 
     seam.readings(monkeypatch, "linux", read)
-    assert seam.ancestry() == (None if end in ("hidden", "not told") else [me, 1])
+    assert seam.ancestry() == ([me, 1] if told else None)
 
 
 def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatch, said, stays, request):

@@ -138,12 +138,14 @@ def test_another_port_would_close_too(ports, hold, projects, how):
     assert done.returncode == 0 and theirs.alive() == [], done.stderr
 
 
+@pytest.mark.parametrize("below", ["", "/in"])  # here nothing is below it
 @boxed
-def test_a_path_that_leads_elsewhere_in_another_mount_namespace(tmp_path):
+def test_a_path_that_leads_elsewhere_in_another_mount_namespace(tmp_path, below):
     ours, theirs, at = project(tmp_path / "ours"), project(tmp_path / "theirs"), tmp_path / "at"
     at.mkdir()
     (ours / ".git" / "HEAD").write_text("ref: refs/heads/ours\n")
-    script = f'mount --bind "{theirs}" "{at}"; cd "{at}"; exec "$@"'
+    place = f'"{at}{below}"'
+    script = f'mount -t tmpfs none "{at}"; mkdir -p {place}; mount --bind "{theirs}" {place}; cd {place}; exec "$@"'
     with subprocess.Popen(["unshare", "--mount", "sh", "-ec", script, "sh", *holding(8000)]) as holder:
         wait_for(8000)
         done = ensured(ours, 8000)

@@ -45,6 +45,8 @@ def test_errors_carry_what_a_caller_needs(port, hold, monkeypatch):
     again = pickle.loads(pickle.dumps(error))
     assert (again.reason, again.port, again.host) == (error.reason, port, "127.0.0.1")
     assert issubclass(PortTimeout, TimeoutError) and issubclass(CannotTell, PortError)
+    bare = PortError("it is held")
+    assert (str(bare), bare.reason, bare.port, bare.host, bare.holders) == ("it is held", "it is held", 0, "", ())
 
 
 CALLS = [ensure_port_available, preview_port, find_listeners, find_free_port, bind_port, PortManager]
@@ -308,6 +310,7 @@ def test_an_endpoint_takes_what_it_has():
     for words, named in (("::",), {}), (("::", 80, 81), {}), (("::",), {"port": 80, "other": 1}):
         with pytest.raises(TypeError, match="Endpoint takes host, port"):
             Endpoint(*words, **named)
+    assert repr(Endpoint("::1", 80)) == "Endpoint(host='::1', port=80)"
 
 
 HEAVY = {"argparse", "json", "logging", "difflib", "shutil", "subprocess", "typing", "re"}

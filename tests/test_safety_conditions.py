@@ -41,22 +41,20 @@ def holders(port, host=MINE):
     return [holder.pid for holder in preview_port(port, host).holders]
 
 
-MOMENTS = {  # when it happens: a call that it comes before, or a line that is logged
-    "it is pinned": (os, "pidfd_open"),  # what was read before is not true of the pinned one
-    "it has been looked at": "Process using port",
-    "it is signalled": (signal, "pidfd_send_signal"),
-    "a sandbox refuses the signal": (signal, "pidfd_send_signal"),
-    "it is to be forced": "did not stop within",
-    "somebody is asked": "",  # the answer was about the first one, and there is no second question
-}
-CASES = [(when, "pidfd") for when in MOMENTS] + [("it has been looked at", "birth"), ("it is to be forced", "birth")]
-
-
-@pytest.mark.parametrize(("moment", "pinning"), CASES, indirect=["pinning"])
+@pytest.mark.parametrize(("moment", "when", "pinning"), [  # a call that it comes before, or a line that is logged
+    ("it is pinned", (os, "pidfd_open"), "pidfd"),  # what was read before is not true of the pinned one
+    ("it has been looked at", "Process using port", "pidfd"),
+    ("it has been looked at", "Process using port", "birth"),
+    ("it is signalled", (signal, "pidfd_send_signal"), "pidfd"),
+    ("a sandbox refuses the signal", (signal, "pidfd_send_signal"), "pidfd"),
+    ("it is to be forced", "did not stop within", "pidfd"),
+    ("it is to be forced", "did not stop within", "birth"),
+    ("somebody is asked", "", "pidfd"),  # the answer was about the first one, and there is no second question
+], indirect=["pinning"])  # fmt: skip
 @boxed
-def test_the_pid_changes_hands_when(sent, pinning, said, monkeypatch, moment):
+def test_the_pid_changes_hands_when(sent, pinning, said, monkeypatch, moment, when):
     """Its new owner even holds the socket: only the handle, or the start time, tells that nobody looked at it."""
-    when, name = MOMENTS[moment], "node" if moment == "somebody is asked" else "ssh"
+    name = "ssh" if when else "node"
     pid, swap = swapped(8000, name)
     swaps = iter([lambda: (swap(), sent.clear())])
 
@@ -388,7 +386,10 @@ def test_a_sandbox_that_refuses_one_call_is_no_obstacle(port, hold, call, error)
     assert ensure_port_available(port, grace=2) is True and held.alive() == []
 
 
-@pytest.mark.parametrize("call", ["in use", "ensure", "kill"])
+@pytest.mark.parametrize("call", [
+    lambda manager, _: not manager.is_port_in_use(manager.port), lambda manager, _: manager.check_and_clean_port(),
+    PortManager.kill_process,
+])  # fmt: skip
 @pytest.mark.parametrize("spare", range(8))
 @apart
 def test_out_of_descriptors_the_port_counts_as_held(port, hold, sent, spare, call):
@@ -396,12 +397,10 @@ def test_out_of_descriptors_the_port_counts_as_held(port, hold, sent, spare, cal
     held, manager = hold((MINE, port), ignore_term=True), PortManager(port, MINE, grace=0.2)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unused = [number for number in range(1000) if not os.path.exists(f"/proc/self/fd/{number}")]
-    calls = {"in use": lambda: not manager.is_port_in_use(port), "ensure": manager.check_and_clean_port,
-             "kill": lambda: manager.kill_process(held.pid)}  # fmt: skip
     free = False
     resource.setrlimit(resource.RLIMIT_NOFILE, (unused[spare], hard))
     with contextlib.suppress(CannotTell):  # which is not "free"
-        free = calls[call]()
+        free = call(manager, held.pid)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert held.alive() == [] if free else (sent, held.alive()) == ([], [held.pid])
 
