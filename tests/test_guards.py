@@ -18,7 +18,7 @@ from .scenes import wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
-ID = "0123456789abcdef" * 4
+ID, USER = "0123456789abcdef" * 4, "user.slice/user-1000.slice/user@1000.service"
 
 
 @pytest.fixture
@@ -85,9 +85,6 @@ def test_a_listener_on_ipv4_goes_where_a_name_stands_for_both_families(port, hol
 
 
 # Control groups: services and containers
-
-
-USER = "user.slice/user-1000.slice/user@1000.service"
 
 
 @pytest.mark.parametrize(("path", "sentence"), [
@@ -157,6 +154,8 @@ NOT_TOLD = "the container abababababab runs it; stop it there"
 WEB = "the docker container web runs it; stop it with: docker stop web"
 TWO = "printf 'one\\t127.0.0.9:{port}->80/tcp\\ntwo\\t0.0.0.0:{port}->80/tcp, [::]:{port}->80/tcp\\n'"
 SAME = TWO.replace("127.0.0.9", "0.0.0.0")
+SOCKETS = "systemd, for a socket unit, runs it; stop it with: {ctl} stop NAME.socket ({ctl} list-sockets tells it)"
+NAMELESS = "PM2 runs it; stop it with: pm2 stop NAME (pm2 status tells the name)"
 
 
 @pytest.mark.parametrize(("name", "docker", "podman", "sentence"), [
@@ -186,9 +185,6 @@ def test_who_holds_the_port_of_a_container_stays(port, hold, tools, stays, name,
     assert {f"docker {asked}"} <= {*calls.read_text().splitlines()} <= {f"docker {asked}", f"podman {asked}"}
 
 
-SOCKETS = "systemd, for a socket unit, runs it; stop it with: {ctl} stop NAME.socket ({ctl} list-sockets tells it)"
-
-
 @pytest.mark.parametrize(("listed", "told"), [
     ("[::]:{port} a.socket b.service", "for a.socket, runs it; stop it with: {ctl} stop a.socket b.service\n"),
     ("*:{port}%lo echo.socket -", "{ctl} stop echo.socket\n"),
@@ -204,9 +200,6 @@ def test_systemd_holds_a_port_for_a_socket_unit(port, hold, tools, stays, monkey
         seam.readings(monkeypatch, "linux", lambda pid: {pid: first})
     stays(held, port, told.format(ctl=ctl))
     assert f"\n{ctl} list-sockets --all --no-legend --no-pager\n" in f"\n{calls.read_text()}"
-
-
-NAMELESS = "PM2 runs it; stop it with: pm2 stop NAME (pm2 status tells the name)"
 
 
 @pytest.mark.parametrize(("manager", "variables", "sentence"), [

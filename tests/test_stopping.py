@@ -71,8 +71,9 @@ def test_the_words_of_a_take_over(port, hold, said):
 
 
 def test_a_server_that_its_grandparent_runs_on_a_terminal_goes_with_it(port, hold):
-    """That is no terminal which would end as well: it belongs to one of those who are stopped."""
-    runner = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", *holding(("127.0.0.2", port))]
+    """No terminal would end as well: it belongs to one of those who are stopped. Nor is its worker one."""
+    inner = holding(("127.0.0.2", port), children=1)
+    runner = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", *inner]
     held = hold(port, starts=runner)
     assert eventually(lambda: not can_bind(port, "127.0.0.2"))
     assert ensure_port_available(port) is True and eventually(lambda: held.alive() == [])
@@ -133,7 +134,7 @@ def test_one_that_does_not_end_in_time_when_forced_is_told(port, hold, monkeypat
 
     seam.on_signal(monkeypatch, signalled)
     assert ensure_port_available(port, grace=0.1) is (drains or ends)
-    assert ends is (held.alive() == []) is ("even when forced" not in said())
+    assert ends is (held.alive() == []) is ("even when forced" not in said()) is ("Successfully killed" in said())
     assert ends or f"{'⚠️ ' if drains else '❌'} Process {held.pid} does not end even when forced" in said()
 
 

@@ -146,14 +146,11 @@ def test_nobody_is_an_answer_and_cannot_tell_is_none(port, hold, monkeypatch):
         assert (caught.value.port, caught.value.host, caught.value.holders) == (asked or 0, host or "", ())
 
 
-UPWARDS = [900, 500, 300, 70, 2]
-
-
 @pytest.mark.parametrize(("loadavg", "pids"), [
     (b"0.1 0.2 0.3 1/80 300", [300, 70, 2, 900, 500]),
-    (b"0.1 0.2 0.3 1/80 900", UPWARDS),
-    (b"", UPWARDS),
-    (FileNotFoundError("a /proc that shows processes alone"), UPWARDS),
+    (b"0.1 0.2 0.3 1/80 900", [900, 500, 300, 70, 2]),
+    (b"", [900, 500, 300, 70, 2]),
+    (FileNotFoundError("a /proc that shows processes alone"), [900, 500, 300, 70, 2]),
 ])  # fmt: skip
 def test_the_youngest_have_the_pids_up_to_the_one_given_last(monkeypatch, loadavg, pids):
     monkeypatch.setattr(os, "listdir", lambda _: ["70", "900", "self", "2", "300", "500"])
