@@ -76,6 +76,19 @@ def test_who_must_stay(port, hold, stays, spec, options, sentence):
     stays(held, port, f"Process {[held.pid, *held.children][-1]} (", f") is left alone: {sentence}", **options)
 
 
+def test_one_who_must_stay_saves_the_others(port, hold):
+    """Nobody is half-stopped: all stay. The first look finds also those who are far from the youngest."""
+    held = hold(port, children=2, strangers=8, orphans=True, first="ssh")
+    assert eventually(lambda: held.alive() == held.children)
+    oldest = held.children[0]
+    assert (len(find_listeners(port)), len(find_listeners(port, thorough=True))) == (1, 2)
+    predicted = command_line("free", str(port), "--dry-run")
+    done = command_line("free", str(port))
+    assert predicted.returncode == done.returncode == 1 and held.alive() == held.children
+    assert f"leave {oldest} alone: it is a tunnel" in predicted.stdout
+    assert f"❌ Process {oldest} (" in done.stderr and "is left alone: it is a tunnel" in done.stderr
+
+
 def test_a_listener_on_ipv4_goes_where_a_name_stands_for_both_families(port, hold, monkeypatch):
     wildcards = ((socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0)))
     told = [(family, socket.SOCK_STREAM, 6, "", address) for family, address in wildcards]
@@ -470,16 +483,3 @@ def test_what_an_engine_publishes_is_no_port_of_a_namespace_of_its_own(hold, mon
     assert "that you may not see" in told and "web" not in told
     hold(8001, name="docker-proxy")  # it is seen, and so it is of this namespace
     assert ensure_port_available(8001) is False and "the docker container web runs it" in said()
-
-
-def test_one_who_must_stay_saves_the_others(port, hold):
-    """Nobody is half-stopped: all stay. The first look finds also those who are far from the youngest."""
-    held = hold(port, children=2, strangers=8, orphans=True, first="ssh")
-    assert eventually(lambda: held.alive() == held.children)
-    oldest = held.children[0]
-    assert (len(find_listeners(port)), len(find_listeners(port, thorough=True))) == (1, 2)
-    predicted = command_line("free", str(port), "--dry-run")
-    done = command_line("free", str(port))
-    assert predicted.returncode == done.returncode == 1 and held.alive() == held.children
-    assert f"leave {oldest} alone: it is a tunnel" in predicted.stdout
-    assert f"❌ Process {oldest} (" in done.stderr and "is left alone: it is a tunnel" in done.stderr

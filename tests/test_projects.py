@@ -160,7 +160,6 @@ def test_a_path_that_leads_elsewhere_in_another_mount_namespace(tmp_path, below)
 @pytest.mark.parametrize(("removed", "again", "ours", "goes"), [  # what is left above it tells whose it was
     ("blog/dist", True, "shop", False),  # a build made it anew: it is the other project's as before
     ("blog/dist", False, "shop", False),
-    ("blog/dist", True, "blog", True),
     ("shop/.worktrees/one", False, "shop", True),
     ("trees/one", False, "shop", True),  # a worktree beside its repository, of which nothing is left
     ("trees/one", True, "trees/two", True),
