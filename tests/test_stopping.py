@@ -190,9 +190,6 @@ def test_a_pid_that_ps_does_not_list_has_gone_where_it_lists_any(monkeypatch, li
     assert len(started) == (3 if listed else 6)
 
 
-# What a person sees
-
-
 @pytest.mark.parametrize("words", [
     [PORT_MANAGER, "free", "{}", "--grace", "30"],
     [RUN_BACKEND, "--port", "{}", "--", "true"],
