@@ -73,9 +73,9 @@ def limits(patch: Any, **limits: float) -> None:
         patch.setitem(run.__kwdefaults__, "timeout", limits["tool_timeout"])
 
 
-def one_look(patch: Any) -> None:
+def one_look(patch: Any, then: Callable[[], Any] = bool) -> None:
     """Let a look be taken once where somebody may be just exiting: who is hidden stays so, and costs a second."""
-    patch.setattr(pm, "_settled", pm._look)
+    patch.setattr(pm, "_settled", lambda *words: (pm._look(*words), then())[0])
 
 
 # Is the port free?
