@@ -341,6 +341,13 @@ def _clean(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
+def _quoted(text: str) -> str:
+    """The text as one word for a shell."""
+    import shlex
+
+    return shlex.quote(_clean(text))
+
+
 def _sentence(reason: str) -> str:
     return reason[0].upper() + reason[1:]
 
@@ -1072,7 +1079,6 @@ class _System:
     def program(self, pid: int, port: int) -> str:
         """The manager's name for a process, quoted for a shell; empty if unknown, or if it serves another port."""
         import json
-        import shlex
 
         environ = self.environ(pid)
         supervised = environ.get("SUPERVISOR_GROUP_NAME"), environ.get("SUPERVISOR_PROCESS_NAME")
@@ -1083,7 +1089,7 @@ class _System:
                 name = str(settings.get("PORT", port)) == str(port) and settings.get("name")
             except (ValueError, AttributeError):
                 return ""
-        return shlex.quote(_clean(str(name))) if name else ""
+        return _quoted(str(name)) if name else ""
 
     def protects(self, holder: Holder) -> str | None:
         """Why a process is protected because of its name or PID; None: it is not."""
@@ -1621,7 +1627,7 @@ def _unit_of(process: _Process | None) -> Manager | None:
             continue
         desktop = unit.startswith("dbus-") or (unit.startswith("app-") and "@" in unit)
         if not (user and (desktop or (process and process.tty))):  # a terminal is a unit; a program in it is not
-            return Manager(f"the systemd service {unit}", f"systemctl {user}stop {unit}")
+            return Manager(f"the systemd service {unit}", f"systemctl {user}stop {_quoted(unit)}")
     return None
 
 
@@ -1630,7 +1636,7 @@ def _socket_unit(port: int, user: str) -> Manager:
     for line in _output("systemctl", *user.split(), "list-sockets", "--all", "--no-legend", "--no-pager").splitlines():
         fields = _clean(line).split()
         if len(fields) >= 3 and fields[0].rpartition(":")[2].partition("%")[0] == str(port):
-            units = " ".join(unit for unit in fields[-2:] if unit != "-")
+            units = " ".join(_quoted(unit) for unit in fields[-2:] if unit != "-")
             return Manager(f"systemd, for {fields[-2]},", f"systemctl {user}stop {units}")
     ways = f"systemctl {user}stop NAME.socket (systemctl {user}list-sockets tells it)"
     return Manager("systemd, for a socket unit,", ways)
@@ -2388,8 +2394,7 @@ def _wait_for_exit(system: _System, pins: list[_Pin], seconds: float) -> list[_P
         left = [pin for pin in left if not system.has_exited(pin)]
         if not left:
             break
-        if rest:
-            system.sleep(left, min(rest, 0.2))
+        system.sleep(left, min(rest, 0.2))
     return left
 
 

@@ -59,6 +59,8 @@ OrbStack Helper.app/Contents/MacOS/OrbStack Helper vmgr
   813     1   813 Ss   ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/other
   814     1   814 S    ??       alice Mon Nov 23 08:12:00 2026 /Applications/Docker.app/Contents/MacOS/\
 com.docker.backend run
+  815     1   815 S    ??       alice Mon Nov 23 08:12:00 2026 /usr/bin/python3 /opt/homebrew/bin/supervisord -n
+  816   815   815 S    ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/node api.js
   666   701 38146 Z+   ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
 garbage
 """

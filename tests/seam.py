@@ -31,7 +31,7 @@ title, age, decoded, short_folder = pm._title, pm._age, pm._decoded, pm._short_f
 bind_error, run, answer = pm._bind_error, pm._run, pm._Answer
 youngest_first = pm._pids_from_the_youngest  # the PIDs, in the order in which they are looked at
 proc_is_ours, forget, system_of = pm._proc_is_ours, pm._proc_is_ours.cache_clear, pm._system_of
-families, is_in_the_family, ancestors = pm._families, pm._is_a_worker, pm._Ancestry
+is_in_the_family, ancestors = pm._is_a_worker, pm._Ancestry
 
 # What a test may put in the place of a part: stand_in(patch, "bind", answer).
 PARTS: dict[str, tuple[Any, str]] = {
@@ -66,9 +66,9 @@ def limits(patch: Any, **limits: float) -> None:
         patch.setitem(run.__kwdefaults__, "timeout", limits["tool_timeout"])
 
 
-def one_look(patch: Any) -> None:
+def one_look(patch: Any, then: Callable[[], Any] = bool) -> None:
     """Let a look be taken once where somebody may be just exiting: who is hidden stays so, and costs a second."""
-    patch.setattr(pm, "_settled", pm._look)
+    patch.setattr(pm, "_settled", lambda *words: (pm._look(*words), then())[0])
 
 
 # Is the port free?

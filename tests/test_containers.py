@@ -21,6 +21,8 @@ PAGE = ("/bin/busybox", "httpd", "-f", "-h", "/www", "-p")
 SERVER = ("python3", "-m", "http.server", "8000")
 IDLE = ("sleep", "infinity")
 CHILD = ("sh", "-c", "python3 -m http.server 8000 & sleep 999")
+ITSELF = "it is this container's main process: restart the container"
+WAITED_FOR = "it would also end this container, whose first process waits for it; restart the container"
 BARE = ("-u", "1000:1000", "--cap-drop=ALL", "--read-only", "-e", "PYTHONDONTWRITEBYTECODE=1")
 
 
@@ -78,12 +80,16 @@ def test_what_runs_in_the_same_container_is_freed(container, options, command):
     assert not listening_inside(name, 8000)
 
 
-@pytest.mark.parametrize("options", [(), BARE, ("--cgroupns=private",)])
-def test_the_main_process_of_the_container(container, options):
-    name = container(DEBIAN, *options, command=SERVER)
+@pytest.mark.parametrize(("options", "command", "sentence"), [
+    *((options, SERVER, ITSELF) for options in ((), BARE, ("--cgroupns=private",))),
+    (("--init",), SERVER, WAITED_FOR),
+    ((), ("sh", "-c", "cd /srv; python3 -m http.server 8000; exit $?"), WAITED_FOR),
+])  # fmt: skip
+def test_the_main_process_of_the_container(container, options, command, sentence):
+    name = container(DEBIAN, *options, command=command)
     wait_inside(name, 8000)
     with witness(main_process(name)):
-        free(8000, before=inside(name)).refuses("it is this container's main process: restart the container")
+        free(8000, before=inside(name)).refuses(sentence)
 
 
 def test_a_toolbox_on_the_host_frees_its_own_and_not_another_container_s(container, ports, tmp_path):

@@ -136,6 +136,7 @@ STAY = {  # the listings of the port in turn, that of every port, why it is left
     "by root": (held_by(812), None, f"launchd runs it; stop it with: launchctl bootout system/{JOB}"),
     "a label": (held_by(813), None, "launchd runs it; stop it with: launchctl bootout gui/501/org.x y?[2J"),
     "docker": (held_by(814), None, "the docker container web runs it; stop it with: docker stop web"),
+    "supervised": (held_by(816), None, "supervisord runs it; stop it with: supervisorctl stop NAME"),
     "another port": ([LSOF_HELD], LSOF_HELD + DEBUGGER, "stopping it would also close port 9229 (python3 38146)"),
     "others": ([LSOF_HELD], "no listing\n", "stopping it would also close other ports, perhaps, which this system"),
     "changed": ([LSOF_HELD, *held_by(333)], None, AIRPLAY),  # just before the signal, another holds it

@@ -44,7 +44,7 @@ SAFETY = {
     "safety_conditions.a_holder_whose_user_is_not_told_is_not_ours",
     "is not what the [policy]": "guards.a_policy_that_stops_nobody projects.whose_a_server_is",
     "is a server of another project": "projects.another_projects_server_is_refused_without_a_terminal "
-    "projects.whose_a_server_is projects.a_person_who_names_the_port_means_it",
+    "projects.whose_a_server_is projects.another_port_would_close_too",
     "would take something else": "managers.an_editor_s_server_with_a_terminal_stays "
     "projects.another_port_would_close_too",
 }

@@ -44,6 +44,8 @@ def test_errors_carry_what_a_caller_needs(port, hold, monkeypatch):
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), again.reason, again.port, again.host) == (PortError, error.reason, port, "127.0.0.1")
     assert issubclass(PortTimeout, TimeoutError) and CannotTell.__base__ is PortError and PortError.__base__ is OSError
+    bare = PortError("it is held")
+    assert (str(bare), bare.reason, bare.port, bare.host, bare.holders) == ("it is held", "it is held", 0, "", ())
 
 
 @pytest.mark.parametrize("call", [
@@ -279,6 +281,7 @@ def test_an_endpoint_takes_what_it_has():
     for words, named in (("::",), {}), (("::", 80, 81), {}), (("::",), {"port": 80, "other": 1}):
         with pytest.raises(TypeError, match="Endpoint takes host, port"):
             Endpoint(*words, **named)
+    assert repr(Endpoint("::1", 80)) == "Endpoint(host='::1', port=80)"
 
 
 @pytest.mark.parametrize(("before", "then", "allowed"), [  # what may be loaded; None: all but the heavy ones

@@ -1,23 +1,22 @@
 """Stop it: the whole family, politely, then firmly, the release verified; and whoever starts it anew is named."""
 
-from __future__ import annotations  # noqa: I001
-
-import json
+import json  # noqa: I001
 import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
-from port_manager import FORCED_WAIT, Endpoint, Holder, PortError, PortManager, ensure_port_available, find_listeners
+from port_manager import FORCED_WAIT, PortManager, ensure_port_available, find_listeners, main
 
 from . import seam
-from .apart import InFlight
 from .conftest import ENSURE, LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, bound_is_told, can_bind
 from .conftest import command_line, eventually, holding, on_a_terminal
 from .scenes import SERVE, children, wait_for
@@ -30,26 +29,22 @@ def timed(call):
     return call(), time.monotonic() - begun
 
 
-FAMILIES = {  # who holds the port: (the holder's kind, what is said beside its PID where it is told in one line)
-    "single": ({}, " ("),
-    "reloader": ({"children": 1}, " and its child"),
-    "prefork": ({"children": 8}, " and its 8 children"),
-    "orphans": ({"children": 4, "orphans": True}, None),
-    "strangers": ({"children": 3, "double_fork": True}, None),
-    "reuseport": ({"children": 3, "own_sockets": True, "reuseport": True}, None),
-    "silent parent": ({"children": 2, "silent_parent": True}, None),
-    "stubborn": ({"children": 2, "ignore_term": True}, " and its 2 children"),
-    "respawning": ({"children": 9, "respawns": True}, " and its 9 children"),
-    "heir": ({"starts": ["sleep", "60"], "leaks": True, "orphans": True}, " ("),
-    "bound": ({"listen": False, "reuse": False}, " ("),
-}
-
-
-@pytest.mark.parametrize("kind", [*[*FAMILIES][:-1], pytest.param("bound", marks=bound_is_told)])
-def test_all_holders_go(port, hold, kind, pinning, said, monkeypatch):
-    """Who has only inherited the listener, too; a master that forks anew; and zombies (of the silent) count as ended."""
+@pytest.mark.parametrize(("kind", "spec", "more"), [  # what is said beside its PID where it is told in one line
+    ("single", {}, " ("),
+    ("reloader", {"children": 1}, " and its child"),
+    ("prefork", {"children": 8}, " and its 8 children"),
+    ("orphans", {"children": 4, "orphans": True}, None),
+    ("strangers", {"children": 3, "double_fork": True}, None),
+    ("reuseport", {"children": 3, "own_sockets": True, "reuseport": True}, None),
+    ("silent parent", {"children": 2, "silent_parent": True}, None),  # its zombies count as ended
+    ("stubborn", {"children": 2, "ignore_term": True}, " and its 2 children"),
+    ("respawning", {"children": 9, "respawns": True}, " and its 9 children"),
+    ("heir", {"starts": ["sleep", "60"], "leaks": True, "orphans": True}, " ("),
+    pytest.param("bound", {"listen": False, "reuse": False}, " (", marks=bound_is_told),
+])  # fmt: skip
+def test_all_holders_go(port, hold, kind, spec, more, pinning, said, monkeypatch):
     seam.limits(monkeypatch, restart_watch=0.2)  # some leave a living parent
-    (spec, more), held = FAMILIES[kind], hold(port, **FAMILIES[kind][0])
+    held = hold(port, **spec)
     assert not spec.get("orphans") or eventually(lambda: held.pid not in held.alive())
     assert ensure_port_available(port, grace=0.3) is True
     assert held.alive() in ([], [held.pid] if kind in ("reuseport", "silent parent") else [])
@@ -75,14 +70,10 @@ def test_the_words_of_a_take_over(port, hold, said):
     assert re.fullmatch(rf"✅ Successfully killed process {held.pid} \(\d+\.\d s\)", "\n".join(lines[4:]))
 
 
-def test_a_long_line_of_parents_is_one_family():
-    holders = [Holder(pid, pid - 1, "", "", "", "", None, ()) for pid in range(3000, 1, -1)]
-    assert seam.families(holders) == [(holders[-1], holders[-2::-1])]
-
-
 def test_a_server_that_its_grandparent_runs_on_a_terminal_goes_with_it(port, hold):
-    """That is no terminal which would end as well: it belongs to one of those who are stopped."""
-    runner = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", *holding(("127.0.0.2", port))]
+    """No terminal would end as well: it belongs to one of those who are stopped. Nor is its worker one."""
+    inner = holding(("127.0.0.2", port), children=1)
+    runner = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", *inner]
     held = hold(port, starts=runner)
     assert eventually(lambda: not can_bind(port, "127.0.0.2"))
     assert ensure_port_available(port) is True and eventually(lambda: held.alive() == [])
@@ -121,45 +112,34 @@ def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pin
 
 
 def test_who_has_no_handle_is_looked_at_again_soon():
-    """Only a handle wakes us up when its process exits: here the end of a pipe, of which nothing comes."""
-    ends = os.pipe()
-    took = [timed(lambda: seam.sleep("linux", handles, 5))[1] for handles in ([None], [ends[0], None])]  # noqa: B023
-    assert max(took) < 2 and timed(lambda: seam.sleep("linux", ends[:1], 0.3))[1] >= 0.3
-    for end in ends:
-        os.close(end)
+    """Only a handle wakes us up when its process exits: here a socket, of which nothing comes."""
+    with socket.create_server(("127.0.0.1", 0)) as quiet:
+        for handles, soon in (([None], True), ([quiet.fileno(), None], True), ([quiet.fileno()], False)):
+            assert (timed(lambda: seam.sleep("linux", handles, 1))[1] < 0.9) is soon  # noqa: B023
 
 
-@pytest.mark.parametrize("kind", ["ignore_term", "drain"])
-def test_the_exit_of_one_who_cannot_be_forced_is_reported(port, hold, monkeypatch, said, kind):
-    """Where the port is free nevertheless, the process that cannot be ended is not kept quiet about."""
-    held, freed = hold(port, **{kind: True}), kind == "drain"
-    seam.limits(monkeypatch, forced_wait=0.1)
+@pytest.mark.parametrize(("kind", "ends"), [("ignore_term", False), ("drain", False), ("ignore_term", True)])
+def test_one_that_does_not_end_in_time_when_forced_is_told(port, hold, monkeypatch, said, kind, ends):
+    """It may wait for a disk, or have much to give back: it has two seconds. It is told where the port is free, too."""
+    held, drains = hold(port, **{kind: True}), kind == "drain"
+    seam.limits(monkeypatch, forced_wait=FORCED_WAIT if ends else 0.1)
     seam.one_look(monkeypatch)
 
-    def only_asked(pid, firmly, send):
-        assert firmly or (send(), not freed or eventually(lambda: can_bind(port)))[1]
+    def signalled(pid, firmly, send):
+        if firmly and ends:
+            threading.Timer(1, send).start()
+        elif not firmly:
+            send()
+            assert not drains or eventually(lambda: can_bind(port))
 
-    seam.on_signal(monkeypatch, only_asked)
-    assert ensure_port_available(port, grace=0.1) is freed
-    assert f"{'⚠️ ' if freed else '❌'} Process {held.pid} does not end even when forced" in said()
-
-
-def test_one_that_ends_late_after_sigkill_is_waited_for(port, hold, monkeypatch, said):
-    """It may wait for a disk, or have much to give back: two seconds are left to it."""
-    held = hold(port, ignore_term=True)
-    seam.limits(monkeypatch, forced_wait=FORCED_WAIT)
-    late = lambda pid, firmly, send: (threading.Timer(1, send).start() if firmly else send())
-    seam.on_signal(monkeypatch, late)
-    assert ensure_port_available(port, grace=0.1) is True and held.alive() == []
-    assert "even when forced" not in said()
-
-
-# Who goes by himself
+    seam.on_signal(monkeypatch, signalled)
+    assert ensure_port_available(port, grace=0.1) is (drains or ends)
+    assert ends is (held.alive() == []) is ("even when forced" not in said()) is ("Successfully killed" in said())
+    assert ends or f"{'⚠️ ' if drains else '❌'} Process {held.pid} does not end even when forced" in said()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_nobody_was_killed_who_ended_by_himself(port, hold, monkeypatch, pinning, said, when):
-    """Just before the signal."""
     held = hold(port)
     seam.at_the_last_check(monkeypatch, **{when: lambda: (held.process.kill(), held.process.wait())})
     assert ensure_port_available(port) is True and held.alive() == []
@@ -190,9 +170,6 @@ def test_nobody_is_asked_about_a_child_that_has_just_exited(port, hold, monkeypa
     assert ensure_port_available(port) is True and held.alive() == []
 
 
-# By PID
-
-
 def test_kill_process(port, hold):
     held = hold(port, children=1)
     manager = PortManager(port, grace=0.3)
@@ -213,19 +190,16 @@ def test_a_pid_that_ps_does_not_list_has_gone_where_it_lists_any(monkeypatch, li
     assert len(started) == (3 if listed else 6)
 
 
-# What a person sees
-
-
-@pytest.mark.parametrize("how", ["free", "run_backend", "guard"])
-def test_ctrl_c_while_waiting(port, hold, start, how, tmp_path):
+@pytest.mark.parametrize("words", [
+    [PORT_MANAGER, "free", "{}", "--grace", "30"],
+    [RUN_BACKEND, "--port", "{}", "--", "true"],
+    ["app.py", "--port", "{}"],
+])  # fmt: skip
+def test_ctrl_c_while_waiting(port, hold, start, words, tmp_path):
     held = hold(port, drain=True, cwd=tmp_path)
     (tmp_path / "app.py").write_text("import port_manager; port_manager.guard()")
-    words = {
-        "free": [PORT_MANAGER, "free", str(port), "--grace", "30"],
-        "run_backend": [RUN_BACKEND, "--port", str(port), "--", "true"],
-        "guard": ["app.py", "--port", str(port)],
-    }
-    caller = start(sys.executable, *words[how], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    words, environ = [word.replace("{}", str(port)) for word in words], {**os.environ, "PYTHONPATH": str(ROOT)}
+    caller = start(sys.executable, *words, cwd=tmp_path, env=environ)
     assert any(line.startswith("Process using port") for line in iter(caller.stdout.readline, ""))
     assert eventually(lambda: can_bind(port))  # it has been asked
     os.kill(caller.pid, signal.SIGINT)
@@ -234,19 +208,24 @@ def test_ctrl_c_while_waiting(port, hold, start, how, tmp_path):
     assert caller.returncode == 130 and held.alive() == [held.pid]
 
 
-def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch):
+@pytest.mark.parametrize("refused", [False, True])
+def test_ctrl_c_while_they_are_asked(port, hold, monkeypatch, refused):
     """Whoever may have been signalled is named, the one at whom it happened included; the others are not."""
-    held, asked = hold(port, children=2), []
+    held, asked, interrupt = hold(port, children=2), [], Mock(side_effect=KeyboardInterrupt)
 
     def interrupted(pid, firmly, send):
         asked.append(pid)
+        if refused:
+            patch.setattr(time, "monotonic", interrupt)
+            raise PermissionError
         if len(asked) == 2:
-            raise KeyboardInterrupt
+            interrupt()
 
     seam.on_signal(monkeypatch, interrupted)
-    with pytest.raises(KeyboardInterrupt) as caught:
+    with pytest.raises(KeyboardInterrupt) as caught, monkeypatch.context() as patch:
         ensure_port_available(port)
-    assert str(caught.value) == f"Interrupted; asked to stop, and maybe still stopping: {held.pid}, {asked[-1]}"
+    names = "nobody" if refused else f"{held.pid}, {asked[-1]}"
+    assert str(caught.value) == f"Interrupted; asked to stop, and maybe still stopping: {names}"
 
 
 @pytest.mark.parametrize(("generations", "freed"), [(8, True), (9, False)])
@@ -268,75 +247,60 @@ def test_a_line_on_a_terminal_shows_the_wait_and_goes(port, hold):
     assert f"Port {port} is now available" in after
 
 
-def test_values_show_their_fields_and_errors_have_all_of_theirs():
-    assert repr(Endpoint("::1", 80)) == "Endpoint(host='::1', port=80)"
-    error = PortError("it is held")
-    assert (str(error), error.reason, error.port, error.host, error.holders) == ("it is held", "it is held", 0, "", ())
-
-
 # Who starts it again
 
 
-LOOPS = {  # nodemon starts sh, which starts the server: the shell ends, and nodemon starts another
-    "a loop": ["bash", "-c", "while true; do {}; sleep 0; done"],
-    "a slow loop": ["bash", "-c", "while true; do {}; sleep 0.4; done"],
-    "above a shell": [  # with a process group of its own, as a shell's job has; but it is no shell that starts it
-        *(sys.executable, "-c", "import os, subprocess as s, sys\nwhile 1: s.call(sys.argv[1:], preexec_fn=os.setpgrp)"),
-        *("sh", "-c", "{}; exit 3"),
+@pytest.mark.parametrize("loop", [
+    ["bash", "-c", "while true; do {}; sleep 0; done"],
+    ["bash", "-c", "while true; do {}; sleep 0.4; done"],
+    [  # nodemon starts sh, which starts the server: the shell ends, and nodemon starts another
+        # in a process group of its own, as a shell's job is; but it is no shell that starts it
+        sys.executable, "-c", "import os, subprocess as s, sys\nwhile 1: s.call(sys.argv[1:], preexec_fn=os.setpgrp)",
+        "sh", "-c", "{}; exit 3",
     ],
-}
-
-
-@pytest.mark.parametrize(("loop", "by"), [*((loop, "a call") for loop in LOOPS), ("a loop", "the command line")])
-def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, by, said, monkeypatch):
+])  # fmt: skip
+def test_a_loop_that_starts_its_server_again_is_named(port, start, loop, said, capsys, monkeypatch):
     """And what it starts is not stopped again. Started by this process, the loop is no ancestor of it."""
     seam.limits(monkeypatch, restart_watch=PATIENCE)
-    supervisor = start(*(word.replace("{}", shlex.join(holding(port))) for word in LOOPS[loop]))
+    supervisor = start(*(word.replace("{}", shlex.join(holding(port))) for word in loop))
     first = json.loads(supervisor.stdout.readline())["pid"]
-    if by == "a call":
-        assert ensure_port_available(port) is False
-        told = said()
-    else:
-        done = command_line("free", str(port), "--json")
-        told, result = done.stderr, json.loads(done.stdout)["ports"][0]
-        assert (done.returncode, result["stopped"]) == (1, [first])
-    assert f"port {port} was taken again by process " in told.lower() and supervisor.poll() is None
-    assert f"its supervisor {supervisor.pid} ({os.path.basename(LOOPS[loop][0])} " in told
-    assert f"stop process {supervisor.pid} first" in told
+    assert main(["free", str(port), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ports"][0]["stopped"] == [first]
+    assert f"port {port} was taken again by process " in said().lower() and supervisor.poll() is None
+    assert f"its supervisor {supervisor.pid} ({os.path.basename(loop[0])} " in said()
+    assert f"stop process {supervisor.pid} first" in said()
     supervisor.kill()
     for holder in find_listeners(port):
         os.kill(holder.pid, signal.SIGKILL)
 
 
-TAKERS = {  # who takes the port as soon as its holder has gone: (who, whether sockets are told, whether it is freed)
-    "a new one": ("new", True, False),
-    "one that waited for it": ("old", True, False),
-    "a new one, by its age": ("new", False, False),
-    "a new one beside an old one": ("old new", False, False),
-    "no new one, by its age": ("old", False, True),
-    "one whose age is not told": ("hidden", False, False),
-    "nobody, and the clock was put back": ("clock", False, True),
-    "a new one beside a socket that was there": ("bound new", True, True),
-}
-
-
-@pytest.mark.parametrize("case", [*[*TAKERS][:-1], pytest.param([*TAKERS][-1], marks=bound_is_told)])
-def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypatch, said, case):
-    (who, told, freed), flights, read = TAKERS[case], [], seam.reader("linux")
-    held = hold(("0.0.0.0", port), reuseport=True)
+@pytest.mark.parametrize(("who", "told", "freed"), [  # who takes the port then; whether sockets are told
+    ("new", True, False),
+    ("old", True, False),  # it waited for the port
+    ("new", False, False),  # by its age
+    ("old new", False, False),
+    ("old", False, True),
+    ("ageless new", False, True),  # its age is not told
+    ("clock", False, True),  # nobody, and the clock was put back
+    ("brief new", True, True),  # it has ended since
+    pytest.param("bound new", True, True, marks=bound_is_told),  # beside a socket that was there
+])  # fmt: skip
+def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypatch, said, who, told, freed):
+    held, read = hold(("0.0.0.0", port), reuseport=True), seam.reader("linux")
     takers = [hold(port, stand_by=True)] if "old" in who else []
     if "bound" in who:
         takers = [hold(port, reuse=False, reuseport=True, listen=False)]
-    seam.one_look(monkeypatch)
+    seam.one_look(monkeypatch, lambda: [taker.end() for taker in takers if "brief" in who])
     if not told:  # whoever tells of every socket does not tell which
 
         def rows(port, every=False):
             return [row._replace(inode=0) if every else row for row in seam.ask("sock_diag", port)]
 
         seam.stand_in(monkeypatch, "sock_diag", rows)
-    if who == "clock":
-        later = lambda pid: {pid: told._replace(started=told.started + 3600) for pid, told in read(pid).items()}
-        seam.readings(monkeypatch, "linux", later)
+    if who in ("clock", "ageless new"):
+        begun = lambda one: one.started + 3600 if who == "clock" else None
+        changed = lambda pid: {pid: one._replace(started=begun(one)) for pid, one in read(pid).items()}
+        seam.readings(monkeypatch, "linux", changed)
 
     def followed(pid, firmly, send):
         send()
@@ -346,16 +310,11 @@ def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypa
             if "new" in who:
                 time.sleep(0.05)  # start times are told in hundredths of a second
                 takers.append(hold(("127.0.0.2", port)))
-            if who == "hidden":
-                flights.append(InFlight(port))
-                flights[0].send_off()
 
     seam.on_signal(monkeypatch, followed)
     assert ensure_port_available(port) is freed
     assert [taker.alive() for taker in takers] == [[] if freed else [taker.pid] for taker in takers]
-    assert ("was taken again by" in said()) is (not freed and who != "hidden")
-    for flight in flights:
-        flight.close()
+    assert ("was taken again by" in said()) is not freed
 
 
 # It forks a server that binds for itself, and lets go on SIGUSR1; when that ends, the next one.
@@ -408,31 +367,26 @@ def test_only_a_server_s_own_command_is_a_master(port, start, home, program, goe
     assert goes or f"stop process {master.pid} first" in done.stderr
 
 
-STARTS_ALL = ("systemd", "launchd", "init")
-LAUNCHERS = {  # of the server: (its shell, its script, its status where it ends with the server)
-    "an ordinary restart": ("sh -c", "exec {}", -signal.SIGTERM),
-    "npm waits for sh, which waits for the server": ("sh -c", "{}; exit 1", 1),
-    "a shell that gives the job a group of its own": ("sh -c", "setsid {} & wait; sleep 90", None),
-    "a thread of the kernel": ("sh -c", "{}; sleep 90", None),
-    "one that may not be seen": ("sh -c", "{}; sleep 90", None),
-    **{name: ("sh -c", f"printf {name} >/proc/$$/comm; {{}}; sleep 90", None) for name in STARTS_ALL},
-    "a living parent": ("sh -c", "{}; sleep 90", None),
-}
-
-
-@pytest.mark.parametrize("case", LAUNCHERS)
-def test_only_a_living_parent_is_watched_for_a_while(port, start, case, monkeypatch):
+@pytest.mark.parametrize(("script", "status", "told", "watched"), [  # its status where it ends with the server
+    ("exec {}", -signal.SIGTERM, {}, False),  # an ordinary restart
+    ("{}; exit 1", 1, {}, False),  # npm waits for sh, which waits for the server
+    ("setsid {} & wait; sleep 90", None, {}, False),  # a shell that gives the job a group of its own
+    ("{}; sleep 90", None, {"kernel": True}, False),
+    ("{}; sleep 90", None, None, False),  # it may not be seen
+    *(("{}; sleep 90", None, {"name": name}, False) for name in ("systemd", "launchd", "init")),
+    ("{}; sleep 90", None, {}, True),
+])  # fmt: skip
+def test_only_a_living_parent_is_watched_for_a_while(port, start, monkeypatch, script, status, told, watched):
     """A shell with job control is none: it gives the job a process group of its own, which a script's loop does not."""
-    (shell, script, status), watched, read = LAUNCHERS[case], case == "a living parent", seam.reader("linux")
-    launcher = start(*shell.split(), script.format(shlex.join(holding(port))))
+    launcher, read = start("sh", "-c", script.format(shlex.join(holding(port)))), seam.reader("linux")
     launcher.stdout.readline()
 
-    def told(pid):
-        if pid == launcher.pid and "kernel" in case:
-            return {pid: read(pid)[pid]._replace(kernel=True)}
-        return {} if pid == launcher.pid and "seen" in case else read(pid)
+    def answer(pid):
+        if pid != launcher.pid:
+            return read(pid)
+        return {} if told is None else {pid: read(pid)[pid]._replace(**told)}
 
-    seam.readings(monkeypatch, "linux", told)
+    seam.readings(monkeypatch, "linux", answer)
     if not watched:
         seam.limits(monkeypatch, restart_watch=PATIENCE)
     done, took = timed(lambda: ensure_port_available(port))
@@ -440,19 +394,15 @@ def test_only_a_living_parent_is_watched_for_a_while(port, start, case, monkeypa
     assert (launcher.wait(PATIENCE) if status else launcher.poll()) == status
 
 
-SUSPECTS = {  # a supervisor of the former holder: (what becomes of it, who has the port, whether it is accused)
-    "it lives": (bool, "nobody", True),
-    "it has ended": (lambda process: (process.kill(), process.wait()), "nobody", False),
-    "it is a zombie": (lambda process: (process.kill(), os.waitid(os.P_PID, process.pid, 0x1000004)), "nobody", False),
-    "it did not start the taker": (bool, "another", False),
-    "it is the taker": (bool, "itself", True),
-}
-
-
-@pytest.mark.parametrize("case", SUSPECTS)
-def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, case):
+@pytest.mark.parametrize(("who", "accused", "becomes"), [  # who has the port; what becomes of the suspect
+    ("nobody", True, bool),
+    ("nobody", False, lambda process: (process.kill(), process.wait())),
+    ("nobody", False, lambda process: (process.kill(), os.waitid(os.P_PID, process.pid, 0x1000004))),  # a zombie
+    ("another", False, bool),
+    ("itself", True, bool),
+])  # fmt: skip
+def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, who, accused, becomes):
     """Where the taker itself has gone meanwhile, whoever lives above the former holder is."""
-    becomes, who, accused = SUSPECTS[case]
     taker = f" by process {hold(port).pid} (" if who == "another" else ""
     program = f"exec {shlex.join(holding(port))}" if who == "itself" else "exec -a '' cat"
     suspect = start("bash", "-c", program, stdin=subprocess.PIPE)
@@ -465,26 +415,21 @@ def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, 
     assert why.endswith(" while it was being freed") is not accused
 
 
-# Several ports; again and again, and many at once
-
-
 def test_several_ports_go_on_after_one_fails(ports, hold):
     first, second, third = sorted(ports() for _ in range(3))
     holders = [hold(first), hold(second, name="ssh"), hold(third)]
     done = command_line("free", str(first), str(second), str(third))
     assert done.returncode == 1 and [held.alive() for held in holders] == [[], [holders[1].pid], []]
-    assert "annot start" not in done.stderr, "it starts nothing"
     assert f"Port {first} is now available" in done.stderr and f"Port {third} is now available" in done.stderr
 
 
-SOAKS = ["--take-overs 6 --minutes 0.01 --callers 10", "--take-overs 200 --minutes 0.5 --callers 20 --processes 300"]
-
-
-@pytest.mark.parametrize("words", [SOAKS[0], pytest.param(SOAKS[1], marks=pytest.mark.load)])
-def test_the_soak_runs(words, request):
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.load)])
+def test_the_soak_runs(large, request):
     """What goes wrong once in a hundred times shows in the large one: python3 -m tests -m load."""
-    if words == SOAKS[1] and "load" not in request.config.getoption("-m"):
+    if large and "load" not in request.config.getoption("-m"):
         pytest.skip("takes long; ask for it with -m load")
-    soak = [sys.executable, "-m", "tests.soak", "--processes", "5", *words.split()]
+    small = "--take-overs 6 --minutes 0.01 --callers 10 --processes 5"
+    words = "--take-overs 200 --minutes 0.5 --callers 20 --processes 300" if large else small
+    soak = [sys.executable, "-m", "tests.soak", *words.split()]
     done = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "no wrong stop, nothing left behind" in done.stdout, done

@@ -4,6 +4,7 @@ import errno
 import io
 import sys
 import time
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -77,6 +78,12 @@ def test_a_closed_or_missing_or_broken_stream_is_no_trouble(port):
     closed.close()
     for stream in (closed, None):
         assert seam.write(stream, "✅ said") is None and not seam.on_terminal(stream)
+    hardly = ({}, {"isatty": lambda: True}, {"flush": bool}, {"flush": bool, "encoding": None})
+    for has, reached in zip(hardly, (0, 0, 1, 1)):  # a stand-in for a stream
+        shown: list[str] = []
+        stream = SimpleNamespace(write=shown.append, **has)
+        assert seam.write(stream, "✅ said") is None and len(shown) == reached
+        assert seam.on_terminal(stream) is ("isatty" in has)
     for number, trouble in ((errno.EPIPE, None), (errno.EINVAL, None), (errno.ENOSPC, "no room")):
         broken = Mock(**{"write.side_effect": OSError(number, "no room")})
         assert seam.write(broken, "✅ said") == trouble
