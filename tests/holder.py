@@ -104,6 +104,7 @@ def respawn(spec):
     while os.wait() and not STOP:
         if os.fork() == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            socks = listeners(spec) if spec.get("own_sockets") else None  # noqa: F841
             live(spec)
             os._exit(0)
 

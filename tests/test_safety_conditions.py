@@ -78,17 +78,18 @@ def test_the_pid_changes_hands_when(sent, pinning, said, monkeypatch, moment, wh
     assert ("Somebody else holds the port now" in said()) is (not when)
 
 
-@pytest.mark.parametrize("taken", [False, True], ids=["", "and another takes it"])
+@pytest.mark.parametrize("beside", ["a parent", "a parent; another takes it", "a master"])
 @apart
-def test_one_that_lets_go_of_the_port_between_look_and_signal_lives(port, hold, sent, monkeypatch, taken):
+def test_one_that_lets_go_of_the_port_between_look_and_signal_lives(port, hold, sent, monkeypatch, beside):
     """Nobody was stopped yet: its parent is not watched for a restart, and the other one is an ordinary holder."""
     seam.limits(monkeypatch, restart_watch=40)
-    held, others = hold((MINE, port), children=1, silent_parent=True, drain=True), []
+    more, others = ["-m", "gunicorn"] if "master" in beside else [], []
+    held = hold((MINE, port), children=1, silent_parent=True, drain=True, more=more)
 
     def let_go():
         KILL(held.children[0], signal.SIGTERM)
         eventually(lambda: can_bind(port))
-        others.extend(hold((MINE, port)) for _ in range(taken))
+        others.extend(hold((MINE, port)) for _ in range("another" in beside))
 
     when_it_says(str(held.children[0]), let_go)
     begun = time.monotonic()
@@ -106,7 +107,8 @@ def test_one_that_lets_go_of_the_port_between_look_and_signal_lives(port, hold, 
     ("unseen", lambda port, pid: ensure_port_available(port, "0.0.0.0")),
 ])  # fmt: skip
 def test_every_handle_is_closed_whatever_comes_of_the_look(port, hold, outcome, call, monkeypatch):
-    held = hold((MINE, port), exit_after=0.5 if outcome == "waited" else 60)
+    master = {"children": 1, "more": ["-m", "gunicorn"]} if outcome == "freed" else {}  # pinned once: it holds the port
+    held = hold((MINE, port), exit_after=0.5 if outcome == "waited" else 60, **master)
     flight, opened = InFlight(port, "127.0.0.9"), Mock(side_effect=os.pidfd_open)
     held.process.stdout.close()
     seam.one_look(monkeypatch)

@@ -317,54 +317,17 @@ def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypa
     assert ("was taken again by" in said()) is not freed
 
 
-# It forks a server that binds for itself, and lets go on SIGUSR1; when that ends, the next one.
-FORKS = """
-import os, signal, socket, sys
-while True:
-    pid = os.fork()
-    while not pid:
-        server = socket.create_server(("127.0.0.1", int(sys.argv[-1])))
-        signal.signal(signal.SIGUSR1, lambda *_: server.close())
-        signal.pause()
-        signal.pause()
-    os.waitpid(pid, 0)
-"""
-
-
-def test_a_master_whose_worker_lets_go_just_before_the_signal_lives(port, start, home, monkeypatch):
-    (home / "gunicorn").write_text(FORKS)
-    monkeypatch.chdir(home)
-    master = start(sys.executable, "gunicorn", "main:app", str(port))
-    wait_for(port)
-    (worker,) = children(master.pid)
-    let_go = lambda: (os.kill(worker, signal.SIGUSR1), eventually(lambda: can_bind(port)))
-    seam.at_the_last_check(monkeypatch, before=let_go)
-    assert ensure_port_available(port) is True and master.poll() is None and children(master.pid) == [worker]
-
-
-def test_a_master_that_holds_the_port_itself_is_pinned_once(port, start, home, monkeypatch):
-    """A second handle would take the place of the first, which nobody would close."""
-    code = "import os, socket as s, sys, time; s = s.create_server(('', int(sys.argv[-1]))); os.fork(); time.sleep(60)"
-    (home / "gunicorn").write_text(code)
-    monkeypatch.chdir(home)
-    master = start(sys.executable, "gunicorn", "main:app", str(port))
-    assert eventually(lambda: children(master.pid))
-    before = sorted(os.listdir("/proc/self/fd"))
-    assert ensure_port_available(port) is True and master.wait(PATIENCE) == -signal.SIGTERM
-    assert sorted(os.listdir("/proc/self/fd")) == before
-
-
-@pytest.mark.parametrize(("program", "goes"), [("gunicorn", True), ("pytest", False), ("launch.py", False)])
-def test_only_a_server_s_own_command_is_a_master(port, start, home, program, goes):
+@pytest.mark.parametrize(("program", "goes"), [("gunicorn", True), ("pytest", False)])
+def test_only_a_server_s_own_command_is_a_master(port, hold, home, program, goes):
     """A test runner, or a launcher of several servers, forks the next one, too: it is told, and not stopped."""
-    (home / program).write_text(FORKS)
-    master = start(sys.executable, program, "main:app", str(port), cwd=home)
-    wait_for(port)
+    master = hold(port, children=1, own_sockets=True, respawns=True, more=["-m", program], cwd=home)
     foretold = json.loads(command_line("check", str(port), "--json", cwd=home).stdout)["ports"][0]["would_stop"]
     assert (master.pid in foretold) == goes
     done = command_line("free", str(port), cwd=home)
-    assert (done.returncode == 0) == goes == (master.poll() is not None), done.stderr
-    assert goes or f"stop process {master.pid} first" in done.stderr
+    assert (done.returncode == 0) == goes == (master.alive() == []), done.stderr
+    if not goes:
+        assert f"stop process {master.pid} first" in done.stderr
+        os.killpg(master.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(("script", "status", "told", "watched"), [  # its status where it ends with the server
