@@ -11,7 +11,7 @@ from typing import Any
 
 STATED = {
     "machine": "before Linux 6.8|no seccomp|no FUSE|no namespaces|nothing can be (mounted|traced)|"
-    "no thread of the kernel|cannot be measured|ask for it with -m load|for 64 bits",
+    "no thread of the kernel|cannot be measured|for 64 bits",
     "elsewhere": "docker|podman|systemd|PORT_MANAGER_WINE|.ci/managers",  # they have jobs of their own
     "programs": "(node|npm|nginx|redis-server|busybox|dash|litestar|quart|sanic) is not installed",
     "packages": "could not import|is not installed|no debugpy",  # python3 -m tests --servers installs these

@@ -300,15 +300,17 @@ def test_free_sends_what_a_dry_run_says(ports, hold, capsys, words, number):
 
 
 def test_quiet_says_only_why_not(ports, hold):
+    """And the other ports are freed."""
     port, kept = ports(), ports()
-    _, stays = hold(port), hold(kept, name="sshd")
-    for words, status in (("check -q", 1), ("free -q -n", 0), ("free --quiet", 0), ("list -q", 0)):
+    goes, stays = hold(port), hold(kept, name="sshd")
+    for words, status in (("check -q", 1), ("free -q -n", 0), ("list -q", 0)):
         done = command_line(*words.split(), str(port))
         assert (done.returncode, done.stdout, done.stderr) == (status, "", ""), words
-    for words, begins in (("free -q", f"❌ Process {stays.pid} "), ("free -q -n", f"❌ Port {kept}: process ")):
-        done = command_line(*words.split(), str(kept))
+    for words, begins in (("free -q -n", f"❌ Port {kept}: process "), ("free --quiet", f"❌ Process {stays.pid} ")):
+        assert goes.alive() == [goes.pid]
+        done = command_line(*words.split(), str(kept), str(port))
         assert (done.returncode, done.stdout) == (1, "") and re.fullmatch(f"{begins}.* it is a tunnel.*\n", done.stderr)
-    assert stays.alive() == [stays.pid]
+    assert stays.alive() == [stays.pid] and goes.alive() == []
 
 
 def test_verbose_says_which_tool_could_not_tell(port, monkeypatch, caplog):

@@ -18,7 +18,7 @@ from port_manager import FORCED_WAIT, PortManager, ensure_port_available, find_l
 
 from . import seam
 from .conftest import ENSURE, LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, bound_is_told, can_bind
-from .conftest import command_line, eventually, holding, on_a_terminal
+from .conftest import command_line, eventually, holding, on_a_terminal, python
 from .scenes import SERVE, children, wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -378,21 +378,12 @@ def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, 
     assert why.endswith(" while it was being freed") is not accused
 
 
-def test_several_ports_go_on_after_one_fails(ports, hold):
-    first, second, third = sorted(ports() for _ in range(3))
-    holders = [hold(first), hold(second, name="ssh"), hold(third)]
-    done = command_line("free", str(first), str(second), str(third))
-    assert done.returncode == 1 and [held.alive() for held in holders] == [[], [holders[1].pid], []]
-    assert f"Port {first} is now available" in done.stderr and f"Port {third} is now available" in done.stderr
+SMALL = "--take-overs 6 --minutes 0.01 --callers 10 --processes 5"
+LARGE = "--take-overs 200 --minutes 0.5 --callers 20 --processes 300"
 
 
-@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.load)])
-def test_the_soak_runs(large, request):
+@pytest.mark.parametrize("words", [SMALL, pytest.param(LARGE, marks=pytest.mark.load)], ids=["small", "large"])
+def test_the_soak_runs(words):
     """What goes wrong once in a hundred times shows in the large one: python3 -m tests -m load."""
-    if large and "load" not in request.config.getoption("-m"):
-        pytest.skip("takes long; ask for it with -m load")
-    small = "--take-overs 6 --minutes 0.01 --callers 10 --processes 5"
-    words = "--take-overs 200 --minutes 0.5 --callers 20 --processes 300" if large else small
-    soak = [sys.executable, "-m", "tests.soak", *words.split()]
-    done = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-m", "tests.soak", *words.split(), cwd=ROOT, timeout=None)
     assert done.returncode == 0 and "no wrong stop, nothing left behind" in done.stdout, done
