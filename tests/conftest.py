@@ -30,6 +30,7 @@ RUN_BACKEND = str(ROOT / "run_backend.py")
 LINUX = sys.platform.startswith("linux")
 ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
 NOBODY = 65534
+as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
 KILLPG = getattr(os, "killpg", None)  # the real one, whatever stands in its place in a test
 TELLS_BOUND = LINUX and tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 8)
 bound_is_told = pytest.mark.skipif(not TELLS_BOUND, reason="before Linux 6.8 nothing tells of such a socket")

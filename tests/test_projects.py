@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from unittest.mock import Mock
 
 import pytest
 
@@ -141,10 +142,7 @@ def test_another_port_would_close_too(ports, hold, projects, how):
 
 
 def test_no_thread_can_be_started_to_look_at_a_folder(port, hold, projects, monkeypatch, said):
-    def refuse(thread):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr("threading.Thread.start", refuse)
+    monkeypatch.setattr("threading.Thread.start", Mock(side_effect=RuntimeError("can't start new thread")))
     held = hold(port, cwd=projects / "shop")
     assert ensure_port_available(port) is False and held.alive() == [held.pid]
     assert "whose folder is out of reach from here" in said()

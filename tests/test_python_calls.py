@@ -332,3 +332,6 @@ def test_whose_port_is_that_of_a_reloader(port, hold, monkeypatch):
     assert asked() is False and ensure_port_available(port, "127.0.0.2") is True and stranger.alive() == []
     seam.readings(monkeypatch, "linux", lambda pid: {} if pid == reloader.pid else read(pid))
     assert asked() is False
+    shell = hold(("127.0.0.3", port), children=1, silent_parent=True, name="bash")  # the variable was left set there
+    monkeypatch.setattr(os, "getppid", lambda: shell.pid)
+    assert ensure_port_available(port, "127.0.0.3", policy="refuse") is False

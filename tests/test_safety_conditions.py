@@ -30,11 +30,10 @@ from port_manager import preview_port, wait_until_free
 from . import seam
 from .apart import KILL, NETLINK, InFlight, apart, boxed, forked, mounted, refuse_call, swapped
 from .apart import when_it_says
-from .conftest import ENSURE, LINUX, NOBODY, PORT_MANAGER, ROOT, ROOT_USER, as_nobody, birth, bound_is_told
+from .conftest import ENSURE, LINUX, NOBODY, PORT_MANAGER, ROOT, as_nobody, as_root, birth, bound_is_told
 from .conftest import can_bind, command_line, eventually, give_up_rights, holding
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
-as_root = pytest.mark.skipif(not ROOT_USER, reason="only root may become somebody else")
 MINE, OTHER = "127.0.0.1", "127.0.0.2"
 
 

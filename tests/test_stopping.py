@@ -17,9 +17,8 @@ import pytest
 from port_manager import FORCED_WAIT, PortManager, ensure_port_available, find_listeners, main
 
 from . import seam
-from .conftest import ENSURE, LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, bound_is_told, can_bind
+from .conftest import LINUX, PATIENCE, PORT_MANAGER, ROOT, RUN_BACKEND, bound_is_told, can_bind
 from .conftest import command_line, eventually, holding, on_a_terminal, python
-from .scenes import SERVE, children, wait_for
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
@@ -77,16 +76,6 @@ def test_a_server_that_its_grandparent_runs_on_a_terminal_goes_with_it(port, hol
     held = hold(port, starts=runner)
     assert eventually(lambda: not can_bind(port, "127.0.0.2"))
     assert ensure_port_available(port) is True and eventually(lambda: held.alive() == [])
-
-
-def test_a_reloader_s_variable_that_was_left_in_a_shell(port, start, home):
-    """Whoever else was started from there is no part of our server."""
-    script = '"$1" -c "$2" "$4" & read; WERKZEUG_RUN_MAIN=true "$1" -c "$3" "$4"; echo status $?'
-    words = ["bash", "-c", script, "bash", sys.executable, SERVE, ENSURE, str(port)]
-    shell = start(*words, cwd=home, stdin=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    wait_for(port)
-    said, _ = shell.communicate("\n", timeout=PATIENCE)
-    assert "Successfully killed" in said and "status 0" in said, said
 
 
 # Politely, then firmly
@@ -318,12 +307,12 @@ def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypa
 
 
 @pytest.mark.parametrize(("program", "goes"), [("gunicorn", True), ("pytest", False)])
-def test_only_a_server_s_own_command_is_a_master(port, hold, home, program, goes):
+def test_only_a_server_s_own_command_is_a_master(port, hold, program, goes):
     """A test runner, or a launcher of several servers, forks the next one, too: it is told, and not stopped."""
-    master = hold(port, children=1, own_sockets=True, respawns=True, more=["-m", program], cwd=home)
-    foretold = json.loads(command_line("check", str(port), "--json", cwd=home).stdout)["ports"][0]["would_stop"]
+    master = hold(port, children=1, own_sockets=True, respawns=True, more=["-m", program])
+    foretold = json.loads(command_line("check", str(port), "--json").stdout)["ports"][0]["would_stop"]
     assert (master.pid in foretold) == goes
-    done = command_line("free", str(port), cwd=home)
+    done = command_line("free", str(port))
     assert (done.returncode == 0) == goes == (master.alive() == []), done.stderr
     if not goes:
         assert f"stop process {master.pid} first" in done.stderr
