@@ -493,8 +493,8 @@ def test_in_the_background_nobody_is_asked(port, hold):
 @as_root
 def test_the_first_process_of_a_container_waits_for_the_holder(port, start):
     """It would end with that, and all others with it, this program as well."""
-    script = '"$@"; exit 7'
-    first = start("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh", *holding(port))
+    shell = ["sh", "-c", '"$@"; exit 7', "sh"]
+    first = start("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *shell, *holding(port))
     first.stdout.readline()
     inside = ["nsenter", "-t", str(children(first.pid)[0]), "-p", "-m", "setsid", sys.executable, PORT_MANAGER]
     done = subprocess.run([*inside, "free", str(port)], capture_output=True, text=True, check=False)

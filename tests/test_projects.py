@@ -25,7 +25,7 @@ def projects(tmp_path, monkeypatch):
     """Two projects in a home folder of their own, the first of which is ours, and a folder that is no project."""
     home = tmp_path.resolve()
     monkeypatch.setenv("HOME", str(home))
-    folders = "shop/src/deep shop/packages/web shop/.git shop/.worktrees/feature blog/.git blog/api scripts scripts/site/deep"
+    folders = "shop/src/deep shop/packages/web shop/.git shop/.worktrees/feature blog/.git blog/api scripts/site/deep"
     for folder in folders.split():
         (home / folder).mkdir(parents=True)
     for package in ("shop/packages/web", "scripts/site"):

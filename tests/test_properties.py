@@ -167,7 +167,8 @@ def test_ps():
 
 def test_proc_net():
     lines = iter(samples.PROC_NET.splitlines() * 2)
-    assert [(row.uid, row.inode) for row in seam.parse("proc_net", lines)] == [(1000, 73), (0, 74)]
+    read = [(row.uid, row.inode, row.peer) for row in seam.parse("proc_net", lines)]
+    assert read == [(1000, 73, None), (0, 74, None)]
     assert len([*lines]) == 4  # listeners come first, and the kernel need not show the rest
     assert [row.inode for row in seam.parse("proc_net", samples.PROC_NET.splitlines(), True)] == [73, 74, 75]
     assert [row.inode for row in seam.parse("proc_net", samples.PROC_NET.replace(" 73 ", " 7٣ ").splitlines())] == [74]

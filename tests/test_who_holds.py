@@ -117,22 +117,6 @@ def test_no_more_is_read_than_was_asked_for(port, monkeypatch):
         assert str(listener.fileno()) in read and not {str(later), f"/proc/{os.getpid()}/cwd"} & {*read}
 
 
-@boxed
-def test_the_two_native_ways_agree_but_for_v6only(hold):
-    """In a network of its own: /proc/net skips rows where others begin and end to listen."""
-    kinds = {8000: None, 8001: False, 8002: True}
-    hold(("0.0.0.0", 8000), ("::", 8001), v6only=False)
-    hold(("::", 8002), v6only=True)
-    clients = [socket.create_connection(("127.0.0.1", 8000)) for _ in range(15)]
-    for asked in (None, *kinds):
-        diag, proc = (seam.ask(way, asked) for way in ("sock_diag", "proc_net"))
-        assert {row.port: row.v6only for row in diag} == ({asked: kinds[asked]} if asked else kinds)
-        assert sorted(row._replace(v6only=None) for row in diag) == sorted(proc)
-        assert len(diag) == (1 if asked else 3)
-    for client in clients:
-        client.close()
-
-
 def test_nobody_is_an_answer_and_cannot_tell_is_none(port, hold, monkeypatch):
     hold(port)
     asked, answers = [], {1: None, 2: [], 3: []}
