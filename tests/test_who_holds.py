@@ -6,14 +6,13 @@ import io
 import os
 import pwd
 import socket
-import subprocess
 import sys
 import time
 from unittest.mock import Mock
 
 import pytest
 
-from port_manager import CannotTell, Endpoint, PortManager, ensure_port_available, find_listeners
+from port_manager import CannotTell, Endpoint, PortManager, find_listeners
 
 from . import seam
 from .apart import boxed
@@ -167,17 +166,6 @@ def test_a_table_of_proc_that_is_not_there_or_no_table(port, hold, monkeypatch, 
     monkeypatch.setattr("builtins.open", lambda path, *more, **how: told_there.get(path, real)(path, *more, **how))
     rows = seam.ask("proc_net", port)
     assert (rows if rows is None else len(rows)) == told
-
-
-@boxed
-def test_without_proc(said, monkeypatch):
-    seam.one_look(monkeypatch)
-    seam.stand_in(monkeypatch, "run a tool", lambda *_: None)  # docker's is asked who publishes the port
-    subprocess.run(["mount", "-t", "tmpfs", "none", "/proc"], check=True)
-    with socket.create_server(("127.0.0.1", 8000)):
-        assert find_listeners(8000)[0][:7] == (None, None, "root", "", "", "", None)
-        assert ensure_port_available(8000) is False
-    assert "held by a process of user root that cannot be seen from here" in said()
 
 
 @boxed
