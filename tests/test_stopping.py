@@ -134,15 +134,6 @@ def test_nobody_was_killed_who_ended_by_himself(port, hold, monkeypatch, pinning
     assert "killed" not in said() and f"Port {port} is now available" in said()
 
 
-def test_one_that_obeys_at_once_counts_as_stopped(port, hold, monkeypatch, said):
-    """Its parent has reaped it before the call that signals returns."""
-    held, kill = hold(port), os.kill
-    monkeypatch.delattr(os, "pidfd_open", raising=False)
-    monkeypatch.setattr(os, "kill", lambda pid, number: kill(pid, number) or number == 15 and held.process.wait())
-    assert ensure_port_available(port) is True
-    assert f"Successfully killed process {held.pid}" in said()
-
-
 def test_nobody_is_asked_about_a_child_that_has_just_exited(port, hold, monkeypatch):
     """Its folder is out of reach since it has gone, and not since it is another project's."""
     held = hold(("127.0.0.1", port), children=1)
