@@ -171,13 +171,6 @@ def ancestry(system: str | None = None) -> list[int] | None:
     return found.pids if found.hidden < 0 else None
 
 
-def parents(pid: int, known: dict[int, Any]) -> list[int]:
-    """The ancestors of a process among these."""
-    system = pm._Linux()
-    system.known.update(known)
-    return system.parents(pid)
-
-
 def masters(system: str, known: list[Any]) -> tuple[int | None, list[int]]:
     """Of the first of these processes, which listens: its master, and whom of the others a look adds to it."""
     asked = _system(system)

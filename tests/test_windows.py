@@ -78,8 +78,8 @@ class Windows:
     def held_by(self, pid, *ports):
         self.listeners = [(pid, "0.0.0.0", port) for port in ports or [PORT]]
 
-    def force(self, heir=None):
-        self.processes.pop(PID)
+    def force(self, heir=None, pid=PID):
+        self.processes.pop(pid)
         self.listeners = [(heir, *row[1:]) for row in self.listeners if heir]
         return 0, "SUCCESS", ""
 
@@ -198,6 +198,14 @@ def test_a_take_over(windows, said):
     assert f"✅ Successfully killed process {PID}" in said()
     windows.sizes.clear()
     assert ensure_port_available(PORT) is True and windows.sizes == []  # none is asked about a free port
+
+
+def test_an_heir_of_the_holder_goes_after_it(windows):
+    """Of an owner that has ended, the system still tells the PID."""
+    windows.processes[8], windows.users[8] = (PID, BEGUN + 1, "python.exe"), ALICE
+    windows.taskkill = [lambda: windows.force(PID), lambda: windows.force(pid=8)]
+    assert ensure_port_available(PORT) is True
+    assert windows.asked == [f"taskkill.exe /PID {PID}", "taskkill.exe /PID 8"]
 
 
 @pytest.mark.parametrize("parent", ["nodemon.exe", "cmd.exe"])
