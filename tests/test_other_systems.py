@@ -16,7 +16,7 @@ from unittest.mock import Mock, call
 
 import pytest
 
-from port_manager import Endpoint, PortTimeout, ensure_port_available, find_listeners, wait_until_free
+from port_manager import Endpoint, ensure_port_available, find_listeners
 
 from . import seam
 from .samples import COMM, LAUNCHCTL, LSOF_BOUND, LSOF_HELD, NETSTAT_BSD, PS, PS_OF_FREEBSD, SOCKSTAT
@@ -219,13 +219,6 @@ def test_an_lsof_that_complains_or_is_not_there_cannot_tell(machine, monkeypatch
     assert [row.pid for row in seam.ask("lsof", PORT) or []] == ([] if told is None else [38146])
     seam.stand_in(monkeypatch, "find a tool", lambda _: None)
     assert seam.ask("lsof", PORT) is None
-
-
-def test_waiting_starts_no_tool_again_and_again(macos, fp):
-    macos.lsof(LSOF_HELD)
-    with pytest.raises(PortTimeout):
-        wait_until_free(PORT, timeout=0.5)
-    assert len(fp.calls) <= 3  # once, for the holders that the error names
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from port_manager import SERVERS, find_listeners, find_server, server_endpoints
 
 from . import samples, seam
-from .conftest import LINUX, TELLS_BOUND, bound_is_told, can_bind
+from .conftest import LINUX, TELLS_BOUND, can_bind
 from .test_guard_call import ENDPOINTS
 
 SEED = int(os.environ.get("SEED", "20261125"))
@@ -51,13 +51,6 @@ def test_two_sockets_exclude_each_other_as_the_kernel_says(port, address, v6only
             assert found == [os.getpid()] * kernel, (wanted, kernel)
             if listening or not reuse:  # with it, sockets share an address until one of them listens
                 assert seam.conflict(address, wanted, v6only) is kernel, wanted
-
-
-@bound_is_told
-def test_one_that_only_has_bound_the_port_is_found_beside_a_listener_at_another_address(port):
-    with bound(port, "127.0.0.1", listening=True), bound(port, "127.0.0.2", reuse=False):
-        (holder,) = find_listeners(port, "0.0.0.0", thorough=True)
-        assert [str(address) for address in holder.addresses] == [f"127.0.0.1:{port}", f"127.0.0.2:{port}"]
 
 
 def told(pid, address, v6only=None, port=PORT, **more):
