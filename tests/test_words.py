@@ -26,7 +26,6 @@ ASK = "import port_manager; port_manager.ensure_port_available({port})"
 PLAIN, LOGGED = "Port {port} is available\n", "INFO:port_manager:"
 SAID = f"✅ {PLAIN}"
 LOGGER = "log = logging.getLogger('port_manager'); "
-TO_STDOUT = LOGGER + "log.setLevel('INFO'); log.addHandler(logging.StreamHandler(sys.stdout)); "
 CONFIGURED = {  # what a program does before: (its standard output, its standard error)
     "pass": ("", SAID),
     "import logging": ("", SAID),  # and not configured
@@ -36,9 +35,9 @@ CONFIGURED = {  # what a program does before: (its standard output, its standard
     LOGGER + "log.setLevel('ERROR')": ("", ""),
     "logging.disable(logging.CRITICAL)": ("", ""),
     LOGGER + "log.disabled = True": ("", ""),
-    TO_STDOUT + "logging.basicConfig(stream=sys.stdout, format='root %(message)s')": (f"{SAID}root {SAID}", ""),
-    TO_STDOUT + "log.propagate = False; logging.basicConfig(stream=sys.stdout)": (SAID, ""),
     "import sys; sys.stderr.reconfigure(encoding='ascii')": ("", PLAIN),
+    LOGGER + "log.setLevel(20); sys.stderr.reconfigure(encoding='ascii'); log.addHandler(logging.StreamHandler())":
+        ("", PLAIN),
     "sys.stdout.reconfigure(encoding='ascii'); logging.basicConfig(level=20, stream=sys.stdout)": (LOGGED + PLAIN, ""),
 }
 
