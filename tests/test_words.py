@@ -25,7 +25,7 @@ def program(code, port):
 ASK = "import port_manager; port_manager.ensure_port_available({port})"
 PLAIN, LOGGED = "Port {port} is available\n", "INFO:port_manager:"
 SAID = f"✅ {PLAIN}"
-LOGGER = "log = logging.getLogger('port_manager'); "
+LOGGER, ASCII = "log = logging.getLogger('port_manager'); ", "sys.stderr.reconfigure(encoding='ascii')"
 CONFIGURED = {  # what a program does before: (its standard output, its standard error)
     "pass": ("", SAID),
     "import logging": ("", SAID),  # and not configured
@@ -35,9 +35,8 @@ CONFIGURED = {  # what a program does before: (its standard output, its standard
     LOGGER + "log.setLevel('ERROR')": ("", ""),
     "logging.disable(logging.CRITICAL)": ("", ""),
     LOGGER + "log.disabled = True": ("", ""),
-    "import sys; sys.stderr.reconfigure(encoding='ascii')": ("", PLAIN),
-    LOGGER + "log.setLevel(20); sys.stderr.reconfigure(encoding='ascii'); log.addHandler(logging.StreamHandler())":
-        ("", PLAIN),
+    f"import sys; {ASCII}": ("", PLAIN),
+    f"{LOGGER}{ASCII}; log.setLevel('INFO'); log.addHandler(logging.StreamHandler())": ("", PLAIN),
     "sys.stdout.reconfigure(encoding='ascii'); logging.basicConfig(level=20, stream=sys.stdout)": (LOGGED + PLAIN, ""),
 }
 
@@ -127,4 +126,4 @@ def test_titles_are_short_and_complete():
     spaces = holder._replace(command='"C:\\Program Files\\nodejs\\node.exe" C:\\shop\\server.js 8000', cwd="")
     assert seam.title(spaces) == "7 (node.exe server.js 8000)"
     unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
-    assert [seam.title(unknown._replace(user=user)) for user in ("", "root")] == ["? (unknown)", "? (unknown, user root)"]
+    assert seam.title(unknown) == "? (unknown)" and seam.title(unknown._replace(user="root")) == "? (unknown, user root)"
