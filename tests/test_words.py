@@ -125,5 +125,5 @@ def test_titles_are_short_and_complete():
     assert seam.title(started, full=True) == "7 (node -r x web.js, user alice, started 2 h ago, in /srv/api)"
     spaces = holder._replace(command='"C:\\Program Files\\nodejs\\node.exe" C:\\shop\\server.js 8000', cwd="")
     assert seam.title(spaces) == "7 (node.exe server.js 8000)"
-    unknown = port_manager.Holder(None, None, "", "", "", "", None, ())
-    assert seam.title(unknown) == "? (unknown)" and seam.title(unknown._replace(user="root")) == "? (unknown, user root)"
+    hidden = port_manager.Holder(None, None, "", "", "", "", None, ())
+    assert seam.title(hidden) == "? (unknown)" and seam.title(hidden._replace(user="root")) == "? (unknown, user root)"
