@@ -228,11 +228,6 @@ def ask_to_stop(system: str, pid: int, firmly: bool, start: object = "unknown") 
     _system(system).stop(_pin(pid, system, start), _options(), firmly)
 
 
-def has_exited(pid: int, system: str = "linux", start: object = None) -> bool | None:
-    """Whether the process with this start time (its own where none is given) has ended; None: cannot tell."""
-    return _system(system).has_exited(_pin(pid, system, start))
-
-
 def sleep(system: str, handles: Iterable[int | None], seconds: float) -> None:
     """Wait until one of the processes with these handles, which are their PIDs as well, exits."""
     _system(system).sleep([pm._Pin(handle or 9, "start", handle) for handle in handles], seconds)

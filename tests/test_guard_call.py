@@ -133,9 +133,18 @@ def test_a_file_may_name_another_port(tmp_path, monkeypatch, name, text, command
     assert " ".join(map(str, server_endpoints(command.split(), {}))) == where
 
 
+LAUNCH = """\
+import subprocess, sys
+if "--worker" in sys.argv:
+    import main
+else:
+    subprocess.run([sys.executable, "-m", "granian", *sys.argv[sys.argv.index("main:app"):], "--worker"])
+"""
+
+
 @pytest.fixture
 def app(tmp_path):
-    """Modules that begin with the one line, and servers that load one of them."""
+    """Modules that begin with the one line, servers that load one of them, and launchers of those."""
     shutil.copy(port_manager.__file__, tmp_path)
     (tmp_path / "main.py").write_text(GUARD.format(""))
     (tmp_path / "named.py").write_text(GUARD.format("int(os.environ['PORT']), '127.0.0.1'"))
@@ -145,10 +154,17 @@ def app(tmp_path):
         (tmp_path / name / "__init__.py").touch()
         load = "import multiprocessing.process, sys; __import__(sys.argv[1].split(':')[0])\n"
         (tmp_path / name / "__main__.py").write_text(load)
+    for name in ("bin", "granian"):
+        (tmp_path / name).mkdir()
+    for name in ("tini", "python", "granian"):
+        (tmp_path / "bin" / name).symlink_to(sys.executable)
+    for name in ("pipenv", "granian/__main__.py"):
+        (tmp_path / name).write_text(LAUNCH)
 
     def run(*words, **environ):
+        words = words if words[0].startswith("bin/") else [sys.executable, *words]
         options = {"input": "import main\n", "env": {**os.environ, **environ}, "capture_output": True, "text": True}
-        return subprocess.run([sys.executable, *words], cwd=tmp_path, check=False, **options)
+        return subprocess.run(words, cwd=tmp_path, check=False, **options)
 
     return run
 
@@ -187,41 +203,17 @@ SPAWNS = (  # what a reloader does
     ("-i -c \"import sys; sys.argv = ['']; import main\" --port {port}", False),
     (f'-c "{SPAWNS}" main:app --port {{port}}', False),
     (f'-c "{FORKS}" main:app --port {{port}}', False),
+    # A master starts its workers again, and each may bind for itself; a launcher only waits for the server.
+    ("bin/tini -m granian main:app --port {port}", True),
+    ("bin/python pipenv run granian main:app --port {port}", True),
+    ("bin/granian -m granian main:app --port {port}", False),
+    ("bin/python -X dev -m granian main:app --port {port}", False),
 ])  # fmt: skip
 def test_whether_it_acts(app, port, hold, tmp_path, words, freed):
     held = hold(port, cwd=tmp_path)
     done = app(*shlex.split(words.replace("{port}", str(port))), PORT=str(port))
     assert done.returncode == 0 and "loaded" in done.stdout and ("available" in done.stderr) == freed, done
     assert held.alive() == ([] if freed else [held.pid])
-
-
-LAUNCH = """\
-import subprocess, sys
-if "--worker" in sys.argv:
-    import main
-else:
-    subprocess.run([sys.executable, "-m", "uvicorn", *sys.argv[sys.argv.index("main:app"):], "--worker"])
-"""
-STARTERS = {  # what starts the server and waits for it: whether the port is freed
-    "bin/tini -m uvicorn": True,  # in a container
-    "bin/python pipenv run uvicorn": True,
-    "bin/uvicorn -m uvicorn": False,
-    "bin/python -X dev -m uvicorn": False,
-}
-
-
-@pytest.mark.parametrize("words", STARTERS)
-def test_the_parent_is_the_same_server_or_waits_for_it(app, port, hold, tmp_path, words):
-    """A master starts its workers again, and each may bind for itself; a launcher only waits for the server."""
-    (tmp_path / "bin").mkdir()
-    for name in ("tini", "python", "uvicorn"):
-        (tmp_path / "bin" / name).symlink_to(sys.executable)
-    for name in ("pipenv", "uvicorn/__main__.py"):
-        (tmp_path / name).write_text(LAUNCH)
-    held = hold(port, cwd=tmp_path)
-    command = ["env", *words.split(), "main:app", "--port", str(port)]
-    assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=False).stdout == b"loaded main\n"
-    assert held.alive() == ([] if STARTERS[words] else [held.pid])
 
 
 @pytest.mark.parametrize("listen", [True, pytest.param(False, marks=bound_is_told)])
