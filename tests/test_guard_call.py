@@ -236,15 +236,6 @@ def test_a_daemon_is_no_worker():
     assert os.read(read, 1) == b"0"
 
 
-def test_where_nobody_can_tell_it_is_no_family_s(port, hold, monkeypatch):
-    """guard() itself must not fail where the look does; nor is the port a reloader's."""
-    hold(port)
-    seam.only(monkeypatch, lambda port: None)
-    assert seam.is_in_the_family("uvicorn", "127.0.0.1", port) is False
-    monkeypatch.setenv("RUN_MAIN", "true")
-    assert port_manager.ensure_port_available(port) is False
-
-
 def test_elsewhere_no_tool_is_asked_for_a_port_that_is_free(port, hold, monkeypatch):
     asked = []
     seam.on_system(monkeypatch, "darwin", "alice")

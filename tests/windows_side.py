@@ -24,7 +24,7 @@ import traceback
 ROWS = r"C:\netstat.rows"
 ME = os.path.abspath(__file__)
 FOLDER = sys.argv[-1]
-ENCODING = os.environ.get("PYTHONIOENCODING") or locale.getpreferredencoding(False)  # of pipes
+ENCODING = locale.getpreferredencoding(False)  # of pipes
 
 
 def hold(port, host="127.0.0.1"):
@@ -47,7 +47,6 @@ def told(sock):
 
 
 def created():
-    """When this process was created."""
     kernel, times = ctypes.WinDLL("kernel32"), (ctypes.c_uint64 * 4)()
     kernel.GetProcessTimes(ctypes.c_void_p(-1), *(ctypes.byref(times, 8 * place) for place in range(4)))
     return times[0]
@@ -78,7 +77,6 @@ def hang():
 
 
 def held(port, *host, python=sys.executable, script=ME):
-    """A holder, once it holds."""
     process = subprocess.Popen([python, script, "hold", str(port), *host], stdout=subprocess.PIPE)
     process.stdout.readline()
     return process
