@@ -298,13 +298,12 @@ def test_the_tables_of_both_families(windows, tables, ipv6, found):
 
 
 @pytest.mark.parametrize(("rows", "pids"), [
-    ([(PID, 0, "python.exe"), (8, PID, "python.exe")], [PID]),
     ([(8, PID, "python.exe"), (12, PID, "python.exe"), (16, 700, "python.exe")], [8, 12]),
     ([(8, PID, "python.exe"), (12, PID, "conhost.exe")], [8]),
     ([(8, PID, "python.exe"), (12, PID, "node.exe")], [None]),
     ([(500, 4, "explorer.exe")], [None]),
     ([], [PID]),
-], ids=["the owner", "its heirs", "no console", "several programs", "no heir", "cannot be read"])  # fmt: skip
+], ids=["its heirs", "no console", "several programs", "no heir", "cannot be read"])  # fmt: skip
 def test_the_heirs_of_an_owner_that_has_ended(windows, rows, pids):
     windows.processes = {pid: (parent, 5, name) for pid, parent, name in rows}
     assert [each.pid for each in seam.sockets("windows", PORT)] == pids
@@ -342,7 +341,6 @@ FORCED = ["", " /F"]  # it was asked to stop, and forced then
     ([(1, "", "ERROR: Access is\tdenied.\n")], [""], "ERROR: Access is?denied."),
     ([(1, "", "(/F)"), (1, "denied (/F)", "")], FORCED, "denied (/F)"),
     ([None], [" /F"], "nothing in 10 s"),
-    ([(0, "", "")], [" /F"], ""),
     (["it has ended"], [" /F"], ""),
 ])  # fmt: skip
 def test_taskkill(windows, answers, asked, error):
