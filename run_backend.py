@@ -23,6 +23,7 @@ import warnings
 from functools import lru_cache
 from glob import escape, glob
 from importlib.machinery import PathFinder
+from itertools import accumulate, islice
 from os import chdir, curdir, environ, getcwd, listdir, sep
 from os.path import abspath, basename, dirname, isdir, isfile, relpath
 from posixpath import join  # on Windows, too
@@ -30,23 +31,10 @@ from types import SimpleNamespace
 
 sys.path.insert(0, dirname(__file__) or curdir)  # python -P and -I leave it out
 
-from port_manager import (
-    SERVERS,
-    Endpoint,
-    PortError,
-    Server,
-    __version__,
-    bind_port,
-    ensure_port_available,
-    find_free_port,
-    find_server,
-    names_app,
-    preview_port,
-    server_endpoints,
-    shell_commands,
-    take_options,
-    write_line,
-)
+from port_manager import (  # noqa: I001
+    SERVERS, Endpoint, PortError, Server, __version__, bind_port, ensure_port_available, find_free_port, find_server,
+    names_app, preview_port, server_endpoints, shell_commands, take_options, write_line,
+)  # fmt: skip
 
 del sys.path[0]
 
@@ -170,22 +158,16 @@ def _read_call(words: Words) -> SimpleNamespace:
     ('9000', ['src.main:app', '--reload'], ['npm', 'run', 'dev'])
     """
     end = [*words, "--"].index("--")
-    own, command = words[:end], words[end + 1 :]
-    hosts, rest = take_options(own, "--host")
+    hosts, rest = take_options(words[:end], "--host")
     ports, rest = take_options(rest, "-p --port")
     to_next, rest = take_options(rest, "--next", flags=True)
     dry_run, rest = take_options(rest, "--dry-run", flags=True)
     if "" in hosts + ports or words[end:] == ["--"]:
         raise _CannotStart("a value is missing after --host or --port, or a command after --", 2)
-    return SimpleNamespace(
-        host=[environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]"),
-        port=[environ.get("PORT", ""), *ports][-1],
-        named=ports + to_next,  # else a command after -- says its own
-        next=to_next,
-        dry_run=dry_run,
-        words=rest,
-        command=command,
-    )
+    host, port = [environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]"), [environ.get("PORT", ""), *ports][-1]
+    named = ports + to_next  # else a command after -- says its own port
+    given = {"words": rest, "command": words[end + 1 :]}
+    return SimpleNamespace(host=host, port=port, named=named, next=to_next, dry_run=dry_run, **given)
 
 
 def _port(text: str) -> int:
@@ -235,12 +217,14 @@ class _Module:
             elif isinstance(node, IMPORTS):
                 place = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
                 self.imports.update((alias.asname or alias.name, place + alias.name) for alias in node.names)
+        top: list[ast.AST] = []
         for statement in _statements(tree):
             for name in _names(statement):
                 self.bound.setdefault(name, []).insert(0, statement)
+            if isinstance(statement, (ast.Expr, ast.Assign)):
+                top += ast.walk(statement)
         self.runs = self._run_by(every)
         # No server can import what runs one; what runs one in a thread is a part of another program.
-        top = [node for part in tree.body if isinstance(part, (ast.Expr, ast.Assign)) for node in ast.walk(part)]
         self.alone = self._run_by(ast.walk(tree) if "Thread(" in self.source else top)
 
     def _run_by(self, nodes: Iterable[Any]) -> str:
@@ -274,8 +258,7 @@ class _Module:
         if isinstance(statement, IMPORTS):
             return self.find(self.imports[name])
         inside, call = [*ast.walk(statement)], ""
-        used = [node.value for node in inside if isinstance(node, ast.Attribute)]  # create_app().test_client()
-        makers: list[Any] = [node for node in inside if isinstance(node, ast.Call) and node not in used]
+        makers: list[Any] = [node for node in inside if isinstance(node, ast.Call)]
         if isinstance(statement, ast.ClassDef):
             makers, call = statement.bases, "(...)"
         elif hasattr(statement, "args"):
@@ -334,9 +317,8 @@ def _file_of(dotted: str, importer: str = "") -> str:
     """The file of a module as another one imports it: ``.factory``, ``shop.factory``; "" outside of this repository."""
     folders = _folders(importer)
     folders = folders[:0:-1] if dotted[:1] == "." else [*folders, "src"]
-    path = dotted.strip(".").replace(".", "/")
-    ends = "/__init__.py", ".py"  # a package hides a module of its name
-    return next(filter(isfile, (join(folder, path).rstrip("/") + end for folder in folders for end in ends)), "")
+    places = [f"{folder}/{dotted.strip('.').replace('.', '/')}".strip("/") for folder in folders]
+    return next(filter(isfile, (place + end for place in places for end in ("/__init__.py", ".py"))), "")
 
 
 def _folders(path: str) -> list[str]:
@@ -345,7 +327,7 @@ def _folders(path: str) -> list[str]:
     >>> _folders("src/shop/main.py")
     ['', 'src', 'src/shop']
     """
-    return ["", *(path[: slash.start()] for slash in re.finditer("/", path))]
+    return ["", *accumulate(path.split("/")[:-1], join)]
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -356,17 +338,12 @@ def _folders(path: str) -> list[str]:
 def _guessed() -> Found:
     """The only app of the first place that has one; else it is said what to type. The page is for no code at all."""
     for paths in (*([path] for path in CONVENTIONS), *map(glob, PATTERNS)):
-        modules = _modules(paths, SKIPPED)
-        found = [*filter(None, map(_app_of, modules))]
-        scripts = [module for module in modules if "\nwith " in module.source and module.path not in CONVENTIONS]
-        programs = [module for module in modules if module.alone and not _app_of(module)]
-        others = scripts or programs or any(_beside(each.app) for each in found)
-        if len({each.why for each in found}) == 1 and not others:  # one app, under whichever names
+        found = [each for each in _candidates(paths, SKIPPED) if each.kinds]
+        if len({each.why for each in found}) == 1 and not any(map(_only_named, found)):  # one, under whichever names
             return min(found, key=lambda each: (each.call, basename(each.path) not in USUAL))
-        if found or programs:
+        if found:
             break
-    every = [*filter(None, (_app_of(module) or _program_of(module) for module in _modules(_walk(), OURS)[:MODULES]))]
-    every.sort(key=lambda each: (each.app[:2] == "--", not each.kinds))
+    every = sorted(_candidates(_walk(), OURS), key=lambda each: (each.app[:2] == "--", not each.kinds))
     ways = [f"{_line(each.app)}  # {each.why}" for each in every]
     ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
     title = "No app was found at the top, in src or one folder down"
@@ -377,6 +354,20 @@ def _guessed() -> Found:
         raise _CannotStart(f"{title}; name it, as in src.main:app, or put a command after --")
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
     return Found(app="no app", kinds="page", why=why)
+
+
+def _candidates(paths: list[str], skipped: str) -> list[Found]:
+    """The apps and programs of these modules; a package hides the module of its name."""
+    sources = (path.replace(sep, "/") for path in paths if path.endswith(".py"))
+    sources = (path for path in sources if not re.search(skipped, path) and not isfile(path[:-3] + "/__init__.py"))
+    modules = map(_read, islice(sources, MODULES))
+    return [*filter(None, (_app_of(module) or _program_of(module) for module in modules))]
+
+
+def _only_named(found: Found) -> bool:
+    """Whether it is not started by itself: a program, an app of another program, a script that fills a database."""
+    script = "\nwith " in _read(found.path).source and found.path not in CONVENTIONS
+    return script or found.app[:2] == "--" or bool(_beside(found.app))
 
 
 def _line(app: str) -> str:
@@ -400,20 +391,12 @@ def _walk() -> list[str]:
     return found
 
 
-def _modules(paths: list[str], skipped: str) -> list[_Module]:
-    """The modules among these files that may have an app; a package hides the module of its name."""
-    found = (path.replace(sep, "/") for path in paths if path.endswith(".py"))
-    return [_read(path) for path in found if not re.search(skipped, path) and not isfile(path[:-3] + "/__init__.py")]
-
-
 def _app_of(module: _Module) -> Found | None:
     """The app that a module makes, or launches; in a usual place also one that it imports."""
-    path, usual = module.path, module.path in CONVENTIONS
+    path, own = module.path, module.bound.keys() - module.imports.keys()
     if path.endswith("manage.py") and "django.core.management" in module.source:
         return Found(app=path, kinds="django", why=f"Django's {path}")
-    if usual:
-        _check(module)
-    names = [name for name in (*NAMES, *module.bound) if name[0] != "_" and (usual or name not in module.imports)]
+    names = [name for name in (*NAMES, *module.bound) if name[0] != "_" and (path in CONVENTIONS or name in own)]
     apps = [*filter(None, (_found(module, name) for name in names))]
     launched = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']""", module.source)  # uvicorn.run("app.main:app")
     if not apps and launched and _file_of(launched[2]) not in ("", path):
@@ -423,6 +406,8 @@ def _app_of(module: _Module) -> Found | None:
 
 def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:
     """An app as its server is told of it; None where the name is no app's."""
+    if module.error:
+        raise _CannotStart(f"{module.path} cannot be read: {module.error}")
     called = re.split("[(.]", name)[0]
     made = module.find(called) or unknown
     there = {called, "*", "__getattr__"} & {*module.bound}
@@ -442,11 +427,11 @@ def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | 
 def _program_of(module: _Module) -> Found | None:
     """A module that runs a server of its own, or a usual program, as the command to paste: no server can load it."""
     path, runs = module.path, module.runs
-    runner = next((name for name in RUNNERS if name in module.imports.values()), "")
+    runner = next(filter([*module.imports.values()].__contains__, RUNNERS), "")
     command = f"{runner} run {path}" if runner else f"python {path}"
     if not runner and glob(join(dirname(path), "__*__.py")) and not module.root():  # of a package
         command = "python -m " + path[:-3].replace("/", ".").replace(".__main__", "")
-    if module.error or not (runner or runs or basename(path) in USUAL):
+    if not (runner or runs or (basename(path) in USUAL and module.source)):
         return None
     return Found(app=f"-- {command}", kinds=runner or runs, why=f"{runner or runs or 'program'} in {path}")
 
@@ -470,7 +455,6 @@ def _named(word: str, options: Words = ()) -> Found:
             raise _CannotStart(f"There is no {word} in this folder")
         return unknown
     module = _read(path)
-    _check(module)
     found = (None if name else _app_of(module)) or _found(module, name or usual, unknown)
     if not found:
         what = f"{name or usual} at its top that a server can serve; with arguments: \"app:create_app('dev')\""
@@ -478,23 +462,18 @@ def _named(word: str, options: Words = ()) -> Found:
     return found
 
 
-def _check(module: _Module) -> None:
-    if module.error:
-        raise _CannotStart(f"{module.path} cannot be read: {module.error}")
-
-
 def _declared() -> Found | None:
     """What the repository says itself, if anything: its Procfile, flask's variables, fastapi's entry point."""
     web = re.search(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))
     found = _of_procfile(web[1]) if web else None
     told = {**dict(re.findall(VARIABLE, _text(".env") + "\n" + _text(".flaskenv"))), **environ}
-    entry = re.search(ENTRYPOINT, _text("pyproject.toml"))
+    flask, entry = told.get("FLASK_APP"), re.search(ENTRYPOINT, _text("pyproject.toml"))
     if found:
         found.why = "Procfile web line"
-    elif told.get("FLASK_APP"):
+    elif flask:
         environ.update(told)  # as flask run does: the app may need them
-        found = _named(told["FLASK_APP"])
-        found.why, found.port = f"FLASK_APP={told['FLASK_APP']}", _port(told.get("FLASK_RUN_PORT") or "8000")
+        found = _named(flask)
+        found.why, found.port = f"FLASK_APP={flask}", _port(told.get("FLASK_RUN_PORT") or "8000")
         if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
             found.server, found.options = "flask run", ["--debug"]
     elif entry:
@@ -510,7 +489,7 @@ def _of_procfile(line: str) -> Found | None:
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
             chdir(words[-1])
-    words = next(filter(find_server, commands), commands[-1] if commands else [""])
+    words = next(filter(find_server, commands), [[""], *commands][-1])
     key, at = find_server(words) or ("", -1)
     server, verb = SERVERS.get(key, Server("", None)), key.partition(" ")[2]
     rest = [word for word in words[at + 1 :] if word != verb]
@@ -543,20 +522,24 @@ def _command(words: Words) -> Found | None:
 
 
 def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
-    """The command that serves an app, with the options that were typed; _CannotStart where no server is installed."""
+    """The command that serves an app: by the declared server, else by the first of SERVERS that is installed."""
     if found.command:
         return [*found.command, *typed]
+    values = {"HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
     kinds, missing = [found.server, *found.kinds.split()], ""
     if not {"--debug", "--reload"} & {*typed}:
         kinds = [kind for kind in kinds if kind != "flask"]
     for key in (key for kind in kinds for key in SERVERS if kind in (key, *SERVERS[key].serves.split())):
-        words = _filled(SERVERS[key], found.app, where)
-        if not words or (key == "gunicorn" and os.name != "posix"):
+        server, start, app = SERVERS[key], SERVERS[key].start, found.app
+        if app.endswith("()") and server.factory[:1] == "-":
+            start, app = start.replace("APP", f"{server.factory} APP"), app[:-2]
+        if ("(" in app and server.factory != "()") or (key == "gunicorn" and os.name != "posix"):
             continue
+        words = [{**values, "APP": app}.get(word, word) for word in start.split()]
         package = {"runserver": "django", "--wsgiref": "", "--page": ""}.get(words[1], words[1])
         python = _interpreter(package)
         if python and (package or not typed):  # the standard library's server has no options
-            if "sgi" in SERVERS[key].serves:  # the help of a framework is not of this one command
+            if "sgi" in server.serves:  # the help of a framework is not of this one command
                 _check_options([python, *words[:2]], typed)
             declared = found.options if key == found.server else ()
             found.server = key
@@ -564,17 +547,6 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
         missing = missing or package
     pip = f"{sys.executable} -m pip install {missing}"
     raise _CannotStart(f"{found.app} needs {missing}, which is not installed: {pip}")
-
-
-def _filled(server: Server, app: str, where: Endpoint) -> list[str]:
-    """The words that start a server: those of its row, with the app and the address; none where it cannot serve it."""
-    start = server.start
-    if app.endswith("()") and server.factory[:1] == "-":
-        start, app = start.replace("APP", f"{server.factory} APP"), app[:-2]
-    if "(" in app and server.factory != "()":
-        return []
-    values = {"APP": app, "HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
-    return [values.get(word, word) for word in start.split()]
 
 
 def _check_options(server: list[str], options: Words) -> None:

@@ -120,10 +120,9 @@ FOLDERS = [
     # who builds it, through the imports of this repository
     ("gunicorn run:app", {**SHOP, "run.py": MADE}),
     ("gunicorn shop:create_app()", {
-      **SHOP, "start.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app()\n    app.run()\n"}),
+      **SHOP, "start.py": IMPORTED + "if __name__ == '__main__':\n    app = create_app()\n    serve(app)\n"}),
     ("gunicorn run:app", {
       **SHOP, "run.py": IMPORTED + "if __name__ == '__main__':\n    fill()\nelse:\n    app = create_app()\n"}),
-    ("gunicorn shop:create_app()", {**SHOP, "ask.py": IMPORTED + "client = create_app().test_client()\n"}),
     ("gunicorn shop:app", {
       "microblog.py": "from shop import app, db\n", "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n",
       "shop/routes.py": "from shop import app\n"}),
