@@ -108,9 +108,10 @@ ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how ma
 
 PROGRAM = abspath(__file__)
 SCRIPT = basename(PROGRAM)
-# Patterns of paths: what is no code of the repository's own program; what has no app that a server is started for.
-OURS = rf"(^|/)(tests?|conftest\.py|port_manager\.py|{SCRIPT})(/|$)|(?<![a-zA-Z])[Tt]est|[. ][^/]*/"
-SKIPPED = rf"{OURS}|(^|/)(node_modules|venv|env|site-packages|migrations|alembic|docs|build|dist|setup\.py|"
+# Patterns of paths: no code of the repository's own program; no module to be named; none to be started.
+OURS = rf"(^|/)(tests?|conftest\.py|port_manager\.py|{SCRIPT})(/|$)"
+UNNAMED = rf"{OURS}|(?<![a-zA-Z])[Tt]est|\.[^/]*/|[^\w/.-]"  # no import can name what has a dot or a blank
+SKIPPED = rf"{UNNAMED}|(^|/)(node_modules|venv|env|site-packages|migrations|alembic|docs|build|dist|setup\.py|"
 SKIPPED += "(example|demo|sample|benchmark)s?)(/|$)"
 NOT_OURS = {"node_modules", "venv", "env", "site-packages"}
 OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
@@ -130,7 +131,7 @@ class Found(SimpleNamespace):
     app = kinds = why = path = call = server = ""
     options: Words = ()
     command: Words = ()
-    port = 8000
+    port = "8000"
 
 
 class _CannotStart(PortError):
@@ -164,14 +165,15 @@ def _read_call(words: Words) -> SimpleNamespace:
     dry_run, rest = take_options(rest, "--dry-run", flags=True)
     if "" in hosts + ports or words[end:] == ["--"]:
         raise _CannotStart("a value is missing after --host or --port, or a command after --", 2)
-    host, port = [environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]"), [environ.get("PORT", ""), *ports][-1]
-    named = ports + to_next  # else a command after -- says its own port
-    given = {"words": rest, "command": words[end + 1 :]}
-    return SimpleNamespace(host=host, port=port, named=named, next=to_next, dry_run=dry_run, **given)
+    call = SimpleNamespace(words=rest, command=words[end + 1 :], next=to_next, dry_run=dry_run)
+    call.host = [environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]")
+    call.port = [environ.get("PORT", ""), *ports][-1]
+    call.named = ports or to_next or not call.command  # else a command after -- says its own port
+    return call
 
 
 def _port(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,8}", text) or not 1 <= int(text) <= 65535:
+    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > 65535:
         raise _CannotStart(f"a port is a number from 1 to 65535, not {text!r}", 2)
     return int(text)
 
@@ -340,10 +342,10 @@ def _guessed() -> Found:
     for paths in (*([path] for path in CONVENTIONS), *map(glob, PATTERNS)):
         found = [each for each in _candidates(paths, SKIPPED) if each.kinds]
         if len({each.why for each in found}) == 1 and not any(map(_only_named, found)):  # one, under whichever names
-            return min(found, key=lambda each: (each.call, basename(each.path) not in USUAL))
+            return min(found, key=lambda each: (each.call, each.app))
         if found:
             break
-    every = sorted(_candidates(_walk(), OURS), key=lambda each: (each.app[:2] == "--", not each.kinds))
+    every = sorted(_candidates(_walk(), UNNAMED), key=lambda each: (each.app[:2] == "--", not each.kinds))
     ways = [f"{_line(each.app)}  # {each.why}" for each in every]
     ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
     title = "No app was found at the top, in src or one folder down"
@@ -431,7 +433,7 @@ def _program_of(module: _Module) -> Found | None:
     command = f"{runner} run {path}" if runner else f"python {path}"
     if not runner and glob(join(dirname(path), "__*__.py")) and not module.root():  # of a package
         command = "python -m " + path[:-3].replace("/", ".").replace(".__main__", "")
-    if not (runner or runs or (basename(path) in USUAL and module.source)):
+    if not (runner or runs or basename(path) in USUAL):
         return None
     return Found(app=f"-- {command}", kinds=runner or runs, why=f"{runner or runs or 'program'} in {path}")
 
@@ -473,7 +475,7 @@ def _declared() -> Found | None:
     elif flask:
         environ.update(told)  # as flask run does: the app may need them
         found = _named(flask)
-        found.why, found.port = f"FLASK_APP={flask}", _port(told.get("FLASK_RUN_PORT") or "8000")
+        found.why, found.port = f"FLASK_APP={flask}", told.get("FLASK_RUN_PORT") or "8000"
         if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
             found.server, found.options = "flask run", ["--debug"]
     elif entry:
@@ -502,7 +504,7 @@ def _of_procfile(line: str) -> Found | None:
             found.server, found.options = key, [word for word in options if word != app]
     told = server_endpoints(words, {})
     if found and told:
-        found.port = told[0].port
+        found.port = str(told[0].port)
     return found
 
 
@@ -684,7 +686,7 @@ def _run(call: SimpleNamespace) -> int:
     top = getcwd()
     warnings.simplefilter("ignore")  # those of the modules here are for their server to show
     found = _chosen(call)
-    where = Endpoint(call.host, _port(call.port or str(found.port)))
+    where = Endpoint(call.host, _port(call.port or found.port))
     if call.next:
         environ["PORT_MANAGER_POLICY"] = "refuse"  # whoever was faster keeps the port
         where = _next(where)
@@ -693,14 +695,20 @@ def _run(call: SimpleNamespace) -> int:
     shown = f"cd {relpath(getcwd(), top)} && " if getcwd() != top else ""
     root = _read(found.path).root()
     if root:
-        found.app = found.app.replace(root.replace("/", ".") + ".", "", 1)
+        found.app = re.sub(rf"^{root.replace('/', '.')}\.", "", found.app)  # a package is no module of its own folder
         shown += f"PYTHONPATH={root} "
         environ["PYTHONPATH"] = abspath(root) + os.pathsep + environ.get("PYTHONPATH", "")
     line = server_command(found, call.words, where)
     if not call.command:
         python = "" if found.command or line[0] == sys.executable else f", with {relpath(line[0])}"
         _say(f"Found {found.app}: {found.why}{python}")
-    endpoints = _to_free(line, where, bool(call.named or not call.command), not found.command)
+    if call.named:
+        environ.update(HOST=where.host, PORT=str(where.port))
+    endpoints = server_endpoints(line)
+    if call.named and found.command and where.port not in [port for _, port in endpoints]:  # the named port is the port
+        if endpoints:
+            write_line(sys.stderr, f"⚠️  The command itself names {endpoints[0]}, not port {where.port}")
+        endpoints = [where]
     if call.dry_run:
         return _preview(shown + shlex.join(line), endpoints)
     if PROGRAM not in line:  # it frees its port itself, when its app has been imported
@@ -733,18 +741,6 @@ def _next(wanted: Endpoint) -> Endpoint:
         why = preview_port(wanted.port, wanted.host).reason or "it cannot be had"
         _say(f"Port {wanted.port}: {why}: {port} is taken instead")
     return Endpoint(wanted.host, port)
-
-
-def _to_free(line: list[str], where: Endpoint, named: bool, known: bool) -> list[Endpoint]:
-    """Where a command will listen: a named port is told to it by HOST and PORT, and is the port unless it is known."""
-    if named:
-        environ.update(HOST=where.host, PORT=str(where.port))
-    told = server_endpoints(line)
-    if named and not known and where.port not in [port for _, port in told]:
-        if told:
-            write_line(sys.stderr, f"⚠️  The command itself names {told[0]}, not port {where.port}")
-        told = [where]
-    return told
 
 
 def main(argv: Sequence[str] | None = None) -> int:
