@@ -9,8 +9,8 @@
 What a repository declares (Procfile, FLASK_APP, [tool.fastapi]) goes before what its syntax shows; no module of it
 is imported. On POSIX this process becomes the server: nothing of this program stays behind.
 
-The file reads in the order in which things happen: the call; modules as syntax; the apps of a module; the guess;
-what is named or declared; which command serves it; start it; two small servers; the command line.
+The file reads in the order in which things happen: the call; modules as syntax; the guess; what is named or declared;
+which command serves it; start it; the standard library's server; the command line.
 """
 
 from __future__ import annotations
@@ -341,7 +341,7 @@ def _guessed() -> Found:
     """The only app of the first place that has one; else it is said what to type. The page is for no code at all."""
     for paths in (*([path] for path in CONVENTIONS), *map(glob, PATTERNS)):
         found = [each for each in _candidates(paths, SKIPPED) if each.kinds]
-        if len({each.why for each in found}) == 1 and not any(map(_only_named, found)):  # one, under whichever names
+        if len({each.why for each in found}) == 1 and not any(map(_only_named, found)):  # one, by whichever names
             return min(found, key=lambda each: (each.call, each.app))
         if found:
             break
@@ -430,11 +430,11 @@ def _program_of(module: _Module) -> Found | None:
     """A module that runs a server of its own, or a usual program, as the command to paste: no server can load it."""
     path, runs = module.path, module.runs
     runner = next(filter([*module.imports.values()].__contains__, RUNNERS), "")
+    if not (runner or runs or basename(path) in USUAL):
+        return None
     command = f"{runner} run {path}" if runner else f"python {path}"
     if not runner and glob(join(dirname(path), "__*__.py")) and not module.root():  # of a package
         command = "python -m " + path[:-3].replace("/", ".").replace(".__main__", "")
-    if not (runner or runs or basename(path) in USUAL):
-        return None
     return Found(app=f"-- {command}", kinds=runner or runs, why=f"{runner or runs or 'program'} in {path}")
 
 
@@ -486,8 +486,8 @@ def _declared() -> Found | None:
 
 def _of_procfile(line: str) -> Found | None:
     """The web line of a Procfile, of which no shell is asked: the known server in it, else its last command."""
-    line = re.sub(rf"\S+ \S*{SCRIPT}( --)?", "", line)
-    commands = shell_commands(["sh", "-c", line], environ)
+    others = re.sub(rf"\S+ \S*{SCRIPT}( --)?", "", line)  # what follows this program, in its own Procfile
+    commands = shell_commands(["sh", "-c", others], environ)
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
             chdir(words[-1])
@@ -497,7 +497,7 @@ def _of_procfile(line: str) -> Found | None:
     rest = [word for word in words[at + 1 :] if word != verb]
     app = words[at] if words[at].endswith(".py") else _app_in(rest)
     found = _command(words) if verb != "run" else None
-    if app and (app == words[0] or verb or server.serves):
+    if app and (others != line or verb or server.serves):
         found = _named(app, rest)
         if not verb:
             options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
