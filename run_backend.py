@@ -345,7 +345,7 @@ def _guessed() -> Found:
             return min(found, key=lambda each: (each.call, each.app))
         if found:
             break
-    every = sorted(_candidates(_walk(), UNNAMED), key=lambda each: (each.app[:2] == "--", not each.kinds))
+    every = sorted(_candidates(_walk(), UNNAMED), key=lambda each: (each.app[:2] == "--", not each.kinds, each.call))
     ways = [f"{_line(each.app)}  # {each.why}" for each in every]
     ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
     title = "No app was found at the top, in src or one folder down"
