@@ -509,12 +509,12 @@ def _of_procfile(line: str) -> Found | None:
 
 
 def _command(words: Words) -> Found | None:
-    """A command as it is, with a program that is on PATH, or beside this Python, which may not be activated."""
+    """A command as it is, with a program that is on PATH, or beside the Python of this project."""
     import shutil
 
     if words[0].startswith("python"):
         words = [_interpreter(""), *words[1:]]
-    program = shutil.which(words[0]) or shutil.which(words[0], path=dirname(sys.executable))
+    program = shutil.which(words[0]) or shutil.which(words[0], path=dirname(_interpreter("")))
     return Found(app=words[0], command=[program, *words[1:]]) if program else None
 
 
@@ -564,11 +564,13 @@ def _check_options(server: list[str], options: Words) -> None:
 
 
 def _interpreter(package: str) -> str:
-    """The Python that has a package: that of a virtual environment here, else this one; "" where neither has."""
+    """The Python that has a package: an activated one, that of a virtual environment here, this one; else ""."""
     posix = ("bin/python", "lib/*/site-packages")
     program, packages = posix if os.name == "posix" else ("Scripts/python.exe", "Lib/site-packages")
     beside = {abspath(join(name, program)): glob(join(name, packages)) for name in (".venv", "venv")}
-    for python, path in {**beside, sys.executable: sys.path}.items():
+    own = {sys.executable: sys.path}
+    activated = sys.prefix != sys.base_prefix
+    for python, path in ({**own, **beside} if activated else {**beside, **own}).items():
         spec = PathFinder.find_spec(package, path)
         if isfile(python) and (not package or (spec and spec.origin)):  # a mere folder of this name has none
             return python
@@ -630,7 +632,6 @@ def _preview(command: str, endpoints: Sequence[Endpoint]) -> int:
 def _serve(call: SimpleNamespace) -> int:
     """``--page`` or ``--wsgiref APP``, then --host and --port."""
     import signal
-    from importlib import import_module
     from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -640,10 +641,8 @@ def _serve(call: SimpleNamespace) -> int:
     where, app, what = Endpoint(call.host, _port(call.port)), _page, "a small page"
     if call.words == ["--page"]:
         _leave_others_alone(where)
-    else:  # the app is imported before anybody is stopped
-        sys.path.insert(0, getcwd())
-        place, _, name = call.words[1].partition(":")
-        app, what = eval(name, vars(import_module(place))), "wsgiref, no reload"  # noqa: S307
+    else:
+        app, what = _imported(call.words[1]), "wsgiref, no reload"  # before anybody is stopped
     with Server(where, WSGIRequestHandler, bind_and_activate=False) as server:
         server.socket.close()
         server.socket = bind_port(where.port, where.host)
@@ -675,6 +674,18 @@ def _page(environ: Any, start_response: Any) -> list[bytes]:
     return [page] if environ["REQUEST_METHOD"] != "HEAD" else []
 
 
+def _imported(app: str) -> Any:
+    """The app that a module binds, or that a function in it makes."""
+    from importlib import import_module
+    from operator import attrgetter
+
+    sys.path.insert(0, getcwd())
+    place, _, name = app.partition(":")
+    name, call, arguments = name.partition("(")
+    found = attrgetter(name)(import_module(place))
+    return found(*ast.literal_eval(f"[{arguments[:-1]}]")) if call else found
+
+
 # ----------------------------------------------------------------------------------------------------
 # The command line
 # ----------------------------------------------------------------------------------------------------
@@ -704,17 +715,20 @@ def _run(call: SimpleNamespace) -> int:
         _say(f"Found {found.app}: {found.why}{python}")
     if call.named:
         environ.update(HOST=where.host, PORT=str(where.port))
-    endpoints = server_endpoints(line)
-    if call.named and found.command and where.port not in [port for _, port in endpoints]:  # the named port is the port
-        if endpoints:
-            write_line(sys.stderr, f"⚠️  The command itself names {endpoints[0]}, not port {where.port}")
-        endpoints = [where]
+    told = endpoints = server_endpoints(line)
+    if call.named and found.command and where.port not in [port for _, port in told]:
+        endpoints = [where]  # the named port is the port
+        other = f"The command itself names {', '.join(map(str, told))}, not port {where.port}"
+        if told and call.next:
+            raise _CannotStart(f"{other}: leave out --next", 2)
+        if told:
+            write_line(sys.stderr, f"⚠️  {other}")
     if call.dry_run:
         return _preview(shown + shlex.join(line), endpoints)
     if PROGRAM not in line:  # it frees its port itself, when its app has been imported
         if not all(ensure_port_available(port, host) for host, port in endpoints):
             return 1
-        _say(_announced(endpoints, found.server or basename(found.app)))
+        _say(_announced(told or endpoints, found.server or basename(found.app)))
     return _become(line)
 
 
@@ -755,6 +769,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"run_backend {__version__}" if "--version" in call.words else USAGE.rstrip())
             return 0
         return _serve(call) if {"--page", "--wsgiref"} & {*call.words[:1]} else _run(call)
+    except FileNotFoundError as error:
+        if error.filename:  # of an app
+            raise
+        write_line(sys.stderr, "❌ The working directory has been removed: cd into the repository again")
+        return 1
     except PortError as error:
         status = getattr(error, "status", 1)
         write_line(sys.stderr, ("run_backend: " if status == 2 else "❌ ") + error.reason)

@@ -132,7 +132,6 @@ FOLDERS = [
       **NEEDY_SHOP, "manage.py": "import flask_script as f\nimport shop.x\napp = shop.create_app(1)\nf.Manager(app)"}),
     ("gunicorn run:app", {"shop/__init__.py": FLASK, "run.py": f"from shop import app\n{IF_MAIN}app.run()\n"}),
     ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
-    ("uvicorn a.b:app", {"a/__init__.py": "", "a/b.py": "from a.c import app as x\n" + FASTAPI, "a/c.py": FASTAPI}),
     ("gunicorn app:app", {"app.py": FLASK + "from werkzeug.middleware.proxy_fix import ProxyFix\napp = ProxyFix(app)"}),
     ("uvicorn app:app", {"app.py": FLASK + "from asgiref.wsgi import WsgiToAsgi\napp = WsgiToAsgi(app)\n"}),
     ("gunicorn wsgi:app", {
@@ -151,12 +150,12 @@ FOLDERS = [
     ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK, "broken.py": "= 1"}),
     # one module or folder deeper, beside other code
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
-    ("uvicorn a.server.app:app", {"a/server/__init__.py": "", "a/server/app.py": FASTAPI}),
+    ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
     ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
     ("PYTHONPATH=my-shop python uvicorn shop.main:app", {
       "my-shop/shop/main.py": FROM_SHOP, "my-shop/shop/db.py": ""}, "my-shop.shop.main:app"),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
-    ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
+    ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO, "shop/shop/wsgi.py": GET_WSGI}),
     # it runs itself, but not when it is imported
     ("uvicorn main:app", {"main.py": RUNS_ITSELF}),
     ("gunicorn web:app", {"web.py": FLASK + "if __name__ == '__main__': app.run()\n"}),
@@ -294,7 +293,7 @@ STOPS_NOBODY = [
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
-    (1, "run in alive.py\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python ", {
+    (1, "name one:\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python alive.py  #", {
       "alive.py": KEEP_ALIVE, "main.py": "bot()\n", "z.py": FLASK}),
     (1, "try:\n  python run_backend.py example.one:app  #", {"example/one.py": FLASK, "shop/__init__.py": "x = 1"}),
     # code, but nothing to start
@@ -456,6 +455,12 @@ def test_a_path_without_the_scripts_folder(call):
 def test_ctrl_c_before_anything_has_begun(monkeypatch, capsys):
     monkeypatch.setattr(run_backend, "take_options", mock.Mock(side_effect=KeyboardInterrupt))
     assert run_backend.main([]) == 130 and capsys.readouterr().err == "Interrupted\n"
+
+
+def test_a_working_directory_that_has_been_removed(tmp_path):
+    removed = ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", sys.executable, RUN_BACKEND]
+    done = subprocess.run(removed, stderr=subprocess.PIPE, encoding="utf-8", check=False, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("❌ The working directory has been removed")
 
 
 def test_a_program_whose_interpreter_is_missing(project, port, call):
