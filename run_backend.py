@@ -63,8 +63,9 @@ The app is the argument, else APP, else a Procfile's web line, FLASK_APP (from
 .flaskenv and .env, too), [tool.fastapi] entrypoint of pyproject.toml, else the
 one that the modules here build. Where that cannot be told, they are listed.
 
-ENVIRONMENT: unset, dev, development, local, test, testing, debug: whoever holds
-  the port is stopped. Anything else: nobody is, and the start fails.
+ENVIRONMENT (else that of .env): unset, dev, development, local, test, testing,
+  debug: whoever holds the port is stopped. Anything else: nobody is, and the
+  start fails.
 PORT_MANAGER_POLICY: kill, own, ask or refuse (see port_manager.py --help)
 
 Exit status: the server's own; 1 no app, no server or no port; 2 a wrong call;
@@ -116,7 +117,7 @@ SKIPPED += "(example|demo|sample|benchmark)s?)(/|$)"
 NOT_OURS = {"node_modules", "venv", "env", "site-packages"}
 OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app
-VARIABLE = r"""(?m)^\s*(?:export\s+)?(\w+)[ \t]*=[ \t]*["']?(.*?)["']?\s*$"""
+VARIABLE = r"""(?m)^\s*(?:export\s+)?(\w+)[ \t]*=[ \t]*["']?([^\0\n]*?)["']?\s*$"""
 ENTRYPOINT = r"""(?m)^\[tool\.fastapi\]\s*\n(?:(?!\[).*\n)*?\s*entrypoint\s*=\s*["'](.+?)["']"""
 
 
@@ -315,6 +316,10 @@ def _text(path: str) -> str:
         return ""
 
 
+def _variables(path: str) -> dict[str, str]:
+    return dict(re.findall(VARIABLE, _text(path)))
+
+
 def _file_of(dotted: str, importer: str = "") -> str:
     """The file of a module as another one imports it: ``.factory``, ``shop.factory``; "" outside of this repository."""
     folders = _folders(importer)
@@ -379,9 +384,10 @@ def _line(app: str) -> str:
 
 
 def _beside(app: str) -> str:
-    """The folder with another program than the one at the top, which is no package of it."""
-    folder = re.split("[./]", app)[0]
-    return folder if folder in BESIDE and not glob(f"{folder}/__*__.py") else ""
+    """The folder with another program than the one at the top, which is no package of it, also by its imports."""
+    folder, module = re.split("[./]", app)[0], _read(_file_of(app.partition(":")[0]))
+    package = glob(f"{folder}/__*__.py") or any(re.match(rf"\.|{folder}\.", name) for name in module.imports.values())
+    return folder if folder in BESIDE and not package else ""
 
 
 def _walk() -> list[str]:
@@ -466,25 +472,31 @@ def _named(word: str, options: Words = ()) -> Found:
 
 def _declared() -> Found | None:
     """What the repository says itself, if anything: its Procfile, flask's variables, fastapi's entry point."""
+    told = {**_variables(".flaskenv"), **_variables(".env"), **environ}
     web = re.search(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))
-    found = _of_procfile(web[1]) if web else None
-    told = {**dict(re.findall(VARIABLE, _text(".env") + "\n" + _text(".flaskenv"))), **environ}
+    found = _of_procfile(web[1], told) if web else None
     flask, entry = told.get("FLASK_APP"), re.search(ENTRYPOINT, _text("pyproject.toml"))
     if found:
         found.why = "Procfile web line"
     elif flask:
-        environ.update(told)  # as flask run does: the app may need them
-        found = _named(flask)
-        found.why, found.port = f"FLASK_APP={flask}", told.get("FLASK_RUN_PORT") or "8000"
-        if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
-            found.server, found.options = "flask run", ["--debug"]
+        found = _of_flask(flask, told)
     elif entry:
         found = _named(entry[1])
         found.why = "[tool.fastapi] entrypoint"
     return found
 
 
-def _of_procfile(line: str) -> Found | None:
+def _of_flask(app: str, told: dict[str, str]) -> Found:
+    """What ``flask run`` would start with these variables."""
+    environ.update(told)  # as it does: the app may need them
+    found = _named(app)
+    found.why, found.port = f"FLASK_APP={app}", told.get("FLASK_RUN_PORT") or "8000"
+    if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
+        found.server, found.options = "flask run", ["--debug"]
+    return found
+
+
+def _of_procfile(line: str, told: dict[str, str]) -> Found | None:
     """The web line of a Procfile, of which no shell is asked: the known server in it, else its last command."""
     others = re.sub(rf"\S+ \S*{SCRIPT}( --)?", "", line)  # what follows this program, in its own Procfile
     commands = shell_commands(["sh", "-c", others], environ)
@@ -496,15 +508,20 @@ def _of_procfile(line: str) -> Found | None:
     server, verb = SERVERS.get(key, Server("", None)), key.partition(" ")[2]
     rest = [word for word in words[at + 1 :] if word != verb]
     app = words[at] if words[at].endswith(".py") else _app_in(rest)
-    found = _command(words) if verb != "run" else None
+    told.update(re.findall(r"(?m)^(\w+)=(.*)", "\n".join(words[: max(at, 0)])))
+    found: Found | None = None
     if app and (others != line or verb or server.serves):
         found = _named(app, rest)
         if not verb:
             options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
-            found.server, found.options = key, [word for word in options if word != app]
-    told = server_endpoints(words, {})
-    if found and told:
-        found.port = str(told[0].port)
+            found.server, found.options = key, [word for word in options if word != app and "$" not in word]
+    elif key == "flask run" and told.get("FLASK_APP"):
+        found = _of_flask(told["FLASK_APP"], told)
+    elif verb != "run":
+        found = _command(words)
+    ports = [str(port) for _, port in server_endpoints(words, {})] or take_options(rest, "-p --port")[0]
+    if found and ports:
+        found.port = ports[0]
     return found
 
 
@@ -695,6 +712,8 @@ def _run(call: SimpleNamespace) -> int:
     import shlex
 
     top = getcwd()
+    stage = environ.get("ENVIRONMENT") or _variables(".env").get("ENVIRONMENT")
+    environ.update({"ENVIRONMENT": stage} if stage else {})
     warnings.simplefilter("ignore")  # those of the modules here are for their server to show
     found = _chosen(call)
     where = Endpoint(call.host, _port(call.port or found.port))

@@ -150,6 +150,8 @@ FOLDERS = [
     ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK, "broken.py": "= 1"}),
     # one module or folder deeper, beside other code
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
+    ("uvicorn backend.main:app", {"backend/main.py": "from .db import x\n" + FASTAPI, "backend/db.py": ""}),
+    ("uvicorn backend.main:app", {"backend/main.py": "from backend.db import x\n" + FASTAPI, "backend/db.py": ""}),
     ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
     ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
     ("PYTHONPATH=my-shop python uvicorn shop.main:app", {
@@ -337,6 +339,7 @@ STOPS_NOBODY = [
     (1, "the policy 'refuse' stops nobody\n", {}, "--dry-run"),
     (0, "): stop PID: SIGTERM, then SIGKILL after 5 s\n", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
     (1, "outside development", MAIN, "--dry-run ENVIRONMENT=production"),
+    (1, "outside development", {**MAIN, ".env": "ENVIRONMENT=production"}, "--dry-run"),
     (0, f"Port §: {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     (2, "leave out --next", {}, "--next -- python -m http.server §"),
@@ -404,6 +407,7 @@ def test_the_interpreter_beside_the_app(project, call, installed, name, present)
     assert shlex.split(done.stdout.splitlines()[-1])[0] == str(folder / name / "bin/python")
     project({"Procfile": "web: python main.py"})
     assert call("--dry-run", present="").stdout.endswith(f"/{name}/bin/python main.py\n")
+    assert call("--dry-run -- python main.py", present="").stdout.endswith(f"/{name}/bin/python main.py\n")
 
 
 OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
@@ -415,6 +419,11 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     ("5006", "", OF_5006),
     ("5007", "", {**APP, "Procfile": "web: gunicorn app:app -b :${PORT:-5007}"}),
     ("5008", "", {**APP, ".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008"}),
+    ("5009", "", {**APP, "Procfile": "web: FLASK_APP=app flask run -p 5009"}),
+    ("5010", "", {**APP, "Procfile": "web: python run_backend.py app:app --port 5010"}),
+    ("5011", "", {"Procfile": f"web: {sys.executable} -m this -p 5011"}),
+    ("8000", "", {**APP, "Procfile": "web: . ./env; gunicorn app:app -b :$WEB $MORE"}),
+    ("5012", "", {**APP, ".env": "FLASK_APP=app\nX=a\0\nFLASK_RUN_PORT=5012", ".flaskenv": "FLASK_RUN_PORT=1"}),
     ("1", "PORT=1", OF_5006),
     ("65535", "PORT=9000 --port=65535", OF_5006),
     # that of a given command
@@ -434,6 +443,12 @@ def test_the_port_that_is_freed(project, port, call, freed, words, files):
     assert re.findall("^Port (.+?): ", done.stdout, re.MULTILINE) == freed.split()
     assert not files or freed in done.stdout.splitlines()[-1]
     assert ("⚠️  The command itself names" in done.stderr) == words.endswith((" 7", "runserver_plus"))
+
+
+@pytest.mark.parametrize(("words", "where"), [("uvicorn m:app --port 7", "127.0.0.1:7"), ("", "0.0.0.0:§")])
+def test_the_start_names_the_port_that_the_command_uses(port, call, words, where):
+    done = call(f"--port § -- true {words}", port)
+    assert done.returncode == 0 and f"✅ Starting server on {where.replace('§', str(port))}: " in done.stdout
 
 
 # The call
