@@ -1827,7 +1827,8 @@ class _Windows(_System):
         for each, (parent, start, name) in entries.items():
             parent = parent if parent in entries and not 0 < start < entries[parent][1] else 0
             started = start / 1e7 - 11644473600 if start else None  # a file time counts 100 ns since 1601
-            found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False, False)
+            facts = (start, started, "", _clean(name), "", False, False, False, False)
+            found[each] = _Process(each, parent, None, None, *facts)
         return found
 
     def describe(self, process: _Process) -> _Description:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 # Copyright (c) the port_manager authors
-"""Start this repository's backend, whatever still holds its port.
+"""Start this repository's backend; in development, free its port first.
 
     python run_backend.py                            find the app, free its port, become its server
     python run_backend.py src.main:app --port 9000 --reload
     python run_backend.py --port 3000 -- npm run dev
 
-What a repository declares (Procfile, FLASK_APP, [tool.fastapi]) goes before what its syntax shows; no module of it
-is imported. On POSIX this process becomes the server: nothing of this program stays behind.
+What a repository declares (Procfile, FLASK_APP, [tool.fastapi]) comes before what its syntax shows; none of its
+modules is imported. On POSIX this process becomes the server: nothing of this program stays behind.
 
 The file reads in the order in which things happen: the call; modules as syntax; the guess; what is named or declared;
 which command serves it; start it; the standard library's server; the command line.
@@ -180,7 +180,7 @@ def _port(text: str) -> int:
 
 
 def _app_in(words: Words) -> str:
-    """The word that names the app; "" where none does.
+    """The word that names the app; "" if none does.
 
     >>> [_app_in([word]) for word in ("src.main:app", "main.py", "my-app:make('x')", "localhost:80", "debug")]
     ['src.main:app', 'main.py', "my-app:make('x')", '', '']
@@ -201,7 +201,7 @@ def _app_in(words: Words) -> str:
 
 
 class _Module:
-    """What a module binds at its top, which servers it runs, and what its imports stand for, wherever they are."""
+    """The names that a module binds at its top, the servers that it runs, and the full names of its imports."""
 
     def __init__(self, path: str) -> None:
         self.path, self.source, self.error = path, _text(path), ""
@@ -243,7 +243,7 @@ class _Module:
         return self.imports.get(node.id, node.id) if hasattr(node, "id") else "?"
 
     def find(self, name: str) -> Found | None:
-        """What a full name stands for: one of MAKERS, or what a module of this repository binds."""
+        """What a full name means: one of MAKERS, or an app that a module of this repository binds."""
         place, dot, last = name.rpartition(".")
         kinds = MAKERS.get(name, MAKERS.get(last))
         if kinds is not None:
@@ -251,13 +251,13 @@ class _Module:
         if dot:
             return _read(_file_of(place, self.path)).find(last)
         if name not in self.known:
-            self.known[name] = None  # names that stand for each other make nothing
+            self.known[name] = None  # for names that refer to each other
             told = (self._made_by(statement, name) for statement in self.bound.get(name, []))
             self.known[name] = next(filter(None, told), None)
         return self.known[name]
 
     def _made_by(self, statement: Any, name: str) -> Found | None:
-        """What a statement that binds a name makes: the first app that it calls the maker of."""
+        """The app that a statement binds to a name: the first one whose maker it calls."""
         if isinstance(statement, IMPORTS):
             return self.find(self.imports[name])
         inside, call = [*ast.walk(statement)], ""
@@ -276,7 +276,7 @@ class _Module:
         return made and Found(kinds=made.kinds, why=made.why, call=call)
 
     def root(self) -> str:
-        """The folder that the imports begin in: the top one, unless only another has what is imported."""
+        """The folder in which the imports begin: the top one, unless only a lower one has the imported modules."""
         names = {name.partition(".")[0] for name in self.imports.values()}
         for folder in _folders(self.path):
             here = {name.replace(".py", "") for name in listdir(folder or curdir)}
@@ -308,7 +308,7 @@ def _names(statement: Any) -> list[str]:
 
 
 def _text(path: str) -> str:
-    """What stands in a file; nothing where there is none."""
+    """The contents of a file; empty if there is none."""
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             return file.read()
@@ -343,7 +343,7 @@ def _folders(path: str) -> list[str]:
 
 
 def _guessed() -> Found:
-    """The only app of the first place that has one; else it is said what to type. The page is for no code at all."""
+    """The only app of the first place that has one, or the page if there is no code; else an error with what to type."""
     for paths in (*([path] for path in CONVENTIONS), *map(glob, PATTERNS)):
         found = [each for each in _candidates(paths, SKIPPED) if each.kinds]
         if len({each.why for each in found}) == 1 and not any(map(_only_named, found)):  # one, by whichever names
@@ -378,7 +378,7 @@ def _only_named(found: Found) -> bool:
 
 
 def _line(app: str) -> str:
-    """What to type for an app, in the folder of its program."""
+    """The command to type for an app, in the folder of its program."""
     folder, app = _beside(app), app.replace("()", "")
     return f"cd {folder} && python ../{SCRIPT} {app[len(folder) + 1:]}" if folder else f"python {SCRIPT} {app}"
 
@@ -391,9 +391,9 @@ def _beside(app: str) -> str:
 
 
 def _walk() -> list[str]:
-    """What stands here, the highest first, without hidden folders, node_modules and virtual environments."""
+    """Every file and folder, the highest first, without hidden folders, node_modules and virtual environments."""
     found = sorted(glob("*"))
-    for path in found:  # what stands in a folder is added at the end
+    for path in found:  # the contents of a folder are added at the end
         if len(found) < ENTRIES and basename(path) not in NOT_OURS:
             found += sorted(glob(join(escape(path), "*")))
     return found
@@ -413,7 +413,7 @@ def _app_of(module: _Module) -> Found | None:
 
 
 def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:
-    """An app as its server is told of it; None where the name is no app's."""
+    """An app by the name that its server takes; None if the name is not an app's."""
     if module.error:
         raise _CannotStart(f"{module.path} cannot be read: {module.error}")
     called = re.split("[(.]", name)[0]
@@ -471,7 +471,7 @@ def _named(word: str, options: Words = ()) -> Found:
 
 
 def _declared() -> Found | None:
-    """What the repository says itself, if anything: its Procfile, flask's variables, fastapi's entry point."""
+    """The app or command that the repository declares: in its Procfile, flask's variables or fastapi's entry point."""
     told = {**_variables(".flaskenv"), **_variables(".env"), **environ}
     web = re.search(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))
     found = _of_procfile(web[1], told) if web else None
@@ -488,7 +488,7 @@ def _declared() -> Found | None:
 
 def _of_flask(app: str, told: dict[str, str]) -> Found:
     """What ``flask run`` would start with these variables."""
-    environ.update(told)  # as it does: the app may need them
+    environ.update(told)  # flask does so, too: the app may need them
     found = _named(app)
     found.why, found.port = f"FLASK_APP={app}", told.get("FLASK_RUN_PORT") or "8000"
     if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
@@ -498,7 +498,7 @@ def _of_flask(app: str, told: dict[str, str]) -> Found:
 
 def _of_procfile(line: str, told: dict[str, str]) -> Found | None:
     """The web line of a Procfile, of which no shell is asked: the known server in it, else its last command."""
-    others = re.sub(rf"\S+ \S*{SCRIPT}( --)?", "", line)  # what follows this program, in its own Procfile
+    others = re.sub(rf"\S+ \S*{SCRIPT}( --)?", "", line)  # a line may start this very program
     commands = shell_commands(["sh", "-c", others], environ)
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
@@ -569,7 +569,7 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
 
 
 def _check_options(server: list[str], options: Words) -> None:
-    """Nobody is stopped for a server that would refuse its call: its own help has the options."""
+    """No process is stopped for a server that would refuse its options: its own help lists them."""
     import subprocess
 
     named = re.findall(r"(?<!\S)--[\w-]+", " ".join(options))
@@ -627,7 +627,7 @@ def _become(command: list[str]) -> int:
     while True:
         try:
             return child.wait()
-        except KeyboardInterrupt:  # the console has told the child as well
+        except KeyboardInterrupt:  # the console has sent it to the child as well
             continue
 
 
@@ -674,9 +674,9 @@ def _serve(call: SimpleNamespace) -> int:
 
 
 def _leave_others_alone(where: Endpoint) -> None:
-    """Nobody but another small page is stopped for one."""
+    """A small page takes a port over from another small page only."""
     pages = [f"{SCRIPT} --page" in holder.command for holder in preview_port(where.port, where.host).holders]
-    if not (pages and all(pages)):  # whoever takes a free port in the meantime keeps it
+    if not (pages and all(pages)):  # a program that takes a free port in the meantime keeps it
         environ["PORT_MANAGER_POLICY"] = "refuse"
 
 
@@ -718,7 +718,7 @@ def _run(call: SimpleNamespace) -> int:
     found = _chosen(call)
     where = Endpoint(call.host, _port(call.port or found.port))
     if call.next:
-        environ["PORT_MANAGER_POLICY"] = "refuse"  # whoever was faster keeps the port
+        environ["PORT_MANAGER_POLICY"] = "refuse"  # a program that was faster keeps the port
         where = _next(where)
     if found.kinds == "page":
         _leave_others_alone(where)
@@ -761,7 +761,7 @@ def _chosen(call: SimpleNamespace) -> Found:
     if not call.command:
         return _named(app, call.words) if app else _declared() or _guessed()
     found = _command(call.command)
-    if not found:  # nobody is stopped for a program that is not there
+    if not found:  # no process is stopped for a missing program
         what, status = ("executable", 126) if isfile(call.command[0]) else ("installed, or not on PATH", 127)
         raise _CannotStart(f"{call.command[0]} is not {what}", status)
     return found
@@ -777,7 +777,7 @@ def _next(wanted: Endpoint) -> Endpoint:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; it returns only where this process does not become the server.
+    """Run the command line; it returns only if this process does not become the server.
 
     >>> main(["--port", "http"])
     2
