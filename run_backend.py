@@ -343,7 +343,7 @@ def _folders(path: str) -> list[str]:
 
 
 def _guessed() -> Found:
-    """The only app of the first place that has one, or the page if there is no code; else an error with what to type."""
+    """The only app of the first place that has one; the page if there is no code; else an error with what to type."""
     for paths in (*([path] for path in CONVENTIONS), *map(glob, PATTERNS)):
         found = [each for each in _candidates(paths, SKIPPED) if each.kinds]
         if len({each.why for each in found}) == 1 and not any(map(_only_named, found)):  # one, by whichever names
@@ -712,8 +712,8 @@ def _run(call: SimpleNamespace) -> int:
     import shlex
 
     top = getcwd()
-    stage = environ.get("ENVIRONMENT") or _variables(".env").get("ENVIRONMENT")
-    environ.update({"ENVIRONMENT": stage} if stage else {})
+    if not environ.get("ENVIRONMENT"):
+        environ.update((name, text) for name, text in _variables(".env").items() if name == "ENVIRONMENT")
     warnings.simplefilter("ignore")  # those of the modules here are for their server to show
     found = _chosen(call)
     where = Endpoint(call.host, _port(call.port or found.port))
@@ -727,7 +727,7 @@ def _run(call: SimpleNamespace) -> int:
     if root:
         found.app = re.sub(rf"^{root.replace('/', '.')}\.", "", found.app)  # a package is no module of its own folder
         shown += f"PYTHONPATH={root} "
-        environ["PYTHONPATH"] = abspath(root) + os.pathsep + environ.get("PYTHONPATH", "")
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [abspath(root), environ.get("PYTHONPATH")]))
     line = server_command(found, call.words, where)
     if not call.command:
         python = "" if found.command or line[0] == sys.executable else f", with {relpath(line[0])}"
@@ -737,11 +737,8 @@ def _run(call: SimpleNamespace) -> int:
     told = endpoints = server_endpoints(line)
     if call.named and found.command and where.port not in [port for _, port in told]:
         endpoints = [where]  # the named port is the port
-        other = f"The command itself names {', '.join(map(str, told))}, not port {where.port}"
-        if told and call.next:
-            raise _CannotStart(f"{other}: leave out --next", 2)
         if told:
-            write_line(sys.stderr, f"⚠️  {other}")
+            _warn_of_another(told[0], where.port, call.next)
     if call.dry_run:
         return _preview(shown + shlex.join(line), endpoints)
     if PROGRAM not in line:  # it frees its port itself, when its app has been imported
@@ -749,6 +746,13 @@ def _run(call: SimpleNamespace) -> int:
             return 1
         _say(_announced(told or endpoints, found.server or basename(found.app)))
     return _become(line)
+
+
+def _warn_of_another(told: Endpoint, port: int, to_next: bool) -> None:
+    other = f"The command itself names {told}, not port {port}"
+    if to_next:
+        raise _CannotStart(f"{other}: leave out --next", 2)
+    write_line(sys.stderr, f"⚠️  {other}")
 
 
 def _chosen(call: SimpleNamespace) -> Found:
