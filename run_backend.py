@@ -163,7 +163,7 @@ def _read_call(words: Words) -> SimpleNamespace:
     hosts, rest = take_options(words[:end], "--host")
     ports, rest = take_options(rest, "-p --port")
     to_next, rest = take_options(rest, "--next", flags=True)
-    dry_run, rest = take_options(rest, "--dry-run", flags=True)
+    dry_run, rest = take_options(rest, "--dry-run --dryrun --dry_run", flags=True)
     if "" in hosts + ports or words[end:] == ["--"]:
         raise _CannotStart("a value is missing after --host or --port, or a command after --", 2)
     call = SimpleNamespace(words=rest, command=words[end + 1 :], next=to_next, dry_run=dry_run)

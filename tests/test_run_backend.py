@@ -339,7 +339,7 @@ STOPS_NOBODY = [
     (1, "the policy 'refuse' stops nobody\n", {}, "--dry-run"),
     (0, "): stop PID: SIGTERM, then SIGKILL after 5 s\n", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
     (1, "outside development", MAIN, "--dry-run ENVIRONMENT=production"),
-    (1, "outside development", {**MAIN, ".env": "ENVIRONMENT=production"}, "--dry-run"),
+    (1, "outside development", {**MAIN, ".env": "ENVIRONMENT=production"}, "--dryrun"),
     (0, f"Port §: {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     (2, "leave out --next", {}, "--next -- python -m http.server §"),
