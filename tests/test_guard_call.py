@@ -51,6 +51,9 @@ ENDPOINTS = {
         "uvicorn main:app --port 65536", "uvicorn main:app --port 0",  # no port; any port
         "manage.py runserver --retries 80",  # a port, or the value of an option?
         "ssh host uvicorn main:app --port 9000",  # on another machine
+        "PORT=8000 sh -c 'PORT=9000; uvicorn main:app --port $PORT'",  # its shell alone can tell
+        "PORT=8000 sh -c '. ./.env && gunicorn main:app -b :${PORT:-9000}'", "sh -c 'uvicorn main:app --port `port`'",
+        "sh -c 'uvicorn main:app --host $(hostname) --port 9000'", "sh -c 'P=9000; manage.py runserver $P'",
         "UVICORN_PORT=9000 uvicorn main:app --env-file f",  # it reads that for the app alone
     ],
     "0.0.0.0:3000": [

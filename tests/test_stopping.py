@@ -331,11 +331,13 @@ while True:
 """
 
 
-def test_a_master_whose_worker_lets_go_just_before_the_signal_lives(port, start, home, monkeypatch):
+def test_a_master_whose_worker_lets_go_just_before_the_signal_lives(port, start, hold, home, monkeypatch):
+    """And where another process is stopped by its PID, whoever holds the port."""
     (home / "gunicorn").write_text(FORKS)
     monkeypatch.chdir(home)
     master = start(sys.executable, "gunicorn", "main:app", str(port))
     wait_for(port)
+    assert PortManager(port, "127.0.0.1").kill_process(hold(("127.0.0.2", port)).pid) and master.poll() is None
     (worker,) = children(master.pid)
     let_go = lambda: (os.kill(worker, signal.SIGUSR1), eventually(lambda: can_bind(port)))
     seam.at_the_last_check(monkeypatch, before=let_go)
