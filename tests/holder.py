@@ -5,12 +5,12 @@ listen, udp, connect ([host, port], from the first bound address), stand_by (bin
 ignore_term, drain (close the listener on SIGTERM, and live on), says (a text, on SIGTERM, after 0.2 s), tells_time (as
 its last deed, on SIGTERM), children (how many share the listener), own_sockets (each child binds for itself with
 SO_REUSEPORT), master_binds (and their parent, too, without listening), orphans (the parent dies once its children run),
-strangers (how many processes without the socket are started after each child), silent_parent (the parent closes the
-listener and waits), starts (a program, and with terminal on one of its own; with leaks it inherits the listener), runs
-(a shell's command, before it tells), name (of the process), first (the name of the first child), uid (to change to; or
-the real, effective and saved one), exit_after (seconds), double_fork, first_thread_ends (of a child; another thread
-lives on), generations (on SIGTERM it leaves the socket to a child, so often), forks (for requests that come one after
-another).
+strangers (how many processes without the socket are started after each child), respawns (a new child for each that
+ends, until SIGTERM), silent_parent (the parent closes the listener and waits), starts (a program, and with terminal on
+one of its own; with leaks it inherits the listener), runs (a shell's command, before it tells), name (of the process),
+first (the name of the first child), uid (to change to; or the real, effective and saved one), exit_after (seconds),
+double_fork, first_thread_ends (of a child; another thread lives on), generations (on SIGTERM it leaves the socket to a
+child, so often), forks (for requests that come one after another).
 """
 
 import contextlib
@@ -20,6 +20,8 @@ import signal
 import socket
 import sys
 import time
+
+STOP = []  # has something in it once SIGTERM has come
 
 
 def listeners(spec):
@@ -48,6 +50,7 @@ def behave(spec, socks):
         "drain": lambda *_: [sock.close() for sock in socks],
         "says": lambda *_: (time.sleep(0.2), os.write(1, spec["says"].encode()), os._exit(0)),
         "tells_time": lambda *_: (os.write(1, b"%d" % time.monotonic_ns()), os._exit(0)),
+        "respawns": lambda *_: STOP.append(1),
     }
     for key in filter(spec.get, on_term):
         signal.signal(signal.SIGTERM, on_term[key])
@@ -95,6 +98,14 @@ def live(spec):
     end = time.monotonic() + spec.get("exit_after", 120)
     while time.monotonic() < end:  # nothing outlives a test run that was cut short
         time.sleep(min(1, max(0, end - time.monotonic())))
+
+
+def respawn(spec):
+    while os.wait() and not STOP:
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            live(spec)
+            os._exit(0)
 
 
 def start(spec, socks):
@@ -160,7 +171,7 @@ def main():
     told = {"pid": os.getpid(), "children": [], "strangers": []}
     for number in range(spec.get("children", 0)):
         named = {"name": spec["first"]} if "first" in spec and number == 0 else {}
-        child, pid = forked({**spec, **named}, socks)
+        child, pid = forked({**spec, **named, "respawns": False}, socks)
         told["children"].append(pid)
         if spec.get("double_fork"):
             os.waitpid(child, 0)
@@ -175,7 +186,7 @@ def main():
     print(json.dumps(told), flush=True)
     if spec.get("orphans"):
         os._exit(0)
-    return live(spec)
+    return (respawn if spec.get("respawns") else live)(spec)
 
 
 if __name__ == "__main__":

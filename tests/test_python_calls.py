@@ -322,9 +322,10 @@ def test_whose_port_is_that_of_a_reloader(port, hold, monkeypatch):
     assert asked() is False
     monkeypatch.setenv("RUN_MAIN", "true")
     assert asked() is True
+    with monkeypatch.context() as patch:  # it is no failure, either, where nobody can tell
+        seam.only(patch, lambda port: None)
+        assert asked() is False
     stranger = hold(("127.0.0.2", port))
     assert asked() is False and ensure_port_available(port, "127.0.0.2") is True and stranger.alive() == []
     seam.readings(monkeypatch, "linux", lambda pid: {} if pid == reloader.pid else read(pid))
     assert asked() is False
-    seam.only(monkeypatch, lambda port: None)
-    assert asked() is False, "nor is it his, or a failure, where nobody can tell"

@@ -38,7 +38,7 @@ def timed(call):
     ("reuseport", {"children": 3, "own_sockets": True, "reuseport": True}, None),
     ("silent parent", {"children": 2, "silent_parent": True}, None),  # its zombies count as ended
     ("stubborn", {"children": 2, "ignore_term": True}, " and its 2 children"),
-    ("many", {"children": 9}, " and its 9 children"),
+    ("respawning", {"children": 9, "respawns": True}, " and its 9 children"),
     ("heir", {"starts": ["sleep", "60"], "leaks": True, "orphans": True}, " ("),
     pytest.param("bound", {"listen": False, "reuse": False}, " (", marks=bound_is_told),
 ])  # fmt: skip
