@@ -172,16 +172,18 @@ def app(tmp_path):
     return run
 
 
-def test_a_servers_command_line_frees_its_port(app, port, hold, tmp_path):
-    held, other = hold(port, cwd=tmp_path), hold(("127.0.0.2", port), cwd=tmp_path)
+def test_a_servers_command_line_frees_its_port(app, ports, hold, tmp_path):
+    """Whatever port the call of guard() names."""
+    port, named = ports(), ports()
+    held, other, another = (hold(each, cwd=tmp_path) for each in (port, ("127.0.0.2", port), named))
     done = app("-m", "uvicorn", "main:app", "--port", str(port), ENVIRONMENT="production")
     assert done.returncode == 1 and "loaded" not in done.stdout
     assert "❌ Cannot start: port is not available" in done.stderr and "Traceback" not in done.stderr
     assert held.alive() == [held.pid]
-    done = app("-m", "uvicorn", "main:app", "--port", str(port))
-    assert done.returncode == 0 and "loaded main" in done.stdout
+    done = app("-m", "uvicorn", "named:app", "--port", str(port), PORT=str(named))
+    assert done.returncode == 0 and "loaded named" in done.stdout
     assert f"✅ Port {port} is now available" in done.stderr
-    assert held.alive() == [] and other.alive() == [other.pid]
+    assert held.alive() == [] and other.alive() and another.alive()
 
 
 FORKS = "import os, sys; sys.argv[0] = 'uvicorn'; os.fork() and os.wait() or __import__('main')"  # as gunicorn does
