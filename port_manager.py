@@ -1827,7 +1827,8 @@ class _Windows(_System):
         for each, (parent, start, name) in entries.items():
             parent = parent if parent in entries and not 0 < start < entries[parent][1] else 0
             started = start / 1e7 - 11644473600 if start else None  # a file time counts 100 ns since 1601
-            found[each] = _Process(each, parent, None, None, start, started, "", _clean(name), "", False, False, False, False)
+            facts = (start, started, "", _clean(name), "", False, False, False, False)
+            found[each] = _Process(each, parent, None, None, *facts)
         return found
 
     def describe(self, process: _Process) -> _Description:
@@ -3006,7 +3007,8 @@ def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str])
         host = host_variable
     for value in take_options(words, server.hosts)[0]:
         host = value if value[:1] not in ("", "-") else host  # vite allows a bare --host
-    if host.startswith("unix:") or _given(f"{_SERVES_NOTHING} {server.elsewhere}", words, environ):
+    unknown = any("$" in word or "`" in word for word in (host, *words))  # what only its shell can tell
+    if unknown or host.startswith("unix:") or _given(f"{_SERVES_NOTHING} {server.elsewhere}", words, environ):
         return []
     binds = [_split_address(bind) for value in take_options(words, server.binds)[0] for bind in value.split() or [""]]
     binds += _bare_addresses(words) if "*" in server.binds.split() else []
@@ -3094,7 +3096,7 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
 
 
 def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
-    """The command line itself, or the commands of the script in it (``bash -lc '…'``), variables expanded."""
+    """The command line itself, or the commands of the script in it (``bash -lc '…'``), known variables expanded."""
     words = iter(command)
     shell = any(_is_shell(_program(word)) for word in words)
     script = next(words, "") if shell and any(word[:1] == "-" and word[-1:] == "c" for word in words) else ""
@@ -3103,8 +3105,14 @@ def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[l
     import re
     import shlex
 
-    variable = re.compile(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}")
-    script = variable.sub(lambda found: environ.get(found[1] or found[2]) or found[3] or "", script)
+    # A variable that the script sets stays as it is; any of them may be set by a file that it reads.
+    own = {*re.findall(r"(?:^|[;&|\s])(?:(\w+)=|(?:\.|source|eval|read)\s)", script)}
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        return found[0] if own & {name, ""} else environ.get(name) or found[3] or ""
+
+    script = re.sub(r"\$(\w+)|\$\{(\w+)(?::?-([^}]*))?\}", value, script)
     lexer = shlex.shlex(script.replace("\n", ";"), posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split, lexer.commenters = True, ""
     commands: list[list[str]] = [[]]

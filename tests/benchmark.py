@@ -52,8 +52,6 @@ for _ in range(processes):
     os.wait()
 """
 
-rows: list[tuple[str, ...]] = [("what", "measured", "compared with", "ratio", "bar", "ok?")]
-
 
 def row(what: str, ours: float, against: str, theirs: float, bar: float, unit: str = "") -> None:
     def shown(value: float) -> str:
@@ -61,7 +59,8 @@ def row(what: str, ours: float, against: str, theirs: float, bar: float, unit: s
 
     text = f"1/{1 / bar:.0f}" if bar < 1 else f"{bar:g}"
     compared = f"{against}: {shown(theirs)}" if against else shown(theirs)
-    rows.append((what, shown(ours), compared, f"{ours / theirs:.3g}", text, "yes" if ours / theirs <= bar else "NO"))
+    cells = what, shown(ours), compared, f"{ours / theirs:.3g}", text, "yes" if ours / theirs <= bar else "NO"
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def timed(call: Callable[[], Any], times: int = 1) -> float:
@@ -136,28 +135,26 @@ def start_rows() -> None:
         in_turns(f"free, prompt holder ({how})", lambda: freeing(*words, "free", port), *bare, bars[1])  # noqa: B023
 
 
-def holder_rows(who: str, port: int, pid: int, times: int, bars: dict[str, float]) -> None:
-    """How long it takes to name the holder of a port, and to describe it, set against the tools that name it."""
-    named, described = port_manager.PortManager(port).get_process_using_port, port_manager.find_listeners
-    tools = {"ss": f"ss -ltnpH sport = :{port}", "lsof": f"lsof -nP -iTCP:{port} -sTCP:LISTEN -t"}
-    assert [holder.pid for holder in described(port)] == [pid]
-    for tool in filter(shutil.which, bars):
-        theirs = tool, lambda: timed(lambda: run(*tools[tool].split())), bars[tool], times  # noqa: B023
-        in_turns(f"finding the holder, {who}: its PID", lambda: timed(lambda: named(port)), *theirs)
-        in_turns(f"finding the holder, {who}: described", lambda: timed(lambda: described(port)), *theirs)
+def holder_row(what: str, call: Callable[[int], Any], port: int, tool: str, bar: float, times: int = 9) -> None:
+    """How long a call takes to find the holder of a port, set against a tool that names it."""
+    words = {"ss": f"ss -ltnpH sport = :{port}", "lsof": f"lsof -nP -iTCP:{port} -sTCP:LISTEN -t"}[tool].split()
+    if shutil.which(tool):
+        theirs = lambda: timed(lambda: run(*words))
+        in_turns(f"finding the holder, {what}", lambda: timed(lambda: call(port)), tool, theirs, bar, times)
 
 
 def crowd_rows() -> None:
     """The same among many processes and connections, where the holder is the youngest of them, or the oldest."""
-    old, young, processes = some_port(), some_port(), 3000
+    old, young, processes, call = some_port(), some_port(), 3000, port_manager.find_listeners
     with contextlib.ExitStack() as stack:
         oldest = stack.enter_context(Held(("0.0.0.0", old)))
         _, told = stack.enter_context(child(CROWD, processes, 4000, lines=processes))
         youngest = stack.enter_context(Held(("0.0.0.0", young)))
         if not oldest.pid < min(map(int, told)) <= max(map(int, told)) < youngest.pid:
             return print("no crowd: the PIDs began again from below; try once more")
-        holder_rows(f"{processes} processes, youngest", young, youngest.pid, 9, {"ss": 1 / 50, "lsof": 1 / 100})
-        holder_rows(f"{processes} processes, oldest", old, oldest.pid, 9, {"ss": 1})
+        holder_row(f"{processes} processes, youngest", call, young, "ss", 1 / 50)
+        holder_row(f"{processes} processes, youngest", call, young, "lsof", 1 / 100)
+        holder_row(f"{processes} processes, oldest", call, old, "ss", 1)
 
 
 def exit_row() -> None:
@@ -200,18 +197,17 @@ def main() -> None:
     logging.getLogger("port_manager").setLevel(logging.CRITICAL)
     for name in ("ENVIRONMENT", "PORT_MANAGER_POLICY", "PYTHONDONTWRITEBYTECODE"):
         os.environ.pop(name, None)
+    print(f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores\n")
+    print("| what | measured | compared with | ratio | bar | ok? |\n|---|---|---|---|---|---|")
     free_port_row()
     start_rows()
     port = some_port()
-    with Held(("0.0.0.0", port)) as holder:
-        holder_rows("idle machine", port, holder.pid, 40, {"ss": 1 / 10})
+    with Held(("0.0.0.0", port)):
+        holder_row("its PID", port_manager.PortManager(port).get_process_using_port, port, "ss", 1 / 10, 40)
+        holder_row("described", port_manager.find_listeners, port, "ss", 1 / 10, 40)
     crowd_rows()
     exit_row()
     run_backend_rows()
-    print(f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores")
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for line in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
 if __name__ == "__main__":

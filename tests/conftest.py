@@ -91,7 +91,6 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def hold() -> Iterator[Callable[..., Held]]:
-    """Start a holder."""
     with contextlib.ExitStack() as stack:
         yield lambda *words, **spec: stack.enter_context(Held(*words, **spec))
 

@@ -21,13 +21,12 @@ PATIENCE = 60.0  # seconds after which what did not happen fails; on a loaded ma
 
 # What is taken over from whoever starts the tests; all else would change what the tools and servers under test do.
 KEPT = ("HOME", "PATH", "TMPDIR", "USER", "LOGNAME", "SYSTEMROOT", "TEMP", "TMP")
-# TESTS_NAME is NAME for them: .ci/containers says so where its docker is.
-KEPT_PREFIXES = ("COVERAGE_", "PYTEST_")
 
 
 def clean_environ() -> dict[str, str]:
-    """Made here, so that the tests do the same wherever they are started."""
-    kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
+    """The same wherever the tests are started; TESTS_NAME is NAME: .ci/containers says so where its docker is."""
+    prefixes = ("COVERAGE_", "PYTEST_")
+    kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(prefixes)}
     given = {name[len("TESTS_") :]: value for name, value in os.environ.items() if name.startswith("TESTS_")}
     return {**kept, **given, "LC_ALL": "C.UTF-8"}
 

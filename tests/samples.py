@@ -61,12 +61,14 @@ OrbStack Helper.app/Contents/MacOS/OrbStack Helper vmgr
 com.docker.backend run
   815     1   815 S    ??       alice Mon Nov 23 08:12:00 2026 /usr/bin/python3 /opt/homebrew/bin/supervisord -n
   816   815   815 S    ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/node api.js
+  817     1   817 S    ??       alice Mon Nov 23 08:12:00 2026 ssh: /Users/alice/.colima/ssh.sock [mux]
   666   701 38146 Z+   ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
 garbage
 """
 COMM = """\
   333 /System/Library/CoreServices/ControlCenter.app/Contents/MacOS/ControlCenter
   555 /Applications/OrbStack.app/Contents/Frameworks/OrbStack Helper.app/Contents/MacOS/OrbStack Helper
+  817 ssh: /Users/alice/.colima/ssh.sock [mux]
 38146 /opt/homebrew/bin/python3
 """
 LAUNCHCTL = """\

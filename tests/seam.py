@@ -113,11 +113,6 @@ def only(patch: Any, *sources: Any) -> None:
 # Systems and their processes
 
 
-def _system(name: str | None) -> Any:
-    """The system of that name, or this machine's."""
-    return SYSTEMS[name]() if name else pm._ThisSystem()
-
-
 def on_system(patch: Any, platform: str, me: str) -> None:
     """Make the module believe that it runs there, as the user me."""
     patch.setattr(pm, "_ThisSystem", pm._system_of(platform))
@@ -126,7 +121,7 @@ def on_system(patch: Any, platform: str, me: str) -> None:
 
 def reader(system: str) -> Any:
     """What reads the processes of a system."""
-    return _system(system).read
+    return SYSTEMS[system]().read
 
 
 def readings(patch: Any, system: str, read: Callable[[int | None], dict[int, Any]]) -> None:
@@ -152,7 +147,7 @@ def _rows(pids: dict[Any, int | None]) -> list[Any] | None:
 
 def sockets(system: str, port: int) -> list[Any] | None:
     """The listeners on a port that a system tells of."""
-    return _system(system).sockets(port)
+    return SYSTEMS[system]().sockets(port)
 
 
 def process(pid: int, parent: int | None, name: str = "python", tty: object = 0) -> Any:
@@ -165,22 +160,15 @@ def read(pid: int) -> Any:
     return pm._Linux().read(pid).get(pid)
 
 
-def ancestry(system: str | None = None) -> list[int] | None:
+def ancestry() -> list[int] | None:
     """This process and those above it; None where that cannot be told."""
-    found = _system(system).ancestry()
+    found = pm._Linux().ancestry()
     return found.pids if found.hidden < 0 else None
-
-
-def parents(pid: int, known: dict[int, Any]) -> list[int]:
-    """The ancestors of a process among these."""
-    system = pm._Linux()
-    system.known.update(known)
-    return system.parents(pid)
 
 
 def masters(system: str, known: list[Any]) -> tuple[int | None, list[int]]:
     """Of the first of these processes, which listens: its master, and whom of the others a look adds to it."""
-    asked = _system(system)
+    asked = SYSTEMS[system]()
     asked.known.update({process.pid: process for process in known})
     return pm._master(asked, known[0].pid)[0], pm._masters(asked, [listener(known[0].pid, 80, "0.0.0.0", None)])
 
@@ -192,7 +180,7 @@ def protected(name: str, command: str = "", system: str = "linux", pid: int = 77
     """Why a program of that name is left alone, whatever it holds the port for."""
     holder = Holder(pid, 1, "alice", name, command, "", None, ())
     manager = pm._published(holder, 80) if name in pm._PROXIES else None
-    return _system(system).protects(holder) or (manager and f"{manager.name}: {manager.stop}")
+    return SYSTEMS[system]().protects(holder) or (manager and f"{manager.name}: {manager.stop}")
 
 
 def in_cgroups(patch: Any, paths: dict[Any, str]) -> None:
@@ -209,8 +197,8 @@ def _options() -> Any:
     return pm._options([80], 5.0, "kill")
 
 
-def _pin(pid: int, system: str | None, start: object = None) -> Any:
-    known = _system(system).read(pid) if start is None and pid > 1 else {}
+def _pin(pid: int, system: str, start: object = None) -> Any:
+    known = SYSTEMS[system]().read(pid) if start is None and pid > 1 else {}
     return pm._Pin(pid, known[pid].start if pid in known else start, None)
 
 
@@ -232,23 +220,18 @@ def at_the_last_check(patch: Any, before: Callable[[], Any] = bool, after: Calla
 
 def ask_to_stop(system: str, pid: int, firmly: bool, start: object = "unknown") -> None:
     """Ask a process with this start time to stop, or force it."""
-    _system(system).stop(_pin(pid, system, start), _options(), firmly)
-
-
-def has_exited(pid: int, system: str = "linux", start: object = None) -> bool | None:
-    """Whether the process with this start time (its own where none is given) has ended; None: cannot tell."""
-    return _system(system).has_exited(_pin(pid, system, start))
+    SYSTEMS[system]().stop(_pin(pid, system, start), _options(), firmly)
 
 
 def sleep(system: str, handles: Iterable[int | None], seconds: float) -> None:
     """Wait until one of the processes with these handles, which are their PIDs as well, exits."""
-    _system(system).sleep([pm._Pin(handle or 9, "start", handle) for handle in handles], seconds)
+    SYSTEMS[system]().sleep([pm._Pin(handle or 9, "start", handle) for handle in handles], seconds)
 
 
 def taken_again(port: int, host: str, suspect: int, then: Callable[[], Any]) -> str:
     """What is said where the port was taken again, and this happened to a process above the former holder."""
     freeing = pm._Freeing(port, host, _options())
-    freeing.supervisors.append(_pin(suspect, None))
+    freeing.supervisors.append(_pin(suspect, "linux"))
     then()
     with pm._ThisSystem() as system:
         return str(freeing.taken_again(pm._look(system, port, host)))

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import port_manager
-from port_manager import PortTimeout, server_endpoints, wait_until_listening
+from port_manager import PortTimeout, server_endpoints, wait_until_free, wait_until_listening
 
 from . import seam
 from .apart import boxed
@@ -51,6 +51,9 @@ ENDPOINTS = {
         "uvicorn main:app --port 65536", "uvicorn main:app --port 0",  # no port; any port
         "manage.py runserver --retries 80",  # a port, or the value of an option?
         "ssh host uvicorn main:app --port 9000",  # on another machine
+        "PORT=8000 sh -c 'PORT=9000; uvicorn main:app --port $PORT'",  # its shell alone can tell
+        "PORT=8000 sh -c '. ./.env && gunicorn main:app -b :${PORT:-9000}'", "sh -c 'uvicorn main:app --port `port`'",
+        "sh -c 'uvicorn main:app --host $(hostname) --port 9000'", "sh -c 'P=9000; manage.py runserver $P'",
         "UVICORN_PORT=9000 uvicorn main:app --env-file f",  # it reads that for the app alone
     ],
     "0.0.0.0:3000": [
@@ -133,9 +136,18 @@ def test_a_file_may_name_another_port(tmp_path, monkeypatch, name, text, command
     assert " ".join(map(str, server_endpoints(command.split(), {}))) == where
 
 
+LAUNCH = """\
+import subprocess, sys
+if "--worker" in sys.argv:
+    import main
+else:
+    subprocess.run([sys.executable, "-m", "granian", *sys.argv[sys.argv.index("main:app"):], "--worker"])
+"""
+
+
 @pytest.fixture
 def app(tmp_path):
-    """Modules that begin with the one line, and servers that load one of them."""
+    """Modules that begin with the one line, servers that load one of them, and launchers of those."""
     shutil.copy(port_manager.__file__, tmp_path)
     (tmp_path / "main.py").write_text(GUARD.format(""))
     (tmp_path / "named.py").write_text(GUARD.format("int(os.environ['PORT']), '127.0.0.1'"))
@@ -145,24 +157,33 @@ def app(tmp_path):
         (tmp_path / name / "__init__.py").touch()
         load = "import multiprocessing.process, sys; __import__(sys.argv[1].split(':')[0])\n"
         (tmp_path / name / "__main__.py").write_text(load)
+    for name in ("bin", "granian"):
+        (tmp_path / name).mkdir()
+    for name in ("tini", "python", "granian"):
+        (tmp_path / "bin" / name).symlink_to(sys.executable)
+    for name in ("pipenv", "granian/__main__.py"):
+        (tmp_path / name).write_text(LAUNCH)
 
     def run(*words, **environ):
+        words = words if words[0].startswith("bin/") else [sys.executable, *words]
         options = {"input": "import main\n", "env": {**os.environ, **environ}, "capture_output": True, "text": True}
-        return subprocess.run([sys.executable, *words], cwd=tmp_path, check=False, **options)
+        return subprocess.run(words, cwd=tmp_path, check=False, **options)
 
     return run
 
 
-def test_a_servers_command_line_frees_its_port(app, port, hold, tmp_path):
-    held, other = hold(port, cwd=tmp_path), hold(("127.0.0.2", port), cwd=tmp_path)
+def test_a_servers_command_line_frees_its_port(app, ports, hold, tmp_path):
+    """Whatever port the call of guard() names."""
+    port, named = ports(), ports()
+    held, other, another = (hold(each, cwd=tmp_path) for each in (port, ("127.0.0.2", port), named))
     done = app("-m", "uvicorn", "main:app", "--port", str(port), ENVIRONMENT="production")
     assert done.returncode == 1 and "loaded" not in done.stdout
     assert "❌ Cannot start: port is not available" in done.stderr and "Traceback" not in done.stderr
     assert held.alive() == [held.pid]
-    done = app("-m", "uvicorn", "main:app", "--port", str(port))
-    assert done.returncode == 0 and "loaded main" in done.stdout
+    done = app("-m", "uvicorn", "named:app", "--port", str(port), PORT=str(named))
+    assert done.returncode == 0 and "loaded named" in done.stdout
     assert f"✅ Port {port} is now available" in done.stderr
-    assert held.alive() == [] and other.alive() == [other.pid]
+    assert held.alive() == [] and other.alive() and another.alive()
 
 
 FORKS = "import os, sys; sys.argv[0] = 'uvicorn'; os.fork() and os.wait() or __import__('main')"  # as gunicorn does
@@ -187,41 +208,17 @@ SPAWNS = (  # what a reloader does
     ("-i -c \"import sys; sys.argv = ['']; import main\" --port {port}", False),
     (f'-c "{SPAWNS}" main:app --port {{port}}', False),
     (f'-c "{FORKS}" main:app --port {{port}}', False),
+    # A master starts its workers again, and each may bind for itself; a launcher only waits for the server.
+    ("bin/tini -m granian main:app --port {port}", True),
+    ("bin/python pipenv run granian main:app --port {port}", True),
+    ("bin/granian -m granian main:app --port {port}", False),
+    ("bin/python -X dev -m granian main:app --port {port}", False),
 ])  # fmt: skip
 def test_whether_it_acts(app, port, hold, tmp_path, words, freed):
     held = hold(port, cwd=tmp_path)
     done = app(*shlex.split(words.replace("{port}", str(port))), PORT=str(port))
     assert done.returncode == 0 and "loaded" in done.stdout and ("available" in done.stderr) == freed, done
     assert held.alive() == ([] if freed else [held.pid])
-
-
-LAUNCH = """\
-import subprocess, sys
-if "--worker" in sys.argv:
-    import main
-else:
-    subprocess.run([sys.executable, "-m", "uvicorn", *sys.argv[sys.argv.index("main:app"):], "--worker"])
-"""
-STARTERS = {  # what starts the server and waits for it: whether the port is freed
-    "bin/tini -m uvicorn": True,  # in a container
-    "bin/python pipenv run uvicorn": True,
-    "bin/uvicorn -m uvicorn": False,
-    "bin/python -X dev -m uvicorn": False,
-}
-
-
-@pytest.mark.parametrize("words", STARTERS)
-def test_the_parent_is_the_same_server_or_waits_for_it(app, port, hold, tmp_path, words):
-    """A master starts its workers again, and each may bind for itself; a launcher only waits for the server."""
-    (tmp_path / "bin").mkdir()
-    for name in ("tini", "python", "uvicorn"):
-        (tmp_path / "bin" / name).symlink_to(sys.executable)
-    for name in ("pipenv", "uvicorn/__main__.py"):
-        (tmp_path / name).write_text(LAUNCH)
-    held = hold(port, cwd=tmp_path)
-    command = ["env", *words.split(), "main:app", "--port", str(port)]
-    assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=False).stdout == b"loaded main\n"
-    assert held.alive() == ([] if STARTERS[words] else [held.pid])
 
 
 @pytest.mark.parametrize("listen", [True, pytest.param(False, marks=bound_is_told)])
@@ -232,27 +229,16 @@ def test_in_a_masters_child_the_port_is_the_family_s(app, port, hold, tmp_path, 
     assert held.said == "loaded main\n" and held.alive() == [held.pid]
 
 
-@pytest.mark.parametrize("daemon", [False, True])
 @boxed
-def test_a_worker_is_forked_by_a_process_that_lives(daemon):
-    """Whatever that has written over its command line; the one that forked a daemon has ended."""
+def test_a_daemon_is_no_worker():
+    """The process that forked it has ended."""
     read, write = os.pipe()
     if os.fork() == 0:
-        if daemon and os.fork():
-            os._exit(0)
-        eventually(lambda: (os.getppid() == 1) is daemon)
-        os.write(write, b"%d" % seam.is_in_the_family("", "127.0.0.1", 8000))
+        if os.fork() == 0:
+            eventually(lambda: os.getppid() == 1)
+            os.write(write, b"%d" % seam.is_in_the_family("", "127.0.0.1", 8000))
         os._exit(0)
-    assert os.read(read, 1) == b"%d" % (not daemon)
-
-
-def test_where_nobody_can_tell_it_is_no_family_s(port, hold, monkeypatch):
-    """guard() itself must not fail where the look does; nor is the port a reloader's."""
-    hold(port)
-    seam.only(monkeypatch, lambda port: None)
-    assert seam.is_in_the_family("uvicorn", "127.0.0.1", port) is False
-    monkeypatch.setenv("RUN_MAIN", "true")
-    assert port_manager.ensure_port_available(port) is False
+    assert os.read(read, 1) == b"0"
 
 
 def test_elsewhere_no_tool_is_asked_for_a_port_that_is_free(port, hold, monkeypatch):
@@ -268,4 +254,7 @@ def test_elsewhere_no_tool_is_asked_for_a_port_that_is_free(port, hold, monkeypa
     hold(("127.0.0.2", port))
     assert wait_until_listening(port, "127.0.0.2", timeout=0) is True
     asked.clear()
-    assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False and "lsof" in asked
+    with pytest.raises(PortTimeout):
+        wait_until_free(port, timeout=0.5)
+    assert asked == ["lsof"]  # once, for the holders that the error names
+    assert seam.is_in_the_family("uvicorn", "127.0.0.2", port) is False and "lsof" in asked[1:]

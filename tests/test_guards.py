@@ -272,9 +272,11 @@ def test_a_normal_user_stops_nobody_elses(port, hold, monkeypatch, said):
 
 
 @pytest.mark.parametrize(("parents", "old", "first", "told"), [
-    ([9, 1, 1], {"zombie": True}, {}, True),
-    ([9] * 9, None, {}, False),  # it is hidden
-    ([9, 1, 1], None, {"parent": None, "started": None}, False),  # nor is it told who is above the first
+    ([9, 1, 1], {"zombie": True}, {}, [1]),
+    ([9] * 9, None, {}, None),  # it is hidden
+    ([9, 1, 1], None, {"parent": None, "started": None}, None),  # nor is it told who is above the first
+    ([9] * 9, {"parent": 1}, {"parent": 9}, [9, 1]),  # PIDs are used again, and may form a circle
+    ([9] * 9, {"parent": os.getpid()}, {}, [9]),
 ])  # fmt: skip
 def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, parents, old, first, told):
     """That was above the old one, and may hold the port. Above a hidden one (sudo, and hidepid) anybody may be."""
@@ -285,7 +287,7 @@ def test_a_parent_that_ends_leaves_its_child_to_another(monkeypatch, parents, ol
         return {} if facts is None else {pid: ours._replace(**{"pid": pid, "parent": 0, **facts})}
 
     seam.readings(monkeypatch, "linux", read)
-    assert seam.ancestry() == ([me, 1] if told else None)
+    assert seam.ancestry() == (told and [me, *told])
 
 
 def test_a_proc_that_numbers_other_processes_names_nobody(port, hold, monkeypatch, said, stays, request):

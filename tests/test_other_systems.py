@@ -16,7 +16,7 @@ from unittest.mock import Mock, call
 
 import pytest
 
-from port_manager import Endpoint, PortTimeout, ensure_port_available, find_listeners, wait_until_free
+from port_manager import Endpoint, ensure_port_available, find_listeners
 
 from . import seam
 from .samples import COMM, LAUNCHCTL, LSOF_BOUND, LSOF_HELD, NETSTAT_BSD, PS, PS_OF_FREEBSD, SOCKSTAT
@@ -97,7 +97,8 @@ def test_macos_reads_ps(macos, fp):
     started = time.mktime((2026, 11, 23, 9, 0, 1, 0, 0, -1))
     shell = (701, 700, 701, "ttys001", begun, started, "alice", "-zsh", "-zsh", False, False, False, True)
     assert processes[701] == shell and processes == seam.reader("macos")(None)
-    assert processes[555].name == "OrbStack Helper" and processes[501].name == "firefox"
+    names = {555: "OrbStack Helper", 501: "firefox", 815: "python3", 817: "ssh"}  # no path among its words is a name
+    assert {pid: processes[pid].name for pid in names} == names and seam.parse("ps", LISTING)[817].name == "ssh"
     assert not processes[38146].leader and not processes[1].leader
     assert [pid for pid, process in processes.items() if process.zombie] == [666]
 
@@ -160,9 +161,6 @@ def test_macos_who_stays(macos, monkeypatch, said, fp, who):
 @pytest.mark.parametrize(("looks", "sentence"), [
     ([LISTING, LISTING.replace("09:30:0", "09:59:5")], "is still held after 1 attempts"),  # began later
     ([LISTING, ""], "it could not be verified that it is still the same process"),  # no ps when the signal is due
-    ([""], "it could not be looked at"),
-    # it began before the oldest one that is seen above us
-    ([LISTING.replace("  700 ", "hidden ").replace("09:30:0", "08:30:0")], "it may be one of our own ancestors"),
 ])  # fmt: skip
 def test_macos_of_whom_ps_does_not_tell_enough_is_not_signalled(macos, monkeypatch, said, looks, sentence):
     """The first look is the one that pins; "cannot tell" is no permission."""
@@ -173,13 +171,11 @@ def test_macos_of_whom_ps_does_not_tell_enough_is_not_signalled(macos, monkeypat
     assert macos.signals == []
 
 
-@pytest.mark.parametrize(("port", "status", "stopped"), [
-    (8000, 0, True), (8001, 0, False), (8003, 0, False), (8009, 0, False), (8000, 1, False),
-], ids=["dual", "v6only", "both-kinds", "unknown", "netstat-fails"])  # fmt: skip
-def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, fp, port, status, stopped):
+@pytest.mark.parametrize(("port", "stopped"), [(8000, True), (8001, False), (8003, False), (8009, False)])
+def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, fp, port, stopped):
     """As a normal user sees it, the real holder may be hidden, and a v6-only server be all that lsof shows."""
     macos.lsof(LSOF_HELD.replace("tIPv4\nPTCP\nn*:8000\nTST=LISTEN", f"tIPv6\nPTCP\nn*:{port}\nTST=LISTEN"), port=port)
-    fp.register(["netstat", "-an", "-p", "tcp"], stdout=NETSTAT_BSD, returncode=status)
+    fp.register(["netstat", "-an", "-p", "tcp"], stdout=NETSTAT_BSD)
     assert ensure_port_available(port) is stopped
     assert {pid for pid, _ in macos.signals} == ({38146} if stopped else set())
 
@@ -221,13 +217,6 @@ def test_an_lsof_that_complains_or_is_not_there_cannot_tell(machine, monkeypatch
     assert seam.ask("lsof", PORT) is None
 
 
-def test_waiting_starts_no_tool_again_and_again(macos, fp):
-    macos.lsof(LSOF_HELD)
-    with pytest.raises(PortTimeout):
-        wait_until_free(PORT, timeout=0.5)
-    assert len(fp.calls) <= 3  # once, for the holders that the error names
-
-
 @pytest.mark.parametrize(
     ("missing", "pids"), [("", [38146, 38147, None]), ("sockstat", [38146]), ("lsof", [38146, 38147, None])]
 )
@@ -242,14 +231,6 @@ def test_freebsd_asks_sockstat_or_lsof(machine, monkeypatch, fp, missing, pids):
     server, *others = find_listeners(PORT, "127.0.0.1")
     assert (server.parent, server.user, server.cwd) == (701, "alice", "")
     assert [holder.pid for holder in (server, *others)] == pids
-
-
-def test_freebsd_reads_ps(machine, fp):
-    fp.register(["ps", fp.any()], stdout=PS_OF_FREEBSD.format(me=os.getpid()))
-    processes = seam.reader("freebsd")(0)
-    assert [pid for pid, process in processes.items() if process.leader] == [701]
-    assert [processes[pid].tty for pid in (1, 701)] == ["", "pts/0"]
-    assert (processes[12].command, processes[12].start, processes[12].started) == ("[intr]", "", 0.0)
 
 
 def test_no_pid_below_2_is_named_and_no_port_above_65535():
@@ -267,18 +248,6 @@ def test_each_system_has_its_class():
 
 
 # Names that no structure shows
-
-
-@pytest.mark.parametrize(("program", "words", "name"), [
-    ("ssh: /Users/a/.colima/ssh.sock [mux]", "", "ssh"),
-    ("/Library/Frameworks/Python.framework/Python.app/Contents/MacOS/Python", "/Users/alice/bin/ssh", "Python"),
-])  # fmt: skip
-def test_names_from_ps(program, words, name):
-    """The name is that of the program: a path among its words leads to no other."""
-    row = f"38146 900 38146 S ttys001 alice Mon Nov 23 10:15:00 2026 {program} {words}"
-    assert seam.parse("ps", row, f"  999 /bin/x\n38146 {program}\ngarbage\n")[38146].name == name
-    if words:  # a ps that tells no names
-        assert seam.parse("ps", row)[38146].name == name
 
 
 @pytest.mark.parametrize(("system", "names", "sentence"), [  # those of Linux are in test_guards.py

@@ -14,7 +14,7 @@ import pytest
 from port_manager import SERVERS, find_listeners, find_server, server_endpoints
 
 from . import samples, seam
-from .conftest import LINUX, TELLS_BOUND, bound_is_told, can_bind
+from .conftest import LINUX, TELLS_BOUND, can_bind
 from .test_guard_call import ENDPOINTS
 
 SEED = int(os.environ.get("SEED", "20261125"))
@@ -27,37 +27,17 @@ ADDRESSES = [*((host, None) for host in HOSTS if host != "::"), ("::", False), (
 WAYS = [*itertools.product((True, False) if TELLS_BOUND else (True,), (True, False))]  # listening, with SO_REUSEADDR
 
 
-@contextlib.contextmanager
-def bound(port, host, v6only=None, listening=False, reuse=True):
-    """A socket that is bound as the kernel lets it be; OSError where it does not."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as made:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
-        if v6only is not None:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
-        made.bind((host, port))
-        if listening:
-            made.listen()
-        yield
-
-
 @pytest.mark.skipif(not LINUX, reason="real sockets on Linux")
 @pytest.mark.parametrize(("listening", "reuse"), WAYS)
 @pytest.mark.parametrize(("address", "v6only"), ADDRESSES)
-def test_two_sockets_exclude_each_other_as_the_kernel_says(port, address, v6only, listening, reuse):
-    with bound(port, address, v6only, listening, reuse):
-        for wanted in HOSTS:
-            kernel = not can_bind(port, wanted)
-            found = [holder.pid for holder in find_listeners(port, wanted)]
-            assert found == [os.getpid()] * kernel, (wanted, kernel)
-            if listening or not reuse:  # with it, sockets share an address until one of them listens
-                assert seam.conflict(address, wanted, v6only) is kernel, wanted
-
-
-@bound_is_told
-def test_one_that_only_has_bound_the_port_is_found_beside_a_listener_at_another_address(port):
-    with bound(port, "127.0.0.1", listening=True), bound(port, "127.0.0.2", reuse=False):
-        (holder,) = find_listeners(port, "0.0.0.0", thorough=True)
-        assert [str(address) for address in holder.addresses] == [f"127.0.0.1:{port}", f"127.0.0.2:{port}"]
+def test_two_sockets_exclude_each_other_as_the_kernel_says(port, hold, address, v6only, listening, reuse):
+    held = hold((address, port), v6only=v6only, listen=listening, reuse=reuse)
+    for wanted in HOSTS:
+        kernel = not can_bind(port, wanted)
+        found = [holder.pid for holder in find_listeners(port, wanted)]
+        assert found == [held.pid] * kernel, (wanted, kernel)
+        if listening or not reuse:  # with it, sockets share an address until one of them listens
+            assert seam.conflict(address, wanted, v6only) is kernel, wanted
 
 
 def told(pid, address, v6only=None, port=PORT, **more):
@@ -160,6 +140,10 @@ def test_netstat_of_macos():
 
 
 def test_ps():
+    processes = seam.parse("ps", samples.PS_OF_FREEBSD.format(me=9999))
+    assert [pid for pid, process in processes.items() if process.leader] == [701]
+    assert [processes[pid].tty for pid in (1, 701)] == ["", "pts/0"]
+    assert (processes[12].command, processes[12].start, processes[12].started) == ("[intr]", "", 0.0)
     for text in mangled(samples.PS, samples.PS_OF_FREEBSD):
         for pid, process in seam.parse("ps", text.replace("{me}", "9999"), samples.COMM.replace("o", "\x1b")).items():
             assert pid == process.pid and (process.user + process.name + process.command).isprintable()

@@ -264,12 +264,6 @@ def test_threads_may_ask_at_the_same_time(ports, hold):
     assert not any(holder.alive() for holder in held.values())
 
 
-def test_parents_in_a_circle_come_to_an_end():
-    """PIDs are used again, and on Windows a parent may be younger than its child."""
-    known = {pid: seam.process(pid, parent) for pid, parent in ((10, 20), (20, 10), (40, 10))}
-    assert (seam.parents(10, known), seam.parents(40, known)) == ([20], [10, 20])
-
-
 def test_public_names_are_listed_documented_and_typed():
     for name in port_manager.__all__:
         public = getattr(port_manager, name)
@@ -328,6 +322,9 @@ def test_whose_port_is_that_of_a_reloader(port, hold, monkeypatch):
     assert asked() is False
     monkeypatch.setenv("RUN_MAIN", "true")
     assert asked() is True
+    with monkeypatch.context() as patch:  # it is no failure, either, where nobody can tell
+        seam.only(patch, lambda port: None)
+        assert asked() is False
     stranger = hold(("127.0.0.2", port))
     assert asked() is False and ensure_port_available(port, "127.0.0.2") is True and stranger.alive() == []
     seam.readings(monkeypatch, "linux", lambda pid: {} if pid == reloader.pid else read(pid))

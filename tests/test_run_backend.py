@@ -124,8 +124,7 @@ FOLDERS = [
     # who builds it, through the imports of this repository
     ("gunicorn run:app", {**SHOP, "run.py": f"{IMPORTED}{IF_MAIN}fill()\nelse:\n    app = create_app()\n"}),
     ("gunicorn shop:create_app()", {
-      **SHOP, "run.py": f"{IMPORTED}{IF_MAIN}app = create_app()\n    app.run()\n",
-      "seed.py": MADE + "with app.app_context():\n    fill()\n", "ask.py": IMPORTED + "client = create_app().x()\n"}),
+      **SHOP, "start.py": f"{IMPORTED}{IF_MAIN}app = create_app()\n    serve(app)\n"}),
     ("gunicorn shop:app", {
       "microblog.py": "from shop import app, db\n", "shop/__init__.py": FLASK + "db = 1\nfrom shop import routes\n",
       "shop/routes.py": "from shop import app\n"}),
@@ -133,7 +132,6 @@ FOLDERS = [
       **NEEDY_SHOP, "manage.py": "import flask_script as f\nimport shop.x\napp = shop.create_app(1)\nf.Manager(app)"}),
     ("gunicorn run:app", {"shop/__init__.py": FLASK, "run.py": f"from shop import app\n{IF_MAIN}app.run()\n"}),
     ("uvicorn web:shop", {"web.py": "from fastapi import FastAPI\nclass Shop(FastAPI):\n    pass\nshop = Shop()\n"}),
-    ("uvicorn a.b:app", {"a/__init__.py": "", "a/b.py": "from a.c import app as x\n" + FASTAPI, "a/c.py": FASTAPI}),
     ("gunicorn app:app", {"app.py": FLASK + "from werkzeug.middleware.proxy_fix import ProxyFix\napp = ProxyFix(app)"}),
     ("uvicorn app:app", {"app.py": FLASK + "from asgiref.wsgi import WsgiToAsgi\napp = WsgiToAsgi(app)\n"}),
     ("gunicorn wsgi:app", {
@@ -152,16 +150,18 @@ FOLDERS = [
     ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK, "broken.py": "= 1"}),
     # one module or folder deeper, beside other code
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
-    ("uvicorn a.server.app:app", {"a/server/__init__.py": "", "a/server/app.py": FASTAPI}),
+    ("uvicorn backend.main:app", {"backend/main.py": "from .db import x\n" + FASTAPI, "backend/db.py": ""}),
+    ("uvicorn backend.main:app", {"backend/main.py": "from backend.db import x\n" + FASTAPI, "backend/db.py": ""}),
+    ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
     ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
-    ("PYTHONPATH=my-shop python uvicorn shop.main:app", {"my-shop/shop/main.py": FROM_SHOP, "my-shop/shop/db.py": ""}),
+    ("PYTHONPATH=my-shop python uvicorn shop.main:app", {
+      "my-shop/shop/main.py": FROM_SHOP, "my-shop/shop/db.py": ""}, "my-shop.shop.main:app"),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
-    ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}),
+    ("shop/manage.py runserver 0.0.0.0:§", {"shop/manage.py": DJANGO, "shop/shop/wsgi.py": GET_WSGI}),
     # it runs itself, but not when it is imported
     ("uvicorn main:app", {"main.py": RUNS_ITSELF}),
     ("gunicorn web:app", {"web.py": FLASK + "if __name__ == '__main__': app.run()\n"}),
-    ("gunicorn web:application", {"web.py": "from bottle import default_app\napplication = default_app()\n",
-      "local.py": "import bottle\nfrom bottle import run\napp = bottle.default_app()\nrun(reloader=True)\n"}),
+    ("gunicorn web:application", {"web.py": "from bottle import default_app\napplication = default_app()\n"}),
     ("gunicorn server:app", {"server.py": "import connexion\napp = connexion.App('x')\n"}),
     # frameworks with servers of their own
     ("manage.py runserver 0.0.0.0:§", {**DJANGOS, "seed.py": "from django.core.management import call_command\n"}),
@@ -247,6 +247,9 @@ NO_CODE = "this folder has no code of its own, so a small page is served, for wh
 STOPS_NOBODY = [
     # there is nothing to start
     (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
+    (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "bot.py": UNGUARDED}),
+    (1, "Several apps were found; name one:\n  python run_backend.py seed:app", {
+      **SHOP, "seed.py": MADE + "with app.app_context():\n    x"}),
     *((1, NONE, files) for files in [
       {"main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"},
       {"main.py": FASTAPI.replace("app", "_app")},
@@ -256,13 +259,13 @@ STOPS_NOBODY = [
       "serve.py": "from waitress import serve\nfrom shop import make\napp = make()\nserve(app.server, port=8049)\n",
       "shop.py": "from dash import Dash\ndef make():\n    return Dash('x')\n"}),
     (1, "app.py has no app at its top that a server can serve", AIOHTTP, "app:app"),
-    (1, "shop:create_app(config) needs arguments: name it with them", {"shop.py": NEEDY}),
+    (1, "with arguments: \"app:create_app('dev')\"", {"shop.py": NEEDY}, "shop:create_app"),
     (1, "cd server && python ", {"server/app.py": FLASK, "server/requirements.txt": "flask"}),
     (1, "try:\n  cd backend && python ../run_backend.py main:app  # FastAPI object in backend/main.py\n", {
       "backend/main.py": RUNS_ITSELF}),
     (1, "name one:\n  cd backend && python ../run_backend.py main:app  #", {
       "backend/main.py": FASTAPI, "backend_old/main.py": FROM_DB, "backend_old/db.py": ""}),
-    (1, "can serve; as a program: python run_backend.py -- python app.py\n", {"Procfile": "web: gunicorn app.py",
+    (1, "; as a program: python run_backend.py -- python app.py\n", {"Procfile": "web: gunicorn app.py",
       "app.py": FLASK + "app.run(debug=True)\n"}),
     (1, "python run_backend.py -- npm run dev", {"package.json": "{}"}),
     (1, "try:\n  python run_backend.py services.web.api.main:app  #", {"services/web/api/main.py": FASTAPI}),
@@ -292,7 +295,7 @@ STOPS_NOBODY = [
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
-    (1, "run in alive.py\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python ", {
+    (1, "name one:\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python alive.py  #", {
       "alive.py": KEEP_ALIVE, "main.py": "bot()\n", "z.py": FLASK}),
     (1, "try:\n  python run_backend.py example.one:app  #", {"example/one.py": FLASK, "shop/__init__.py": "x = 1"}),
     # code, but nothing to start
@@ -308,12 +311,11 @@ STOPS_NOBODY = [
     # a wrong call
     *((2, f"run_backend: a port is a number from 1 to 65535, not {wrong!r}\n", {}, f"{option}'{wrong}'")
       for option, wrong in zip(["PORT=", "-p ", *["--port="] * 4], ["http", "0", "65536", "²", " 80", "8" * 5000])),
-    *((2, f"run_backend: {option} needs a value\n", {}, words) for option, words in [
-      ("--port", "--port"), ("--port", "--port ''"), ("--host", "--host -- true")]),
+    *((2, "run_backend: a value is missing after --host or --port, or a command after --\n", {}, words)
+      for words in ("--port", "--port ''", "--host -- true", "--")),
     *((2, f"run_backend: {word!r} is not an app; {NO_APP}\n", {"manage.py": DJANGO}, words) for word, words in [
-      ("9000", "9000"), ("npm", "npm run dev"), ("runserver", "manage.py runserver 90"), ("My Shop", "APP='My Shop'")]),
-    *((2, "a command is needed after --, and before it nothing but --host, --port, --next and --dry-run\n", {}, words)
-      for words in ("--", "src.main:app -- true")),
+      ("9000", "9000"), ("npm", "npm run dev"), ("runserver", "manage.py runserver 90"), ("a:b", "a:b -- true")]),
+    (1, "There is no My Shop in this folder", {"manage.py": DJANGO}, "APP='My Shop'"),
     # the module is imported before the port is freed
     *((1, f"{error}\n", {"wsgi.py": f"{WSGI}raise {crash}"}, "", "") for error, crash in [
       ("RuntimeError: no database", "RuntimeError('no database')"),
@@ -337,7 +339,8 @@ STOPS_NOBODY = [
     (1, "the policy 'refuse' stops nobody\n", {}, "--dry-run"),
     (0, "): stop PID: SIGTERM, then SIGKILL after 5 s\n", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
     (1, "outside development", MAIN, "--dry-run ENVIRONMENT=production"),
-    (0, f"Port § is held by {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
+    (1, "outside development", {**MAIN, ".env": "ENVIRONMENT=production"}, "--dryrun"),
+    (0, f"Port §: {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     (2, "leave out --next", {}, "--next -- python -m http.server §"),
     (1, "the policy 'refuse' stops nobody\nPort §: available\n", {},
@@ -404,6 +407,7 @@ def test_the_interpreter_beside_the_app(project, call, installed, name, present)
     assert shlex.split(done.stdout.splitlines()[-1])[0] == str(folder / name / "bin/python")
     project({"Procfile": "web: python main.py"})
     assert call("--dry-run", present="").stdout.endswith(f"/{name}/bin/python main.py\n")
+    assert call("--dry-run -- python main.py", present="").stdout.endswith(f"/{name}/bin/python main.py\n")
 
 
 OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
@@ -415,7 +419,11 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     ("5006", "", OF_5006),
     ("5007", "", {**APP, "Procfile": "web: gunicorn app:app -b :${PORT:-5007}"}),
     ("5008", "", {**APP, ".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008"}),
-    ("8081", "", {"run.py": "import uvicorn\nuvicorn.run('web:app', port=8081)", "web/__init__.py": FASTAPI}),
+    ("5009", "", {**APP, "Procfile": "web: FLASK_APP=app flask run -p 5009"}),
+    ("5010", "", {**APP, "Procfile": "web: python run_backend.py app:app --port 5010"}),
+    ("5011", "", {"Procfile": f"web: {sys.executable} -m this -p 5011"}),
+    ("8000", "", {**APP, "Procfile": "web: . ./env; gunicorn app:app -b :$WEB $MORE"}),
+    ("5012", "", {**APP, ".env": "FLASK_APP=app\nX=a\0\nFLASK_RUN_PORT=5012", ".flaskenv": "FLASK_RUN_PORT=1"}),
     ("1", "PORT=1", OF_5006),
     ("65535", "PORT=9000 --port=65535", OF_5006),
     # that of a given command
@@ -435,6 +443,12 @@ def test_the_port_that_is_freed(project, port, call, freed, words, files):
     assert re.findall("^Port (.+?): ", done.stdout, re.MULTILINE) == freed.split()
     assert not files or freed in done.stdout.splitlines()[-1]
     assert ("⚠️  The command itself names" in done.stderr) == words.endswith((" 7", "runserver_plus"))
+
+
+@pytest.mark.parametrize(("words", "where"), [("uvicorn m:app --port 7", "127.0.0.1:7"), ("", "0.0.0.0:§")])
+def test_the_start_names_the_port_that_the_command_uses(port, call, words, where):
+    done = call(f"--port § -- true {words}", port)
+    assert done.returncode == 0 and f"✅ Starting server on {where.replace('§', str(port))}: " in done.stdout
 
 
 # The call
@@ -524,7 +538,7 @@ def test_the_next_port_where_nobody_holds_the_first(project, port, hold, call):
     """A browser would meet who listens at ::1."""
     hold(("::1", port))
     said = call("--port § --next --dry-run", port).stdout
-    assert said.startswith(f"Port {port} cannot be had: ") and " is taken instead\n" in said
+    assert said.startswith(f"Port {port}: it cannot be had: ") and " is taken instead\n" in said
     assert "instead" not in call("--port § --next --dry-run --host 127.0.0.2", port).stdout
 
 
@@ -536,15 +550,6 @@ def test_sigterm_ends_the_first_process_of_a_container(project, port, start):
     first = int(Path(f"/proc/{inside.pid}/task/{inside.pid}/children").read_text().split()[0])
     os.kill(first, signal.SIGTERM)
     assert inside.wait(10) == 128 + signal.SIGTERM
-
-
-def test_the_app_is_in_the_folder_of_the_program(project, port, call):
-    folder = project({"shop/main.py": FASTAPI, "elsewhere/README": ""}) / "shop"
-    for file in (RUN_BACKEND, PORT_MANAGER):
-        shutil.copy(file, folder)
-    os.chdir("elsewhere")
-    done = call("--port §", port, program=str(folder / "run_backend.py"))
-    assert done.returncode == 1 and f"cd {folder} && python run_backend.py" in done.stderr
 
 
 # Become the command

@@ -385,7 +385,7 @@ def test_who_is_just_ending_is_waited_for(port, said, client):
         else:
             ending = InFlight(port)
             ending.send_off()
-        when_it_says("Attempting", threading.Timer(0.15, ending.close).start)
+        when_it_says("Attempting", threading.Timer(0.25, ending.close).start)  # between two looks
         assert ensure_port_available(port, MINE) is True and said().count("⚠️") == 1  # that it was in use
 
 

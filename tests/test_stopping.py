@@ -300,6 +300,8 @@ def test_a_restart_is_told_by_its_socket_or_else_by_its_age(port, hold, monkeypa
 def test_only_a_server_s_own_command_is_a_master(port, hold, program, goes):
     """A test runner, or a launcher of several servers, forks the next one, too: it is told, and not stopped."""
     master = hold(port, children=1, own_sockets=True, respawns=True, more=["-m", program])
+    assert PortManager(port, "127.0.0.1").kill_process(hold(("127.0.0.2", port)).pid)  # by its PID
+    assert master.alive() == [master.pid, *master.children]
     foretold = json.loads(command_line("check", str(port), "--json").stdout)["ports"][0]["would_stop"]
     assert (master.pid in foretold) == goes
     done = command_line("free", str(port))

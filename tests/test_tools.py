@@ -65,7 +65,6 @@ def test_a_dual_stack_wildcard_goes_and_one_of_ipv6_alone_lives(port, hold, tool
 ROW = "printf '%s\\t%s\\t%s\\n' ${p#/proc/} /bin/busybox $(readlink $f)"
 PLANTED = {  # is it an answer; the tool, and what it is
     "fail": (False, "ss", "echo State Recv-Q; exit 3"),
-    "garbage": (False, "lsof", "echo garbage"),
     # busybox lsof ignores every option and lists every open file: xargs kill then kills the container
     "alpine": (False, "lsof", f"for p in /proc/1 /proc/{{held}}; do for f in $p/fd/*; do {ROW}; done; done"),
     "pid1": (False, "lsof", "printf '%s\\n' p1 f3 tIPv4 PTCP 'n*:{port}' TST=LISTEN"),

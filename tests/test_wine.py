@@ -98,12 +98,11 @@ def played(version, scenario, environ):
     return said
 
 
-SCENARIOS = ("free", "take_over", "family", "backend", "hung_tool")  # of windows_side.py: both versions play them
+SCENARIOS = ("free", "take_over", "backend", "hung_tool")  # of windows_side.py: both versions play them
 RUNS = [(scenario, version, {}, "") for scenario in SCENARIOS for version in VERSIONS]
 RUNS += [("interrupted", VERSIONS[-1], {}, "")]
 RUNS += [("chinese", VERSIONS[-1], {"LC_ALL": "zh_CN.UTF-8"}, "cp936")]
 RUNS += [("chinese", VERSIONS[-1], {"LC_ALL": "de_DE.UTF-8"}, "cp1252")]
-RUNS += [("chinese", VERSIONS[-1], {"PYTHONIOENCODING": "cp437"}, "cp437")]
 NAMES = [f"{scenario}-{encoding or version}" for scenario, version, _, encoding in RUNS]
 
 
