@@ -2443,7 +2443,7 @@ class _Freeing:
                     why = self.taken_again(look) if self.is_new(look) else self.stop(look)
                 free = _probe(self.port, self.host) is None
                 if free:
-                    if why and look.holders:  # a process has given up the port, and lives on
+                    if why and look.pids:  # a process has given up the port, and lives on
                         _say(WARNING, f"⚠️  {_sentence(why)}")
                     why = self.watch()
             except PortError as error:  # the holders cannot be told, or the host name is no longer known

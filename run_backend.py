@@ -252,14 +252,14 @@ class _Module:
             return _read(_file_of(place, self.path)).find(last)
         if name not in self.known:
             self.known[name] = None  # for names that refer to each other
-            told = (self._made_by(statement, name) for statement in self.bound.get(name, []))
+            told = (self._made_by(statement, name) for statement in self.bound.get(name) or self.bound.get("*", []))
             self.known[name] = next(filter(None, told), None)
         return self.known[name]
 
     def _made_by(self, statement: Any, name: str) -> Found | None:
         """The app that a statement binds to a name: the first one whose maker it calls."""
         if isinstance(statement, IMPORTS):
-            return self.find(self.imports[name])
+            return self.find(self.imports.get(name) or self.imports["*"][:-1] + name)
         inside, call = [*ast.walk(statement)], ""
         makers: list[Any] = [node for node in inside if isinstance(node, ast.Call)]
         if isinstance(statement, ast.ClassDef):
@@ -350,17 +350,28 @@ def _guessed() -> Found:
             return min(found, key=lambda each: (each.call, each.app))
         if found:
             break
-    every = sorted(_candidates(_walk(), UNNAMED), key=lambda each: (each.app[:2] == "--", not each.kinds, each.call))
-    ways = [f"{_line(each.app)}  # {each.why}" for each in every]
-    ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
-    title = "No app was found at the top, in src or one folder down"
+    title, every = "No app was found at the top, in src or one folder down", _every()
+    ways = _ways(every)
     if ways:
         title = "Several apps were found; name one:" if any(each.kinds for each in every[1:]) else f"{title}; try:"
-        raise _CannotStart("\n  ".join([title, *ways[:20]]))
+        raise _CannotStart("\n  ".join([title, *ways]))
     if any(path.endswith(CODE) and not re.search(OURS, path) for path in _walk()):
         raise _CannotStart(f"{title}; name it, as in src.main:app, or put a command after --")
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
     return Found(app="no app", kinds="page", why=why)
+
+
+def _every() -> list[Found]:
+    """All that could be started, at any depth, the best first."""
+    found = _candidates(_walk(), UNNAMED)
+    return sorted(found, key=lambda each: (each.app[:2] == "--", not each.kinds, each.call))
+
+
+def _ways(every: list[Found]) -> list[str]:
+    """What to type for each of them."""
+    ways = [f"{_line(each.app)}  # {each.why}" for each in every]
+    ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
+    return [*dict.fromkeys(ways)][:20]
 
 
 def _candidates(paths: list[str], skipped: str) -> list[Found]:
@@ -470,6 +481,14 @@ def _named(word: str, options: Words = ()) -> Found:
     return found
 
 
+def _stated() -> Found | None:
+    """The same as _declared, with what to type instead if that is not there any more."""
+    try:
+        return _declared()
+    except _CannotStart as error:
+        raise _CannotStart("\n  ".join([error.reason, *_ways(_every())])) from None
+
+
 def _declared() -> Found | None:
     """The app or command that the repository declares: in its Procfile, flask's variables or fastapi's entry point."""
     told = {**_variables(".flaskenv"), **_variables(".env"), **environ}
@@ -490,7 +509,7 @@ def _of_flask(app: str, told: dict[str, str]) -> Found:
     """What ``flask run`` would start with these variables."""
     environ.update(told)  # flask does so, too: the app may need them
     found = _named(app)
-    found.why, found.port = f"FLASK_APP={app}", told.get("FLASK_RUN_PORT") or "8000"
+    found.why, found.port, found.kinds = f"FLASK_APP={app}", told.get("FLASK_RUN_PORT") or "8000", "flask wsgi"
     if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
         found.server, found.options = "flask run", ["--debug"]
     return found
@@ -560,9 +579,10 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
         if python and (package or not typed):  # the standard library's server has no options
             if "sgi" in server.serves:  # the help of a framework is not of this one command
                 _check_options([python, *words[:2]], typed)
-            declared = found.options if key == found.server else ()
+            declared = [word for word in found.options if key == found.server and word != server.factory]
             found.server = key
-            return [python, *words, *declared, *typed]
+            at = len(words) - (start.split()[-1] == "APP")  # waitress reads no options after the app
+            return [python, *words[:at], *declared, *typed, *words[at:]]
         missing = missing or package
     pip = f"{sys.executable} -m pip install {missing}"
     raise _CannotStart(f"{found.app} needs {missing}, which is not installed: {pip}")
@@ -762,8 +782,10 @@ def _chosen(call: SimpleNamespace) -> Found:
     if call.words and (call.command or call.words[0][:1] != "-"):
         how = "name it as in src.main:app, a port by --port, or put a command after --"
         raise _CannotStart(f"{call.words[0]!r} is not an app; {how}", 2)
+    if app:
+        return _named(app, call.words)
     if not call.command:
-        return _named(app, call.words) if app else _declared() or _guessed()
+        return _stated() or _guessed()
     found = _command(call.command)
     if not found:  # no process is stopped for a missing program
         what, status = ("executable", 126) if isfile(call.command[0]) else ("installed, or not on PATH", 127)

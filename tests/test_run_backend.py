@@ -150,6 +150,7 @@ FOLDERS = [
     ("gunicorn web:app", {"web.py": FLASK, "old/web.py": FLASK, "broken.py": "= 1"}),
     # one module or folder deeper, beside other code
     ("uvicorn backend.main:app", {"backend/__init__.py": "", "backend/main.py": FASTAPI}),
+    ("gunicorn pp:app", {".env": "FLASK_APP=pp", "pp/__init__.py": "from config import *\n", "config.py": FLASK}),
     ("uvicorn backend.main:app", {"backend/main.py": "from .db import x\n" + FASTAPI, "backend/db.py": ""}),
     ("uvicorn backend.main:app", {"backend/main.py": "from backend.db import x\n" + FASTAPI, "backend/db.py": ""}),
     ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
@@ -173,7 +174,9 @@ FOLDERS = [
     # declared
     *((command, {**files, "Procfile": f"worker: x\nweb: {web}\n"}) for command, web, files in [
       ("gunicorn shop.wsgi:application --workers 2", "gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT", DJANGOS),
-      ("-m waitress --listen 0.0.0.0:§ app:app --threads=2", "waitress-serve --port=$PORT --threads=2 app:app", APP),
+      ("-m waitress --listen 0.0.0.0:§ --threads=2 app:app", "waitress-serve --port=$PORT --threads=2 app:app", APP),
+      ("-m waitress --listen 0.0.0.0:§ --call app:create_app", "waitress-serve --call app:create_app", {
+        "app.py": FACTORY}),
       ("gunicorn shop:app", "flask --app shop run -p $PORT", {**APP, ".env": "FLASK_APP=app", "shop.py": FLASK}),
       ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK, "run.py": ""}),
       ("-m hypercorn a:app --bind 0.0.0.0:§", "quart -A a run", {**APP, "a.py": "import quart\napp = quart.Quart()"}),
@@ -247,6 +250,8 @@ NO_CODE = "this folder has no code of its own, so a small page is served, for wh
 STOPS_NOBODY = [
     # there is nothing to start
     (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
+    (1, "There is no old:app in this folder\n  python run_backend.py app:app  #", {
+      **APP, "Procfile": "web: gunicorn old:app"}),
     (1, "Several apps were found; name one:\n  python run_backend.py one:app", {"one.py": FLASK, "bot.py": UNGUARDED}),
     (1, "Several apps were found; name one:\n  python run_backend.py seed:app", {
       **SHOP, "seed.py": MADE + "with app.app_context():\n    x"}),
@@ -295,7 +300,7 @@ STOPS_NOBODY = [
       ("pserve development.ini", {"development.ini": "", "shop/__init__.py":
         "from pyramid.config import Configurator\ndef main(global_config, **settings):\n"
         "    return Configurator(settings=settings).make_wsgi_app()\n"})]),
-    (1, "name one:\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python alive.py  #", {
+    (1, "one:\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python alive.py  #", {
       "alive.py": KEEP_ALIVE, "main.py": "bot()\n", "z.py": FLASK}),
     (1, "try:\n  python run_backend.py example.one:app  #", {"example/one.py": FLASK, "shop/__init__.py": "x = 1"}),
     # code, but nothing to start

@@ -149,7 +149,9 @@ def test_nobody_is_asked_about_a_child_that_has_just_exited(port, hold, monkeypa
     assert ensure_port_available(port) is True and held.alive() == []
 
 
-def test_kill_process(port, hold):
+def test_kill_process(port, ports, hold):
+    """Whatever other port it has: who names a process means that, too."""
+    assert PortManager(port).kill_process(hold(ports(), cwd="/").pid) is True
     held = hold(port, children=1)
     manager = PortManager(port, grace=0.3)
     for pid in [*held.children * 2, 2**22 + 1, 2**22 + 5, 10**12]:  # it lives; has gone already; there is none
