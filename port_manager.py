@@ -1352,7 +1352,8 @@ class _Linux(_System):
         return {pid: _Process(pid, parent, group, tty, start, started, "", name, "", gone, kernel, forked, leader)}
 
     def unreadable(self, pid: int) -> list[int]:
-        return [] if os.access(f"/proc/{pid}/fd", os.R_OK) else _numbers(pid, "Uid")
+        hidden = not os.access(f"/proc/{pid}/fd", os.R_OK)
+        return _numbers(pid, "Uid") if hidden and _numbers(pid, "VmSize") else []  # without memory, it is exiting
 
     def exists(self, pid: int) -> bool | None:
         if _proc_is_ours(os.getpid()) and _numbers(pid, "Tgid") == [pid]:

@@ -30,7 +30,7 @@ from port_manager import preview_port, wait_until_free
 from . import seam
 from .apart import KILL, NETLINK, InFlight, apart, boxed, forked, mounted, refuse_call, swapped
 from .apart import when_it_says
-from .conftest import ENSURE, LINUX, NOBODY, PORT_MANAGER, ROOT, as_nobody, as_root, birth, bound_is_told
+from .conftest import ENSURE, LINUX, PORT_MANAGER, ROOT, as_nobody, as_root, birth, bound_is_told
 from .conftest import can_bind, command_line, eventually, give_up_rights, holding
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
@@ -354,6 +354,17 @@ def test_who_was_asked_is_not_forced_where_one_may_not_be_stopped(port, hold, mo
 
 
 @boxed
+def test_a_child_that_has_exited_is_no_reason():
+    """The descriptors of a zombie cannot be read either; and there is a port of its user without a holder."""
+    give_up_rights()
+    flight = InFlight(8001)
+    flight.send_off()
+    forked(lambda: (os.fork() or os._exit(0), socket.create_server((MINE, 8000)).detach()))
+    assert ensure_port_available(8000, MINE) is True
+    flight.close()
+
+
+@boxed
 def test_what_another_users_child_listens_on_is_not_told(said):
     """Its descriptors cannot be read, and there is a port of that user which has no holder."""
 
@@ -435,14 +446,13 @@ def test_out_of_descriptors_the_port_counts_as_held(port, hold, sent, spare, cal
 @boxed
 def test_names_of_users_and_commands_bring_no_control_characters(tmp_path):
     evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
-    (tmp_path / "passwd").write_text(f"no{evil}body:x:{NOBODY}:{NOBODY}::/:\n")
+    (tmp_path / "passwd").write_text(f"ro{evil}ot:x:0:0::/:\n")
     subprocess.run(["mount", "--bind", str(tmp_path / "passwd"), "/etc/passwd"], check=True)
-    words = ["setpriv", f"--reuid={NOBODY}", *holding(8000), f"{evil}\r\n"]
-    subprocess.Popen(words, stdout=subprocess.PIPE, cwd="/").stdout.readline()
+    subprocess.Popen([*holding(8000), f"{evil}\r\n"], stdout=subprocess.PIPE, cwd="/").stdout.readline()
     for words in (["list"], ["list", "--json"], ["check", "8000"], ["free", "8000"]):
         done = command_line(*words, text=False, PYTHONIOENCODING="utf-8")
         shown = (done.stdout + done.stderr).decode()
-        assert "no?]0" in shown and not [c for c in shown if not c.isprintable() and c != "\n"], words
+        assert "?]0;owned" in shown and not [c for c in shown if not c.isprintable() and c != "\n"], words
         for told in json.loads(shown)["ports"] if "--json" in words else ():
             assert all(c.isprintable() for holder in told["holders"] for c in holder["user"] + holder["command"])
 
