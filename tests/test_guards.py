@@ -492,16 +492,26 @@ def test_in_the_background_nobody_is_asked(port, hold):
     assert status == 1 and held.alive() == [held.pid] and "the policy 'ask' needs a terminal to ask on" in after
 
 
+JOB = "import os, sys; os.setpgrp(); os.execv(sys.argv[1], sys.argv[1:])"
+
+
 @as_root
-def test_the_first_process_of_a_container_waits_for_the_holder(port, start):
+@pytest.mark.parametrize(("script", "status"), [
+    ('"$@"; exit 7', 1),
+    ('"$@" & sleep 99', 0),  # it has another child
+    (f'"{sys.executable}" -c "{JOB}" "$@"; sleep 99', 0),  # a job of a shell that goes on
+    ('setsid "$@" & exec sleep 99', 0),  # as what docker exec has started
+])  # fmt: skip
+def test_the_first_process_of_a_container_waits_for_the_holder(port, start, script, status):
     """It would end with that, and all others with it, this program as well."""
-    shell = ["sh", "-c", '"$@"; exit 7', "sh"]
-    first = start("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *shell, *holding(port))
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh"]
+    first = start(*unshare, *holding(port))
     first.stdout.readline()
     inside = ["nsenter", "-t", str(children(first.pid)[0]), "-p", "-m", "setsid", sys.executable, PORT_MANAGER]
     done = subprocess.run([*inside, "free", str(port)], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and first.poll() is None and not can_bind(port)
-    assert "it would also end this container, whose first process waits for it; restart the container" in done.stderr
+    assert done.returncode == status and first.poll() is None and can_bind(port) == (status == 0), done
+    sentence = "it would also end this container, whose first process waits for it; restart the container"
+    assert (sentence in done.stderr) == (status == 1)
 
 
 @boxed

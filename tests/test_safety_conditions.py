@@ -5,6 +5,7 @@ namespaces of its own, ``apart`` in a process of its own (see apart.py).
 """
 
 import contextlib  # noqa: I001
+import ctypes
 import functools
 import json
 import os
@@ -353,13 +354,16 @@ def test_who_was_asked_is_not_forced_where_one_may_not_be_stopped(port, hold, mo
     assert PortManager(port, grace=0.1).kill_process(pids[who]) is False and said().count(sentence) == 2
 
 
+@pytest.mark.parametrize("exited", [True, False])
 @boxed
-def test_a_child_that_has_exited_is_no_reason():
-    """The descriptors of a zombie cannot be read either; and there is a port of its user without a holder."""
+def test_a_child_whose_descriptors_cannot_be_read_is_no_reason(exited):
+    """It has exited, and beside it there is a port of its user without a holder; or there is no such port."""
     give_up_rights()
     flight = InFlight(8001)
-    flight.send_off()
-    forked(lambda: (os.fork() or os._exit(0), socket.create_server((MINE, 8000)).detach()))
+    flight.send_off() if exited else flight.close()
+    child = lambda: os._exit(0) if exited else (ctypes.CDLL(None).prctl(4, 0, 0, 0, 0), time.sleep(60))
+    forked(lambda: (os.fork() or child(), socket.create_server((MINE, 8000)).detach()))
+    time.sleep(0.1)
     assert ensure_port_available(8000, MINE) is True
     flight.close()
 
