@@ -80,7 +80,7 @@ def main() -> int:
     port, other = some_port(), some_port()
     with contextlib.ExitStack() as stack:
         _, crowd = stack.enter_context(child(CROWD, wish.processes, 0, lines=wish.processes))
-        bystander = stack.enter_context(Held(("0.0.0.0", other)))
+        bystander = stack.enter_context(Held(("0.0.0.0", other), exit_after=3600))
         client, _ = stack.enter_context(child(CLIENT, port))
         before, took = left(), []
         for number in range(wish.take_overs):  # of a server alone and of one with children in turns
