@@ -1277,6 +1277,14 @@ def _link(path: str) -> str:
         return ""
 
 
+def _session_of(pid: int) -> int:
+    """The session of a process; 0 if it has gone."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
+
+
 def _numbers(pid: int | str | None, field: str) -> list[int]:
     """The numbers in a field of /proc/PID/status (Uid: real, effective, saved, file system)."""
     line = _file_of(pid or "", "status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
@@ -1439,18 +1447,15 @@ class _Linux(_System):
 
     def ends_the_container(self, pids: _Pids) -> bool:
         """That is so if it has no other child in its session (docker exec starts another session)."""
-        ending = {*pids}
-        try:
-            first = os.getsid(1)
-            for pid in (pid for pid in pids if _has_own_pids() and os.getsid(pid) == first):
-                for parent in self.parents(pid):
-                    shell = self.process(parent)
-                    job = shell and _is_shell(shell.name) and os.getpgid(parent) != os.getpgid(pid)
-                    if job or first in map(os.getsid, {*self.children(parent)} - ending):
-                        break
-                    ending.add(parent)
-        except OSError:  # one has just exited, or is hidden
-            return False
+        ending, first = {*pids}, _session_of(1)
+        for pid in (pid for pid in pids if _has_own_pids() and _session_of(pid) == first):
+            line = [self.process(each) for each in (pid, *self.parents(pid))]
+            for child, parent in zip(line, line[1:]):
+                if child is None or parent is None or _is_job(child, parent):
+                    break
+                if first in map(_session_of, {*self.children(parent.pid)} - ending):
+                    break
+                ending.add(parent.pid)
         return 1 in ending
 
     def state(self, pid: int) -> str:
@@ -2226,6 +2231,11 @@ def _is_shell(program: str) -> bool:
     return program.lstrip("-").lower().partition(".exe")[0] in _SHELLS
 
 
+def _is_job(child: _Process, parent: _Process) -> bool:
+    """Whether an interactive shell runs it: in a process group of its own, which a script does not make."""
+    return _is_shell(parent.name) and (parent.group is None or parent.group != child.group)
+
+
 def _would_end_too(look: _Look, options: _Options) -> str | None:
     """What else would end with the holders and their descendants: a terminal, or a port that was not named."""
     system, named = look.system, {look.port, *options.ports}
@@ -2508,8 +2518,7 @@ class _Freeing:
             for child, parent in zip(line, line[1:]):
                 if child is None or parent is None or parent.zombie or parent.pid in (1, *look.ancestry.pids):
                     break
-                shell = _is_shell(parent.name) and (parent.group is None or parent.group != child.group)
-                if shell or parent.kernel or parent.name in ("systemd", "launchd", "init"):
+                if _is_job(child, parent) or parent.kernel or parent.name in ("systemd", "launchd", "init"):
                     break
                 found.append(_Pin(parent.pid, parent.start, None))
         return found

@@ -732,8 +732,9 @@ def _run(call: SimpleNamespace) -> int:
     import shlex
 
     top = getcwd()
-    if not environ.get("ENVIRONMENT"):
-        environ.update((name, text) for name, text in _variables(".env").items() if name == "ENVIRONMENT")
+    stage = _variables(".env").get("ENVIRONMENT")
+    if stage and not environ.get("ENVIRONMENT"):
+        environ["ENVIRONMENT"] = stage
     warnings.simplefilter("ignore")  # those of the modules here are for their server to show
     found = _chosen(call)
     where = Endpoint(call.host, _port(call.port or found.port))
