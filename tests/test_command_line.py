@@ -67,7 +67,7 @@ NO_PORTS = ["0", "-1", "65536", "http", "", "80.5", "²", "3010-3000", "3000-", 
 @pytest.mark.parametrize(("words", "hint"), [
     *((f"{verb}{wrong}", "' is neither a port nor a verb") for verb in ("", "check ", "free ") for wrong in NO_PORTS),
     ("check http", "'http' is neither a port nor a verb or option; a port is a number from 1 to 65535, a range is 3"),
-    ("free 80 -x", "'-x' is neither a port nor a verb or option; no verb has this option"), ("kill -9 80", "with -s 9"),
+    ("free 80 -x", "'-x' is neither a port nor a verb or option; no verb has this option"), ("kill -9 80", "; a signal is named with -s 9"),
     ("fre 80", "'fre' is neither a port nor a verb or option; did you mean free?"), ("free 80 --for", "mean --force?"),
     ("free 80 --jsn=yes", "did you mean --json?"), ("free", ": type port_manager.py free PORT..., such as 8000"),
     ("free 80 --grace 1e3", "--grace: '1e3' is not a number of seconds"), ("free 80 --grace=", "a value, SECONDS"),

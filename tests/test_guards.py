@@ -368,6 +368,8 @@ def test_a_client_whose_own_end_is_our_port_is_named_and_lives(ports, hold, said
     for server in servers:
         assert bool(server.alive()) is ("listen" in beside)
         assert (f"Successfully killed process {server.pid}" in said()) is ("reuse" in beside)
+    client.end()
+    assert ensure_port_available(port) is False and "The system is still closing connections of a former" in said()
 
 
 @pytest.mark.parametrize(("asked", "dies", "lives"), [

@@ -156,6 +156,9 @@ def test_proc_net():
     assert len([*lines]) == 4  # listeners come first, and the kernel need not show the rest
     assert [row.inode for row in seam.parse("proc_net", samples.PROC_NET.splitlines(), True)] == [73, 74, 75]
     assert [row.inode for row in seam.parse("proc_net", samples.PROC_NET.replace(" 73 ", " 7٣ ").splitlines())] == [74]
+    whole, cut = (samples.PROC_NET.replace("0100007F:1F40", end) for end in (4 * "B80D0120" + ":1F40", "0100007F:1F4"))
+    assert seam.parse("proc_net", whole.splitlines())[0].address == "2001:db8:2001:db8:2001:db8:2001:db8"
+    assert [row.inode for row in seam.parse("proc_net", cut.splitlines())] == [74]
     for text in mangled(samples.PROC_NET):
         for row in seam.on(PORT, seam.parse("proc_net", text.splitlines())):
             assert (row.port, row.listening, row.pid) == (PORT, True, None)
@@ -175,7 +178,7 @@ def test_sock_diag(monkeypatch):
     another_family = SOCK_DIAG[:16] + b"\1" + SOCK_DIAG[17:]
     assert finished is True and seam.parse("sock_diag", another_family) == (rows[1:], True)
     # NLMSG_ERROR; the kernel's module for TCP cannot be loaded
-    for garbage in (struct.pack("=IH90x", 96, 2), SOCK_DIAG[:-4] + struct.pack("=i", -2)):
+    for garbage in (struct.pack("=IH90x", 96, 2), SOCK_DIAG[:-4] + struct.pack("=i", -1)):
         with pytest.raises(ValueError, match="sock_diag"):
             seam.parse("sock_diag", garbage)
     monkeypatch.delattr(socket, "AF_NETLINK", raising=False)

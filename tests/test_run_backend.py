@@ -168,6 +168,7 @@ FOLDERS = [
     ("manage.py runserver 0.0.0.0:§", {**DJANGOS, "seed.py": "from django.core.management import call_command\n"}),
     ("-m litestar --app app:app run --host 0.0.0.0 --port §", {"app.py": "import litestar as l\napp = l.Litestar()"}),
     ("-m sanic app:app --host 0.0.0.0 --port § --fast", {"app.py": SANIC}, "--fast"),
+    ("-m sanic --factory app:make --host 0.0.0.0 --port §", {"app.py": "from sanic import *\ndef make(): return Sanic()"}),
     ("gunicorn app:server", {"app.py": DASH + "server = app.server\n"}),
     *(("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}, words) for words in ("", "app:app.server")),
     ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", APP, "--debug"),
@@ -319,7 +320,8 @@ STOPS_NOBODY = [
     *((2, "run_backend: a value is missing after --host or --port, or a command after --\n", {}, words)
       for words in ("--port", "--port ''", "--host -- true", "--")),
     *((2, f"run_backend: {word!r} is not an app; {NO_APP}\n", {"manage.py": DJANGO}, words) for word, words in [
-      ("9000", "9000"), ("npm", "npm run dev"), ("runserver", "manage.py runserver 90"), ("a:b", "a:b -- true")]),
+      ("9000", "9000"), ("npm", "npm run dev"), ("runserver", "manage.py runserver 90"), ("a:b", "a:b -- true"),
+      ("--reload", "--reload -- true")]),
     (1, "There is no My Shop in this folder", {"manage.py": DJANGO}, "APP='My Shop'"),
     # the module is imported before the port is freed
     *((1, f"{error}\n", {"wsgi.py": f"{WSGI}raise {crash}"}, "", "") for error, crash in [
@@ -424,6 +426,7 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     ("5006", "", OF_5006),
     ("5007", "", {**APP, "Procfile": "web: gunicorn app:app -b :${PORT:-5007}"}),
     ("5008", "", {**APP, ".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008"}),
+    ("8000", "", {**APP, ".flaskenv": "FLASK_APP=app"}),
     ("5009", "", {**APP, "Procfile": "web: FLASK_APP=app flask run -p 5009"}),
     ("5010", "", {**APP, "Procfile": "web: python run_backend.py app:app --port 5010"}),
     ("5011", "", {"Procfile": f"web: {sys.executable} -m this -p 5011"}),

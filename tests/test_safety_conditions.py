@@ -216,7 +216,8 @@ def test_a_parent_that_is_hidden_is_not_one_that_ended(begun):
     (None, -1, "it could not be looked at"),
     ({"started": None}, 1000.0, "it may be one of our own ancestors"),
     ({"started": 1000.0}, 1000.0, "it may be one of our own ancestors"),
-    ({"leader": True, "name": "-zsh"}, -1, "it runs on a terminal of its own"),
+    *(({"leader": True, "name": name}, -1, "it runs on a terminal of its own")
+      for name in "-zsh bash fish sh dash ksh tcsh csh ash nu xonsh elvish pwsh".split()),
 ])  # fmt: skip
 def test_what_is_told_of_a_holder_keeps_it_alive(port, hold, monkeypatch, said, sent, changes, oldest, sentence):
     held, real = hold((MINE, port)), seam.reader("linux")
