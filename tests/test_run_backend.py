@@ -168,7 +168,7 @@ FOLDERS = [
     ("manage.py runserver 0.0.0.0:§", {**DJANGOS, "seed.py": "from django.core.management import call_command\n"}),
     ("-m litestar --app app:app run --host 0.0.0.0 --port §", {"app.py": "import litestar as l\napp = l.Litestar()"}),
     ("-m sanic app:app --host 0.0.0.0 --port § --fast", {"app.py": SANIC}, "--fast"),
-    ("-m sanic --factory app:make --host 0.0.0.0 --port §", {"app.py": "from sanic import *\ndef make(): return Sanic()"}),
+    ("-m sanic --factory m:make --host 0.0.0.0 --port §", {"m.py": "import sanic\ndef make():\n return sanic.Sanic()"}),
     ("gunicorn app:server", {"app.py": DASH + "server = app.server\n"}),
     *(("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}, words) for words in ("", "app:app.server")),
     ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", APP, "--debug"),

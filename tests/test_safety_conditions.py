@@ -217,7 +217,7 @@ def test_a_parent_that_is_hidden_is_not_one_that_ended(begun):
     ({"started": None}, 1000.0, "it may be one of our own ancestors"),
     ({"started": 1000.0}, 1000.0, "it may be one of our own ancestors"),
     *(({"leader": True, "name": name}, -1, "it runs on a terminal of its own")
-      for name in "-zsh bash fish sh dash ksh tcsh csh ash nu xonsh elvish pwsh".split()),
+      for name in ("-zsh", "bash", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu", "xonsh", "elvish", "pwsh")),
 ])  # fmt: skip
 def test_what_is_told_of_a_holder_keeps_it_alive(port, hold, monkeypatch, said, sent, changes, oldest, sentence):
     held, real = hold((MINE, port)), seam.reader("linux")
