@@ -594,8 +594,8 @@ def _wildcard_is_dual() -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------
-# Tools: started by full path, with a time limit. Each parser is a pure function. It returns None for a text
-# that is not its tool's output: "cannot tell" does not mean "no process".
+# Tools: only _run starts one, by its full path and with a time limit. Each parser is a pure function. It returns
+# None for a text that is not its tool's output: "cannot tell" does not mean "no process".
 # ----------------------------------------------------------------------------------------------------
 
 
@@ -925,7 +925,7 @@ class _System:
         return {}
 
     def folder(self, pid: int, cwd: str) -> str | None:
-        """The working directory of a process (of a removed one, what is left above); None: out of reach from here."""
+        """The working directory of a process, even if it was removed; None: out of reach from here."""
         return os.path.realpath(cwd)
 
     def parents(self, pid: int | None) -> list[int]:
@@ -991,7 +991,10 @@ class _System:
         return bool(pin and self.has_exited(pin))
 
     def has_exited(self, pin: _Pin) -> bool | None:
-        """Whether a pinned process has ended (a zombie has, although kill() still succeeds); None: cannot tell."""
+        """Whether a pinned process has ended, even if its PID is used again since; None: cannot tell.
+
+        A zombie has ended, although kill() still succeeds.
+        """
         if pin.handle is not None:
             return self.wait([pin.handle], 0)
         processes = self.read(pin.pid)
@@ -1385,11 +1388,8 @@ class _Linux(_System):
     def folder(self, pid: int, cwd: str) -> str | None:
         link = f"/proc/{pid}/cwd"
         path = os.readlink(link)
-        if os.path.exists(path) or not path.endswith(" (deleted)"):
-            return path if os.path.samefile(link, path) else None
-        while not os.path.isdir(path):
-            path = os.path.dirname(path)
-        return path
+        removed = path.endswith(" (deleted)") and not os.path.exists(path)
+        return path if removed or os.path.samefile(link, path) else None
 
     def open(self, pid: int) -> int | None:
         try:
