@@ -772,32 +772,39 @@ def _parse_lsof(text: str) -> _MaybeSockets:
 
 
 def _ask_macos(port: int | None) -> _MaybeSockets:
-    """macOS: lsof, and netstat for whether ``::`` also takes IPv4."""
-    rows = _ask_lsof(port)
-    if not rows or all(row.address != "::" for row in rows):
-        return rows
-    kinds = _parse_netstat_bsd(_output("netstat", "-an", "-p", "tcp"))
-    return [row._replace(v6only=kinds.get(row.port)) if row.address == "::" else row for row in rows]
+    """macOS: lsof, which hides other users' processes; netstat lists every listener, and whether ``::`` takes IPv4."""
+    rows, table = _ask_lsof(port), _parse_netstat_bsd(_output("netstat", "-an", "-p", "tcp"))
+    if rows is None or table is None:
+        return None
+    kinds = [{each.v6only for each in table if each[:2] == row[:2]} for row in rows]
+    rows = [row._replace(v6only=kind.pop() if len(kind) == 1 else None) for row, kind in zip(rows, kinds)]
+    shown = {row[:2] for row in rows}
+    return rows + [row for row in table if row[:2] not in shown]
 
 
-def _parse_netstat_bsd(text: str) -> dict[int, bool]:
-    """For each port with a listener on ``::``, whether that is IPv6 only; ports with both kinds are left out."""
-    row = r" \d+ \d+ \*\.(?P<port>\d+) \S+ LISTEN(?!\S)"
-    v6only, dual = ({int(found["port"]) for found in _matches(kind + row, text)} for kind in ("tcp6", "tcp46"))
-    return {port: port in v6only for port in v6only ^ dual}
+def _parse_netstat_bsd(text: str) -> _MaybeSockets:
+    import re
+
+    row = r"(?P<v6only>tcp4|tcp46|tcp6) \d+ \d+ (?P<local>\S+) \S+ LISTEN(?!\S)"
+    return _listeners(row, "Proto Recv-Q", re.sub(r"\.(\d+)(?=\s)", r":\1", text))  # it writes 127.0.0.1.8000
+
+
+_MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 
 
 def _parse_ps(text: str, names: str = "") -> dict[int, _Process]:
-    """pid, ppid, pgid, stat, tty, user, lstart and command of every process; ``names`` has pid and program."""
+    """pid, ppid, pgid, state, tty, user, lstart and command of every process; ``names`` has pid and program."""
     programs = {row["pid"]: row["program"] for row in _matches(r"(?P<pid>\d+) (?P<program>.*\S)", names)}
-    # lstart: Mon Nov 23 10:15:00 2026; FreeBSD prints - for the kernel's own processes
+    # lstart: Mon Nov 23 10:15:00 2026, here without the names of day and month, which strptime expects in the language
+    # of this process; FreeBSD prints - for the kernel's own processes
     keys = r"(?P<pid>\d+) (?P<parent>\d+) (?P<group>\d+) (?P<state>\S+) (?P<tty>\S+) (?P<user>\S+)"
     processes = {}
-    for row in _matches(keys + r" (?P<start>-|\S+ \S+ \S+ \S+ \S+)(?P<command> .*|)$", text):
+    for row in _matches(keys + r" (?P<start>-|\S+ (?P<month>\S+) (?P<rest>\S+ \S+ \S+))(?P<command> .*|)$", text):
         pid, parent, group = (int(row[key]) for key in ("pid", "parent", "group"))
         command, tty, start = _clean(row["command"].strip()), row["tty"].strip("?-"), row["start"].lstrip("-")
         try:
-            started = time.mktime(time.strptime(start, "%a %b %d %H:%M:%S %Y")) if start else 0.0
+            month = f"{_MONTHS.index(row['month']) // 3 + 1} {row['rest']}" if start else ""
+            started = time.mktime(time.strptime(month, "%m %d %H:%M:%S %Y")) if start else 0.0
         except (ValueError, OverflowError):
             continue
         program = programs.get(row["pid"]) or command.split(" ", 1)[0]
@@ -945,6 +952,16 @@ class _System:
         found = [*pids]
         for pid in found:  # grows while it is read
             found += [child for child in self.children(pid) if child not in found]
+        return found
+
+    def started_by(self, pid: int | None) -> list[_Process]:
+        """A process and its ancestors, up to the one that is a job of an interactive shell."""
+        line = [self.process(each) for each in (pid, *self.parents(pid))]
+        found: list[_Process] = []
+        for process in line:
+            if process is None or (found and _is_job(found[-1], process)):
+                break
+            found.append(process)
         return found
 
     def ancestry(self) -> _Ancestry:
@@ -1096,7 +1113,7 @@ class _System:
 
     def protects(self, holder: Holder) -> str | None:
         """Why a process is protected because of its name or PID; None: it is not."""
-        if holder.name.startswith(("qemu-system", "qemu-kvm")):
+        if holder.name.startswith(("qemu-system", "qemu-kvm", "QEMULauncher")):
             return _MACHINE
         system = f"PID {holder.pid} is the system itself" if holder.pid in self.first_pids else None
         return self.forwarders.get(holder.name.lower(), system)
@@ -1449,10 +1466,7 @@ class _Linux(_System):
         """That is so if it has no other child in its session (docker exec starts another session)."""
         ending, first = {*pids}, _session_of(1)
         for pid in (pid for pid in pids if _has_own_pids() and _session_of(pid) == first):
-            line = [self.process(each) for each in (pid, *self.parents(pid))]
-            for child, parent in zip(line, line[1:]):
-                if child is None or parent is None or _is_job(child, parent):
-                    break
+            for parent in self.started_by(pid)[1:]:
                 if first in map(_session_of, {*self.children(parent.pid)} - ending):
                     break
                 ending.add(parent.pid)
@@ -1655,7 +1669,7 @@ class _BSD(_System):
     shadows: Mapping[str, str] = {"0.0.0.0": "127.0.0.1", "127.0.0.1": "0.0.0.0", "::": "::1", "::1": "::"}
 
     def read(self, pid: int) -> _Processes:
-        keys = ("pid", "ppid", "pgid", "stat", "tty", "user", "lstart", "command")
+        keys = ("pid", "ppid", "pgid", "state", "tty", "user", "lstart", "command")
         options = [word for key in keys for word in ("-o", f"{key}=")]  # FreeBSD reads all after a = as a heading
         # The second ps lists the programs, whose names may contain blanks.
         return _parse_ps(_output("ps", "-axww", *options), _output("ps", "-axww", "-o", "pid=", "-o", "comm="))
@@ -1706,20 +1720,32 @@ class _MacOS(_BSD):
     forwarders: Mapping[str, str] = {
         **_FORWARDERS,
         "controlcenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it "
-        "off in System Settings, General, AirDrop & Handoff",
-        "launchd": "it keeps the port for a service; launchctl list names it, launchctl bootout ends it",
+        "off in System Settings, General, AirDrop & Handoff (or Continuity)",
+        "launchd": "it keeps the port for a job whose property list names the port; launchctl bootout ends that job",
     }
 
     def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
+        """Also launchd, as an ancestor: its job may be a script that restarts the server."""
         found = super().managed_by(holder, port, pids)
-        jobs = (line.split(None, 2) for line in _output("launchctl", "list").splitlines())
-        label = next((_clean(job[2]) for job in jobs if job[:1] == [str(holder.pid)] and job[2:]), "")
-        if found or not label:
+        if found or holder.pid is None:
             return found
-        if label.startswith("application."):
-            return Manager("the desktop, as an application,", "")
-        domain = "system" if self.is_superuser() else f"gui/{os.getuid()}"
-        return Manager("launchd", f"launchctl bootout {domain}/{label}")
+        jobs = self.jobs()
+        for process in self.started_by(holder.pid) if jobs else ():
+            domain, label = jobs.get(str(process.pid), ("", ""))
+            if label[:12] != "application." and label:
+                return Manager("launchd", f"launchctl bootout {_quoted(f'{domain}/{label}')}")
+            if label and process.pid == holder.pid:  # a terminal is one, too, and not what is started in it
+                return Manager("the desktop, as an application,", "")
+        return None if jobs else Manager("launchd, perhaps (launchctl list does not answer),", "")
+
+    def jobs(self) -> dict[str, tuple[str, str]]:
+        """The domain and the label of launchd's jobs, by PID; over ssh and in tmux, ``list`` shows not all of them."""
+        domains = ["system"] if self.is_superuser() else [f"gui/{os.getuid()}", f"user/{os.getuid()}"]
+        found: dict[str, tuple[str, str]] = {}
+        for domain, *words in (*((each, "print", each) for each in domains), (domains[0], "list")):
+            rows = (line.split(None, 2) for line in _output("launchctl", *words).splitlines())
+            found.update((row[0], (domain, row[2])) for row in rows if len(row) == 3 and row[0] not in found)
+        return found
 
 
 # Windows: its own tables, with the layouts from its headers. A table points into its own buffer, so a parser also
@@ -1815,15 +1841,15 @@ class _Windows(_System):
         return [row._replace(pid=pid) for row in rows for pid in self.heirs(row.pid)]
 
     def heirs(self, owner: int | None) -> Iterable[int | None]:
-        """The owner; if it has ended, its children, which inherited the handle.
+        """The owner; if it has ended, the workers that it passed the socket on to, as multiprocessing starts them.
 
-        If the children run different programs, one may be the child of an earlier process with that PID.
+        Any other child may be one that has no socket, or the child of an earlier process with that PID.
         """
         if owner is None or owner in self.known or not self.known:
             return [owner]
-        heirs = {each.pid: each.name for each in self.known.values() if self.born_of.get(each.pid) == owner}
-        programs = {*heirs.values()} - {"conhost.exe"}
-        return [pid for pid in heirs if heirs[pid] in programs] if len(programs) == 1 else [None]
+        children = (each for each in self.known.values() if self.born_of.get(each.pid) == owner)
+        mark = f"spawn_main(parent_pid={owner},"
+        return [child.pid for child in children if mark in self.describe(child).command] or [None]
 
     def read(self, pid: int) -> _Processes:
         """Every process of the machine: one table has them all."""
@@ -1879,6 +1905,13 @@ class _Windows(_System):
 
     def is_superuser(self) -> bool:
         return False
+
+    def managed_by(self, holder: Holder, port: int, pids: _Pids) -> Manager | None:
+        line = self.started_by(holder.pid)
+        for child, parent in zip(line, line[1:]):  # svchost.exe also starts what a user's task or desktop asks for
+            if parent.name.lower() == "services.exe" and child.name.lower() != "svchost.exe":
+                return Manager("Windows, as a service,", "")
+        return super().managed_by(holder, port, pids)
 
     def me(self) -> str:
         return os.getlogin()
@@ -2514,11 +2547,10 @@ class _Freeing:
         """
         found = []
         for root, _ in _families(look.holders):
-            line = [look.system.process(pid) for pid in (root.pid, *look.system.parents(root.pid))]
-            for child, parent in zip(line, line[1:]):
-                if child is None or parent is None or parent.zombie or parent.pid in (1, *look.ancestry.pids):
+            for parent in look.system.started_by(root.pid)[1:]:
+                if parent.zombie or parent.kernel or parent.pid in (1, *look.ancestry.pids):
                     break
-                if _is_job(child, parent) or parent.kernel or parent.name in ("systemd", "launchd", "init"):
+                if parent.name in ("systemd", "launchd", "init"):
                     break
                 found.append(_Pin(parent.pid, parent.start, None))
         return found
@@ -2575,7 +2607,7 @@ def _ensure(port: int, host: str, options: _Options) -> PortResult:
         _say(INFO, "Attempting to free up port...")
         result = _Freeing(port, host, options).run()
         if result.reason:
-            _complain(obstacle.reason if obstacle.error == "10013" else result.reason)
+            _complain(obstacle.reason if obstacle.error == "10013" and not result.holders else result.reason)
     if result.available:
         _say(INFO, f"✅ Port {port} is now available")
     elif options.starting:

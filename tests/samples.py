@@ -62,6 +62,9 @@ com.docker.backend run
   815     1   815 S    ??       alice Mon Nov 23 08:12:00 2026 /usr/bin/python3 /opt/homebrew/bin/supervisord -n
   816   815   815 S    ??       alice Mon Nov 23 08:12:00 2026 /opt/homebrew/bin/node api.js
   817     1   817 S    ??       alice Mon Nov 23 08:12:00 2026 ssh: /Users/alice/.colima/ssh.sock [mux]
+  818     1   818 Ss   ??       alice Mon Nov 23 08:12:00 2026 /bin/sh /opt/homebrew/bin/mysqld_safe
+  819   818   818 S    ??       alice Mon Nov 23 08:12:01 2026 /opt/homebrew/bin/mysqld --port=8000
+  820   700 38146 S    ??       alice Mon Nov 23 09:30:00 2026 /usr/bin/python3 started/without/a/shell.py
   666   701 38146 Z+   ttys001  alice Mon Nov 23 09:31:00 2026 (python3)
 garbage
 """
@@ -79,17 +82,22 @@ PID\tStatus\tLabel
 813\t0\torg.x y\x1b[2J
 814\t0\tapplication.com.docker.docker.1.2
 501\t0\tapplication.org.mozilla.firefox.123.456
+700\t0\tapplication.com.apple.Terminal.1.2
 """
+LAUNCHCTL_PRINT = "user/501 = {\n\tservices = {\n\t\t  0   - \tx\n\t\t   818   - \thomebrew.mxcl.mysql\n\t}\n}\n"
 NETSTAT_BSD = """\
 Active Internet connections (including servers)
 Proto Recv-Q Send-Q  Local Address          Foreign Address        (state)
-tcp46      0      0  *.8000                 *.*                    LISTEN
+tcp4       0      0  *.8000                 *.*                    LISTEN
 tcp6       0      0  *.8001                 *.*                    LISTEN
-tcp4       0      0  *.8002                 *.*                    LISTEN
+tcp4       0      0  127.0.0.1.8002         *.*                    LISTEN
 tcp46      0      0  *.8003                 *.*                    LISTEN
 tcp6       0      0  *.8003                 *.*                    LISTEN
 tcp46      0      0  *.8004                 10.0.0.1.5             ESTABLISHED
 udp46      0      0  *.8005                 *.*
+tcp46      0      0  *.8006                 *.*                    LISTEN
+tcp46      0      0  *.8007                 *.*                    LISTEN
+tcp4       0      0  *.8007                 *.*                    LISTEN
 """
 
 # FreeBSD

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(struct.calcsize("P") != 8, reason="the layouts a
 PORT, PID, ME = 8000, 38144, 9999
 ALICE, SYSTEM = "S-1-5-21-397955417-626881126-188441444-1010", "S-1-5-18"
 BEGUN = 134401184012447350  # in 100 ns since 1601
+SPAWNED = 'python.exe "-c" "from multiprocessing.spawn import spawn_main; spawn_main(parent_pid=%d, pipe_handle=4)"'
 
 
 def text_at(place, text):
@@ -190,7 +191,10 @@ def test_the_python_of_a_virtual_environment_is_no_master(windows):
     assert preview_port(PORT).would_stop == [PID]
 
 
-def test_a_take_over(windows, said):
+@pytest.mark.parametrize("parent", ["svchost.exe", "cmd.exe"])
+def test_a_take_over(windows, said, parent):
+    """A task or a shell over ssh is no service, though one has started it."""
+    windows.processes.update({8: (4, 60, "services.exe"), 9: (8, 60, parent), PID: (9, BEGUN, "服务器.exe")})
     plan = "asked to stop (forced at once if it cannot be asked), forced after 5 s"
     assert preview_port(PORT).plan == f"stop {PID}: {plan}" and windows.asked == []
     assert ensure_port_available(PORT) is True
@@ -202,7 +206,7 @@ def test_a_take_over(windows, said):
 
 def test_an_heir_of_the_holder_goes_after_it(windows):
     """Of an owner that has ended, the system still tells the PID."""
-    windows.processes[8], windows.users[8] = (PID, BEGUN + 1, "python.exe"), ALICE
+    windows.processes[8], windows.users[8], windows.commands[8] = (PID, BEGUN + 1, "python.exe"), ALICE, SPAWNED % PID
     windows.taskkill = [lambda: windows.force(PID), lambda: windows.force(pid=8)]
     assert ensure_port_available(PORT) is True
     assert windows.asked == [f"taskkill.exe /PID {PID}", "taskkill.exe /PID 8"]
@@ -231,6 +235,8 @@ def test_a_reserved_range_has_no_holder(windows, said, monkeypatch):
     seam.stand_in(monkeypatch, "bind", lambda *_: error)
     assert ensure_port_available(PORT) is False
     assert "❌ Windows forbids port 8000 (error 10013)" in said() and "excludedportrange" in said()
+    windows.held_by(4)
+    assert ensure_port_available(PORT) is False and "it is the Windows kernel" in said().splitlines()[-2]
 
 
 CHANGES = {  # whom a change of the machine leaves alone, and why
@@ -239,6 +245,8 @@ CHANGES = {  # whom a change of the machine leaves alone, and why
     "not told": (lambda w: w.held_by(None), "to find out: as an administrator, python port_manager.py check 8000"),
     "an ancestor": (lambda w: w.held_by(700), "it is an ancestor of this process"),
     "a service": (lambda w: w.processes.update({PID: (700, 80, "svchost.exe")}), "it is a service of Windows"),
+    "of a service": (lambda w: w.processes.update({8: (4, 60, "Services.exe"), 9: (8, 60, "nssm.exe"), PID: (
+        9, BEGUN, "node.exe")}), "Windows, as a service, runs it; stop it there"),
     "another's": (lambda w: w.users.update({PID: SYSTEM}), f"it belongs to user {SYSTEM}; only that user should"),
     "may not be opened": (lambda w: w.users.pop(PID), "it cannot be told whose it is"),
     "its token is refused": (lambda w: w.users.update({PID: ""}), "it cannot be told whose it is"),
@@ -297,15 +305,13 @@ def test_the_tables_of_both_families(windows, tables, ipv6, found):
     assert windows.asked == ["NETSTAT.EXE -ano"] * (None in found.values())
 
 
-@pytest.mark.parametrize(("rows", "pids"), [
-    ([(8, PID, "python.exe"), (12, PID, "python.exe"), (16, 700, "python.exe")], [8, 12]),
-    ([(8, PID, "python.exe"), (12, PID, "conhost.exe")], [8]),
-    ([(8, PID, "python.exe"), (12, PID, "node.exe")], [None]),
-    ([(500, 4, "explorer.exe")], [None]),
-    ([], [PID]),
-], ids=["its heirs", "no console", "several programs", "no heir", "cannot be read"])  # fmt: skip
-def test_the_heirs_of_an_owner_that_has_ended(windows, rows, pids):
-    windows.processes = {pid: (parent, 5, name) for pid, parent, name in rows}
+@pytest.mark.parametrize(("children", "pids"), [  # the parent, and whose worker it says that it is
+    ({8: (PID, PID), 12: (PID, PID), 16: (4, PID), 20: (PID, 4)}, [8, 12]), ({8: (PID, PID * 10)}, [None]), ({}, [PID])
+], ids=["its workers", "another's", "cannot be read"])  # fmt: skip
+def test_the_heirs_of_an_owner_that_has_ended(windows, children, pids):
+    windows.processes = {pid: (parent, 5, "python.exe") for pid, (parent, _) in children.items()}
+    windows.users = dict.fromkeys(children, ALICE)
+    windows.commands = {pid: SPAWNED % named for pid, (_, named) in children.items()}
     assert [each.pid for each in seam.sockets("windows", PORT)] == pids
 
 
