@@ -24,7 +24,7 @@ from functools import lru_cache
 from glob import escape, glob
 from importlib.machinery import PathFinder
 from itertools import accumulate, islice
-from os import chdir, curdir, environ, getcwd, listdir, sep
+from os import chdir, curdir, environ, getcwd, sep
 from os.path import abspath, basename, dirname, isdir, isfile, relpath
 from posixpath import join  # on Windows, too
 from types import SimpleNamespace
@@ -97,7 +97,7 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 
 # fastapi's and flask's own search, and ours: the first of these that has an app is taken.
 CONVENTIONS = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
-               "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py")  # fmt: skip
+               "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py", "manage.py")  # fmt: skip
 USUAL = {"__main__.py", *map(basename, CONVENTIONS)}
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
 BESIDE = ("backend", "server")  # folders that are no packages: another program than the one at the top lives there
@@ -208,6 +208,7 @@ class _Module:
         self.imports: dict[str, str] = {}  # by name: shop.create_app, .db
         self.bound: dict[str, list[Any]] = {}  # by name: the statements, the last one first
         self.known: dict[str, Found | None] = {}
+        self.main: list[ast.stmt] = []  # the statements that run only when it is started as a script
         tree = ast.parse("")
         try:
             tree = ast.parse(self.source, path)
@@ -216,7 +217,7 @@ class _Module:
         every = [*ast.walk(tree)]
         for node in every:
             if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
-                node.body = []  # no server runs that
+                self.main, node.body = node.body, []
             elif isinstance(node, IMPORTS):
                 place = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
                 self.imports.update((alias.asname or alias.name, place + alias.name) for alias in node.names)
@@ -234,6 +235,11 @@ class _Module:
         """The first call among these nodes that runs a server until it ends."""
         calls = (self.name(node) for node in nodes if isinstance(node, ast.Call))
         return next(filter(re.compile(RUNS).search, calls), "")
+
+    def sets_up(self, name: str) -> bool:
+        """Whether it sets the app of this name up only when it is started as a script, before that runs it."""
+        calls = (step for step in self.main if isinstance(step, ast.Expr) and not self._run_by(ast.walk(step)))
+        return any(isinstance(node, ast.Name) and node.id == name for call in calls for node in ast.walk(call))
 
     def name(self, node: Any) -> str:
         """The full name of what an expression names or calls."""
@@ -279,10 +285,9 @@ class _Module:
         """The folder in which the imports begin: the top one, unless only a lower one has the imported modules."""
         names = {name.partition(".")[0] for name in self.imports.values()}
         for folder in _folders(self.path):
-            here = {name.replace(".py", "") for name in listdir(folder or curdir)}
-            if folder and names & here:
+            if folder and names & _importable(folder):
                 return folder
-            names -= here
+            names -= _importable(folder)
         return ""
 
 
@@ -337,6 +342,12 @@ def _folders(path: str) -> list[str]:
     return ["", *accumulate(path.split("/")[:-1], join)]
 
 
+@lru_cache(maxsize=None)
+def _importable(folder: str) -> set[str]:
+    """The names of the modules in a folder; all else has no name that an import could have."""
+    return {basename(path).replace(".py", "") for path in glob(join(escape(folder), "*"))}
+
+
 # ----------------------------------------------------------------------------------------------------
 # The guess: the only app of the first place that has one; else all that could be typed
 # ----------------------------------------------------------------------------------------------------
@@ -378,8 +389,15 @@ def _candidates(paths: list[str], skipped: str) -> list[Found]:
     """The apps and programs of these modules; a package hides the module of its name."""
     sources = (path.replace(sep, "/") for path in paths if path.endswith(".py"))
     sources = (path for path in sources if not re.search(skipped, path) and not isfile(path[:-3] + "/__init__.py"))
-    modules = map(_read, islice(sources, MODULES))
+    modules = (module for module in map(_read, islice(sources, MODULES)) if not _is_stray(module))
     return [*filter(None, (_app_of(module) or _program_of(module) for module in modules))]
+
+
+def _is_stray(module: _Module) -> bool:
+    """Whether it belongs to a Django project that is not here."""
+    settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", module.source)
+    here = set().union(*map(_importable, [*_folders(module.path), "src"]))
+    return settings is not None and settings[1] not in here
 
 
 def _only_named(found: Found) -> bool:
@@ -416,7 +434,7 @@ def _app_of(module: _Module) -> Found | None:
     if path.endswith("manage.py") and "django.core.management" in module.source:
         return Found(app=path, kinds="django", why=f"Django's {path}")
     names = [name for name in (*NAMES, *module.bound) if name[0] != "_" and (path in CONVENTIONS or name in own)]
-    apps = [*filter(None, (_found(module, name) for name in names))]
+    apps = [*filter(None, (_found(module, name) for name in names if not module.sets_up(name)))]
     launched = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']""", module.source)  # uvicorn.run("app.main:app")
     if not apps and launched and _file_of(launched[2]) not in ("", path):
         return _named(launched[1])
@@ -470,7 +488,8 @@ def _named(word: str, options: Words = ()) -> Found:
     unknown = Found(app=f"{place}:{name or usual}", kinds=kinds, why="as named")
     if not path:
         package = place.partition(".")[0]  # "" above this folder
-        if not (re.search("--(app-dir|chdir|pythonpath)", str(options)) or (package and _interpreter(package))):
+        folders = take_options(options, "--app-dir --chdir --pythonpath")[0]
+        if not (any(map(isdir, folders)) or (package and _interpreter(package))):
             raise _CannotStart(f"There is no {word} in this folder")
         return unknown
     module = _read(path)

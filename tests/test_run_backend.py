@@ -94,6 +94,7 @@ ENTRY = {"pyproject.toml": "[tool.fastapi]\nx = [1]\nentrypoint = 'b:app'"}
 RUNS_ITSELF = f"import uvicorn\n{FASTAPI}{IF_MAIN}uvicorn.run(app)\n"
 CALLED_API = FASTAPI.replace("app =", "api =")
 GET_WSGI = "from django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()"
+SETTINGS = "import django.core.management, os\nos.environ.setdefault('DJANGO_SETTINGS_MODULE', 'shop.settings')\n"
 DJANGOS = {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}
 DASH = "from dash import Dash\napp = Dash('x')\n"
 UNGUARDED = "from bottle import Bottle, run\napp = Bottle()\nrun(app, port=8080)\n"
@@ -163,6 +164,8 @@ FOLDERS = [
     ("uvicorn main:app", {"main.py": RUNS_ITSELF}),
     ("gunicorn web:app", {"web.py": FLASK + "if __name__ == '__main__': app.run()\n"}),
     ("gunicorn web:application", {"web.py": "from bottle import default_app\napplication = default_app()\n"}),
+    ("gunicorn manage:app", {"shop/__init__.py": FLASK, "manage.py": f"from shop import app\n{IF_MAIN}app.run()\n"}),
+    ("manage.py runserver 0.0.0.0:§", {"manage.py": SETTINGS, "src/shop/settings.py": "", "a.py": ""}),
     ("gunicorn server:app", {"server.py": "import connexion\napp = connexion.App('x')\n"}),
     # frameworks with servers of their own
     ("manage.py runserver 0.0.0.0:§", {**DJANGOS, "seed.py": "from django.core.management import call_command\n"}),
@@ -260,6 +263,7 @@ STOPS_NOBODY = [
       {"main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"},
       {"main.py": FASTAPI.replace("app", "_app")},
       {"main.py": MAKE.replace("return", "app =")},
+      {f"{name}.py": f"{GET_WSGI}\n{SETTINGS}" for name in ("manage", "wsgi")},  # of a project that is not here
       {"jobs.py": "from celery import Celery\napp = Celery()\n"}]),
     (1, "run_backend.py -- python serve.py", {
       "serve.py": "from waitress import serve\nfrom shop import make\napp = make()\nserve(app.server, port=8049)\n",
@@ -288,6 +292,7 @@ STOPS_NOBODY = [
       ("python web.py", {"web.py": "import gradio as gr\nwith gr.Blocks() as demo:\n    pass\ndemo.launch()\n"}),
       ("python main.py", {"main.py": "from nicegui import app, ui\nui.run()\n"}),
       ("python app.py", {"app.py": FLASK + "app.run(debug=True)\n"}),
+      ("python app.py", {"app.py": f"{FLASK}{IF_MAIN}connect_to_db(app)\n    app.run()\n"}),  # only then
       ("python main.py", {"main.py": f"import uvicorn\n{FASTAPI}uvicorn.run('main:app', port=80)\n"}),
       ("python a/b/c/serve.py", {"a/b/c/serve.py": "with HTTPServer() as server:\n    server.serve_forever()\n"}),
       ("python -m shop.serve", {"shop/__init__.py": "", "shop/serve.py": "from . import app\nuvicorn.run(app)\n"}),
@@ -310,6 +315,7 @@ STOPS_NOBODY = [
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 1)", {"src/main.py": "app = = 1\n"}, "src.main:app"),
     (1, "main.py has no nope at its top", MAIN, "main:nope"),
     (1, "There is no mian:app in this folder", MAIN, "mian:app"),
+    (1, "There is no mian:app in this folder", {"Procfile": "web: gunicorn mian:app --pythonpath /no-such-folder"}),
     (1, "There is no ../main.py in this folder", MAIN, "../main.py"),
     *((1, "There is no nosuch.py in this folder", MAIN, f"{before} nosuch.py")
       for before in ("--reload", "--debug", "--factory", "--preload", "--app", "-A")),
