@@ -6,7 +6,7 @@ SS = """\
 LISTEN 0      128        127.0.0.1:8000       0.0.0.0:*    users:(("a",pid=51,fd=3),("a",pid=6,fd=3)) uid:1000 ino:73
 LISTEN 0      128            [::1]:8000          [::]:*    users:(("a\\",pid=1,fd=1",pid=52,fd=4)) ino:74 v6only:1 <->
 LISTEN 0      128                *:8000             *:*    users:(("node",pid=53,fd=4)) ino:75 sk:9 v6only:0 <->
-LISTEN 0      128        127.0.0.1:18000      0.0.0.0:*    users:(("python3",pid=54,fd=3)) ino:76
+LISTEN 0      128                *:18000            *:*    users:(("python3",pid=54,fd=3)) ino:76
 ESTAB  0      0          127.0.0.1:8000     127.0.0.1:5201 users:(("curl",pid=55,fd=3))
 """
 NET_TOOLS = """\

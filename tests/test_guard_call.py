@@ -44,7 +44,9 @@ ENDPOINTS = {
     "": [
         "tool uvicorn -x:app", "gunicorn main:app -b ''", "cp uvicorn a/b:c", "gunicorn main:app -b unix:/tmp/s",
         "uvicorn --help", "gunicorn main:app --print-config", "gunicorn main:app -cconf.py", "sh -c 'echo \"'",
-        "flask run --host unix:///tmp/f.sock", "docker run -p 8000:80 web uvicorn main:app --port 80",
+        "flask run --host unix:///tmp/f.sock", *(f"{elsewhere} web uvicorn main:app --port 80" for elsewhere in (
+            "docker run", "docker-compose exec", "podman run", "podman-compose run", "nerdctl run", "kubectl exec",
+            "vagrant ssh", "ssh")),
         "pip install uvicorn gunicorn", "PORT=9000 manage.py migrate", "LISTEN_FDS=1 gunicorn main:app",
         "GUNICORN_CMD_ARGS='--bind 127.0.0.1:9000 --workers 4' gunicorn main:app",
         "UVICORN_UDS=/tmp/s uvicorn main:app", "UVICORN_FD=3 uvicorn main:app", "GRANIAN_UDS=/tmp/s granian main:app",

@@ -47,7 +47,7 @@ def told(pid, address, v6only=None, port=PORT, **more):
 LISTINGS = [  # a tool, what it prints, and what is read there
     ("ss", samples.SS, [
         told(None, "127.0.0.1", uid=1000, inode=73), told(None, "::1", True, inode=74),
-        told(None, "::", False, inode=75), told(None, "127.0.0.1", None, 18000, inode=76),
+        told(None, "::", False, inode=75), told(None, "::", False, 18000, inode=76),
     ]),
     ("lsof", samples.LSOF_HELD, [told(38146, "0.0.0.0"), told(778, "::1", None, 18000)]),
     ("lsof", samples.LSOF_BOUND, [told(38146, "0.0.0.0", listening=False)]),
@@ -171,6 +171,7 @@ def test_sock_diag(monkeypatch):
     rng = random.Random(SEED)
     rows, finished = seam.parse("sock_diag", SOCK_DIAG)
     assert [(row.address, row.inode, row.v6only) for row in rows] == [("127.0.0.1", 73, None), ("::", 74, True)]
+    assert seam.parse("sock_diag", SOCK_DIAG[:-20]) == (rows, False)  # more is to come
     another_family = SOCK_DIAG[:16] + b"\1" + SOCK_DIAG[17:]
     assert finished is True and seam.parse("sock_diag", another_family) == (rows[1:], True)
     # NLMSG_ERROR; the kernel's module for TCP cannot be loaded
