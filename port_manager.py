@@ -773,7 +773,8 @@ def _parse_lsof(text: str) -> _MaybeSockets:
 
 def _ask_macos(port: int | None) -> _MaybeSockets:
     """macOS: lsof, which hides other users' processes; netstat lists every listener, and whether ``::`` takes IPv4."""
-    rows, table = _ask_lsof(port), _parse_netstat_bsd(_output("netstat", "-an", "-p", "tcp"))
+    rows = _ask_lsof(port)
+    table = None if rows is None else _parse_netstat_bsd(_output("netstat", "-an", "-p", "tcp"))
     if rows is None or table is None:
         return None
     kinds = [{each.v6only for each in table if each[:2] == row[:2]} for row in rows]
