@@ -353,10 +353,7 @@ def test_kernel_threads_live(said, sent):
 
 @pytest.mark.parametrize("beside", [None, {"reuse": False}, {"listen": False}], ids=["", "a listener", "only bound"])
 def test_a_client_whose_own_end_is_our_port_is_named_and_lives(ports, hold, said, beside, monkeypatch):
-    """Beside a server, which is stopped, the client alone still blocks the bind.
-
-    What is bound with SO_REUSEADDR and does not listen keeps nobody from the port, and is no holder.
-    """
+    """Beside a server, which is stopped, it still blocks the bind; what is only bound with SO_REUSEADDR does not."""
     seam.one_look(monkeypatch)
     port, other = ports(), ports()
     hold(other)
@@ -382,15 +379,16 @@ def test_a_client_whose_own_end_is_our_port_is_named_and_lives(ports, hold, said
 def test_only_what_conflicts_goes(port, hold, stays, asked, dies, lives, way, monkeypatch):
     """The bind address was ignored: a listener on another interface was taken for ours and killed."""
     if way == "proc_net":
-        seam.only(monkeypatch, "proc_net")
-    bystander = hold((lives[0], port), v6only=lives[1]) if lives else None
+        seam.stand_in(monkeypatch, "sock_diag", lambda *_: None)
+    bystanders = [hold((lives[0], port), v6only=lives[1])] if lives else []
     holder = hold((dies[0], port), v6only=dies[1])
+    bystanders += [hold((dies[0], 0), connect=(dies[0], port)), hold((dies[0], port), udp=True)]  # a client; not TCP
     if way == "proc_net" and dies == ("::", False):  # which does not tell that it takes IPv4, too
         told = f"it cannot be told whether its :: keeps {asked} from being bound; if it does: "
         stays(holder, port, f"{told}port_manager.py free {port} --host ::", host=asked)
         asked = "::"
     assert ensure_port_available(port, asked) is True and can_bind(port, asked) and holder.alive() == []
-    assert bystander is None or bystander.alive() == [bystander.pid]
+    assert [one.alive() for one in bystanders] == [[one.pid] for one in bystanders]
 
 
 # The environment, and policies

@@ -249,25 +249,6 @@ def test_a_terminal_below_a_holder_where_the_kernel_tells_no_children(port, hold
 # What is in the way, and what is not
 
 
-@pytest.mark.parametrize("told_by", ["netlink", "proc"])
-@apart
-def test_bystanders_of_every_kind_live(port, ports, hold, told_by):
-    other, held = ports(), hold((MINE, port))
-    hold((MINE, other))
-    bystanders = [
-        hold((MINE, 0), connect=(MINE, port)),  # a client
-        hold(("127.0.0.9", port), connect=(MINE, other), reuse=False),  # a client whose own end is the port
-        hold((MINE, port), udp=True),
-        hold(("127.0.0.2", port)),
-        hold(("127.0.0.3", port), listen=False, reuse=False),
-        hold(("::", port), v6only=True),
-    ]
-    if told_by == "proc":
-        refuse_call(1, *NETLINK)
-    assert ensure_port_available(port, MINE) is True
-    assert held.alive() == [] and [one.alive() for one in bystanders] == [[one.pid] for one in bystanders]
-
-
 @boxed
 def test_a_bind_to_the_wildcard_of_ipv6_does_not_meet_ipv4_where_the_system_says_so(hold):
     four, six = hold((MINE, 8000)), hold(("::1", 8000))
