@@ -304,16 +304,6 @@ def test_a_working_directory_that_was_removed(ports, hold, tmp_path):
     assert "it belongs to another project" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("mark", ["WERKZEUG_RUN_MAIN=true", "RUN_MAIN=true", ""])
-def test_a_reloaders_child_finds_its_port_available(port, hold, mark):
-    """As in a Flask script with app.run(debug=True): the parent has bound the port before its child asks for it."""
-    code = f"import port_manager; print(port_manager.ensure_port_available({port}))"
-    reloader = hold(port, runs=f"exec env PYTHONPATH={ROOT} {mark} {sys.executable} -c '{code}' 2>&1")
-    *said, answer = reloader.said.splitlines()
-    assert reloader.alive() == [reloader.pid] and (answer, said == []) == (("True", True) if mark else ("False", False))
-    assert mark or "it is an ancestor of this process" in "".join(said)
-
-
 def test_whose_port_is_that_of_a_reloader(port, hold, monkeypatch):
     """It may be a child's of the same parent, where that is seen; a stranger's is not, nor is his beside a child's."""
     reloader, read = hold(port, children=1, silent_parent=True), seam.reader("linux")
