@@ -1,8 +1,4 @@
-"""What keeps the wrong process alive, condition by condition: each test here fails when its condition is broken.
-
-Real processes and public calls, with few exceptions: a redesign changes little here. A test marked ``boxed`` runs in
-namespaces of its own, ``apart`` in a process of its own (see apart.py).
-"""
+"""What keeps the wrong process alive, condition by condition: each test here fails when its condition is broken."""
 
 import contextlib  # noqa: I001
 import ctypes
@@ -11,7 +7,6 @@ import json
 import os
 import pwd
 import resource
-import select
 import signal
 import socket
 import struct
@@ -363,12 +358,6 @@ def test_what_another_users_child_listens_on_is_not_told(said):
     give_up_rights()
     assert ensure_port_available(8000, MINE) is False and birth(pid)
     assert "stopping it would also close other ports, perhaps, which this system does not tell" in said()
-
-
-def test_a_module_without_poll(port, hold, monkeypatch):
-    monkeypatch.delattr(select, "poll")  # as eventlet.monkey_patch() does
-    held = hold((MINE, port))
-    assert ensure_port_available(port, MINE) is True and held.alive() == []
 
 
 @pytest.mark.parametrize("client", [False, True])

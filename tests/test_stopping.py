@@ -3,6 +3,7 @@
 import json  # noqa: I001
 import os
 import re
+import select
 import shlex
 import signal
 import socket
@@ -99,8 +100,11 @@ def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pin
     assert f"Process {held.pid} did not stop within 0.3 s: forced" in said()
 
 
-def test_who_has_no_handle_is_looked_at_again_soon():
+@pytest.mark.parametrize("poll", [True, False])
+def test_who_has_no_handle_is_looked_at_again_soon(monkeypatch, poll):
     """Only a handle wakes us up when its process exits: here a socket, of which nothing comes."""
+    if not poll:
+        monkeypatch.delattr(select, "poll")  # as eventlet.monkey_patch() does
     with socket.create_server(("127.0.0.1", 0)) as quiet:
         for handles, soon in (([None], True), ([quiet.fileno(), None], True), ([quiet.fileno()], False)):
             assert (timed(lambda: seam.sleep("linux", handles, 1))[1] < 0.9) is soon  # noqa: B023
