@@ -1,7 +1,4 @@
-"""Real process managers: what one runs is named with the command that stops it there, and nothing else dies.
-
-Real terminals and debuggers: what would end with a holder keeps it alive.
-"""
+"""Real process managers: what one runs is named with the command that stops it there, and nothing else dies."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ def test_pm2(call, home, away, ports):
     call("pm2", "start", "shell.sh", "--name", "script")
     wait_for(*place.values())
     files = [*(home / "pm2" / "pids").glob("*.pid"), home / "pm2" / "pm2.pid"]
-    with witness(**{file.stem: int(file.read_text()) for file in files}):
+    with witness(*(int(file.read_text()) for file in files)):
         for name, folder in itertools.product(place, (away, home)):
             answer = free(place[name], cwd=folder)
             answer.names(f"pm2 stop {shlex.quote(name)}")
