@@ -17,10 +17,6 @@ import pytest
 from .conftest import PATIENCE, PORT_MANAGER, ROOT, birth, eventually
 
 TOOL = (sys.executable, PORT_MANAGER)
-SERVE = (
-    "import http.server as h, sys; at = ('127.0.0.1', int(sys.argv[1]));"
-    "h.HTTPServer(at, h.SimpleHTTPRequestHandler).serve_forever()"
-)
 
 
 class Answer:

@@ -26,7 +26,6 @@ def tools(tmp_path, monkeypatch):
     """A maker of tools in a folder that comes first on PATH; they log how they were called."""
     folder, log = tmp_path / "bin", tmp_path / "calls"
     folder.mkdir()
-    log.touch()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
     def make(script, *names):

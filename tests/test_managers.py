@@ -14,7 +14,7 @@ import pytest
 
 from .apps import NODE
 from .conftest import LINUX, birth, can_bind, eventually
-from .scenes import SERVE, below, children, free, listening, needs, wait_for, witness
+from .scenes import below, children, free, listening, needs, wait_for, witness
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="who lives is asked of /proc")
 QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -22,9 +22,8 @@ QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": su
 
 @pytest.fixture(autouse=True)
 def programs(home):
-    """The servers that the managers run."""
+    """The server of node that the managers run."""
     (home / "server.js").write_text(NODE)
-    (home / "server.py").write_text(SERVE)
 
 
 @pytest.fixture
@@ -48,10 +47,11 @@ def call(home, monkeypatch):
 def test_pm2(call, home, away, ports):
     """In cluster mode PM2 itself holds the port; in fork mode an app does, or what that has started."""
     place = {name: ports() for name in ("api", "other", "worker", "my app", "script")}
-    (home / "shell.sh").write_text(f'"{sys.executable}" server.py {place["script"]}; true\n')
+    (home / "shell.sh").write_text(f'"{sys.executable}" -m http.server -b 127.0.0.1 {place["script"]}; true\n')
     for name, *instances in (("api", "-i", "2"), ("other", "-i", "1"), ("worker",)):
         call("pm2", "start", "server.js", "--name", name, *instances, PORT=str(place[name]))
-    call("pm2", "start", "server.py", "--name", "my app", "--interpreter", sys.executable, "--", str(place["my app"]))
+    serve = ["--interpreter", "none", "--", "-m", "http.server", "-b", "127.0.0.1", str(place["my app"])]
+    call("pm2", "start", sys.executable, "--name", "my app", *serve)
     call("pm2", "start", "shell.sh", "--name", "script")
     wait_for(*place.values())
     files = [*(home / "pm2" / "pids").glob("*.pid"), home / "pm2" / "pm2.pid"]
@@ -70,13 +70,13 @@ nodaemon=true
 [inet_http_server]
 port=127.0.0.1:{page}
 [program:web]
-command={python} server.py {web}
+command={python} -m http.server -b 127.0.0.1 {web}
 [program:worker]
-command={python} server.py {worker}
+command={python} -m http.server -b 127.0.0.1 {worker}
 [group:site]
 programs=worker
 [program:shell]
-command=sh -c '{python} server.py {shell}; true'
+command=sh -c '{python} -m http.server -b 127.0.0.1 {shell}; true'
 stopasgroup=true
 killasgroup=true
 [fcgi-program:fast]
@@ -149,7 +149,7 @@ def test_adb_s_server(start, home, port):
 @needs("tmux")
 @pytest.mark.parametrize("typed", [False, True], ids=["the pane's command", "typed into the pane's shell"])
 def test_a_server_in_a_pane_of_tmux(call, home, port, typed):
-    serve = f"{sys.executable} server.py {port}"
+    serve = f"{sys.executable} -m http.server -b 127.0.0.1 {port}"
     call("tmux", "-f", "/dev/null", "new-session", "-d", "-s", "one", "sh" if typed else f"exec {serve}")
     call("tmux", "new-window", "-d", "sleep 999")
     call("tmux", "new-window", "-d", "sh")

@@ -30,8 +30,6 @@ def timed(call):
 
 
 @pytest.mark.parametrize(("kind", "spec", "more"), [  # what is said beside its PID where it is told in one line
-    ("single", {}, " ("),
-    ("reloader", {"children": 1}, " and its child"),
     ("prefork", {"children": 8}, " and its 8 children"),
     ("orphans", {"children": 4, "orphans": True}, None),
     ("strangers", {"children": 3, "double_fork": True}, None),
