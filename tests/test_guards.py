@@ -478,6 +478,7 @@ def test_after_a_question_the_holder_is_looked_at_again(port, hold, monkeypatch,
 
 
 WAITS = "import os, select, signal; signal.alarm(2); print(end='[y/N]', flush=True); select.select([0], [], []); "
+JOB = "import os, sys; os.setpgrp(); os.execv(sys.argv[1], sys.argv[1:])"
 BEHIND = "import os, subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]], preexec_fn=os.setpgrp))"
 
 
@@ -494,9 +495,6 @@ def test_in_the_background_nobody_is_asked(port, hold):
     words = [PORT_MANAGER, "free", "--policy", "ask", str(port)]
     _, after, status = on_a_terminal("-c", BEHIND, *words)
     assert status == 1 and held.alive() == [held.pid] and "the policy 'ask' needs a terminal to ask on" in after
-
-
-JOB = "import os, sys; os.setpgrp(); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 @as_root

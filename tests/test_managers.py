@@ -20,12 +20,6 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="who lives is asked of /proc")
 QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
-@pytest.fixture(autouse=True)
-def programs(home):
-    """The server of node that the managers run."""
-    (home / "server.js").write_text(NODE)
-
-
 @pytest.fixture
 def call(home, monkeypatch):
     """A call of PM2 or tmux, with a home of its own; what was started so ends with the test."""
@@ -47,6 +41,7 @@ def call(home, monkeypatch):
 def test_pm2(call, home, away, ports):
     """In cluster mode PM2 itself holds the port; in fork mode an app does, or what that has started."""
     place = {name: ports() for name in ("api", "other", "worker", "my app", "script")}
+    (home / "server.js").write_text(NODE)
     (home / "shell.sh").write_text(f'"{sys.executable}" -m http.server -b 127.0.0.1 {place["script"]}; true\n')
     for name, *instances in (("api", "-i", "2"), ("other", "-i", "1"), ("worker",)):
         call("pm2", "start", "server.js", "--name", name, *instances, PORT=str(place[name]))
@@ -131,6 +126,7 @@ def test_circus_with_sockets(start, home, away, ports):
 @needs("nodemon")
 @pytest.mark.parametrize("words", [("server.js", "{}"), ("--exec", "node server.js {}")], ids=["", "by a shell"])
 def test_nodemon(start, home, port, words):
+    (home / "server.js").write_text(NODE)
     nodemon = start("nodemon", "--quiet", *(word.format(port) for word in words), cwd=home, **QUIET)
     wait_for(port)
     with witness(nodemon.pid):

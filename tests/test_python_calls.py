@@ -105,7 +105,6 @@ def test_bind_port_frees_and_keeps(port, hold):
 
 
 def test_bind_port_when_somebody_was_quicker(port, monkeypatch, said):
-    """Between the check and the bind, another took it."""
     with socket.create_server(("127.0.0.1", port)):
         freed = PortResult(port, "127.0.0.1", True, [], [], [], None, None, {})
         seam.stand_in(monkeypatch, "freeing", lambda *_: freed)
