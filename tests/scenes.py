@@ -17,10 +17,6 @@ import pytest
 from .conftest import PATIENCE, PORT_MANAGER, ROOT, birth, eventually
 
 TOOL = (sys.executable, PORT_MANAGER)
-SERVE = (
-    "import http.server as h, sys; at = ('127.0.0.1', int(sys.argv[1]));"
-    "h.HTTPServer(at, h.SimpleHTTPRequestHandler).serve_forever()"
-)
 
 
 class Answer:
@@ -67,13 +63,12 @@ def wait_for(*ports: int) -> None:
 
 
 @contextlib.contextmanager
-def witness(*others: int, **pids: int) -> Iterator[None]:
+def witness(*pids: int) -> Iterator[None]:
     """Processes that must be the same ones at the end of what is done with them."""
-    pids.update((str(pid), pid) for pid in others)
-    births = {name: birth(pid) for name, pid in pids.items()}
+    births = {pid: birth(pid) for pid in pids}
     assert all(births.values()), births
     yield
-    assert [name for name, born in births.items() if birth(pids[name]) != born] == []
+    assert {pid: birth(pid) for pid in pids} == births
 
 
 def children(pid: int) -> list[int]:
@@ -87,9 +82,8 @@ def below(pid: int) -> list[int]:
     return [found for child in children(pid) for found in (child, *below(child))]
 
 
-def needs(*programs: str) -> pytest.MarkDecorator:
-    absent = [program for program in programs if not shutil.which(program)]
-    return pytest.mark.skipif(bool(absent), reason=f"no {' and no '.join(absent)}; .ci/managers installs them")
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not shutil.which(program), reason=f"no {program}; .ci/managers installs it")
 
 
 # Docker and podman: whichever the clients find; .ci/containers starts them and makes the images.

@@ -2,12 +2,11 @@
 
     python3 -m tests.soak     1,000 take-overs in a row, then 20 callers at once for 5 minutes, beside 3,000 processes
 
-What goes wrong is printed, and makes its status 1.
+With "small" or "medium" behind it, it is shorter. What goes wrong is printed, and makes its status 1.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -24,6 +23,9 @@ import port_manager
 
 from .benchmark import CROWD, child, some_port, timed
 from .held import ROOT, Held
+
+# Take-overs in a row, minutes, callers at once, processes beside them.
+SIZES = {"large": (1000, 5, 20, 3000), "medium": (200, 0.5, 20, 300), "small": (6, 0.01, 10, 5)}
 
 # A client of the port, which connects again to each new server; and a caller, who frees the port each time it is told.
 CLIENT = """
@@ -59,39 +61,34 @@ def server(port: int, children: int) -> Iterator[None]:
         socket.create_server(("0.0.0.0", port)).close()
 
 
-def at_once(port: int, callers: list[Any], minutes: float) -> int:
-    """Rounds in which all callers free the port of one server at once, for so long; how many there were."""
-    rounds, end = 0, time.monotonic() + 60 * minutes
+def at_once(port: int, callers: list[Any], minutes: float) -> None:
+    """Rounds in which all callers free the port of one server at once, for so long."""
+    end = time.monotonic() + 60 * minutes
     while time.monotonic() < end:
-        rounds += 1
         with server(port, random.choice([0, 8])):
             for caller in callers:
                 caller.stdin.write(b"x")
             answers.extend(caller.stdout.read(1) == b"1" for caller in callers)
-    return rounds
 
 
 def main() -> int:
-    reader = argparse.ArgumentParser(prog="python3 -m tests.soak", description="Take-overs for minutes on end.")
-    for name, default in (("take-overs", 1000), ("minutes", 5.0), ("callers", 20), ("processes", 3000)):
-        reader.add_argument(f"--{name}", type=type(default), default=default)
-    wish = reader.parse_args()
+    take_overs, minutes, callers_at_once, processes = SIZES[(sys.argv[1:] or ["large"])[0]]
     logging.getLogger("port_manager").setLevel(logging.CRITICAL)
     port, other = some_port(), some_port()
     with contextlib.ExitStack() as stack:
-        _, crowd = stack.enter_context(child(CROWD, wish.processes, 0, lines=wish.processes))
+        _, crowd = stack.enter_context(child(CROWD, processes, 0, lines=processes))
         bystander = stack.enter_context(Held(("0.0.0.0", other), exit_after=3600))
         client, _ = stack.enter_context(child(CLIENT, port))
         before, took = left(), []
-        for number in range(wish.take_overs):  # of a server alone and of one with children in turns
+        for number in range(take_overs):  # of a server alone and of one with children in turns
             with server(port, number % 2 * 8):
                 took.append(timed(lambda: answers.append(port_manager.ensure_port_available(port, policy="kill"))))
         tenth = max(1, len(took) // 10)
         first, last = (1e3 * statistics.median(some) for some in (took[:tenth], took[-tenth:]))
         print(f"{len(took)} take-overs: {first:.1f} ms at the start, {last:.1f} ms at the end")
         faults = {"left behind": [left(), before] if left() != before else []}
-        callers = [stack.enter_context(child(CALLER, ROOT, port))[0] for _ in range(wish.callers)]
-        print(f"{at_once(port, callers, wish.minutes)} rounds of {len(callers)} callers at once")
+        callers = [stack.enter_context(child(CALLER, ROOT, port))[0] for _ in range(callers_at_once)]
+        at_once(port, callers, minutes)
         files = {len(os.listdir(f"/proc/{caller.pid}/fd")) for caller in callers}
         faults["a caller has more descriptors than another"] = sorted(files)[1:]
         dead = [pid for pid in crowd if not os.path.exists(f"/proc/{pid}")]

@@ -1,7 +1,4 @@
-"""Real process managers: what one runs is named with the command that stops it there, and nothing else dies.
-
-Real terminals and debuggers: what would end with a holder keeps it alive.
-"""
+"""Real process managers: what one runs is named with the command that stops it there, and nothing else dies."""
 
 from __future__ import annotations
 
@@ -17,17 +14,10 @@ import pytest
 
 from .apps import NODE
 from .conftest import LINUX, birth, can_bind, eventually
-from .scenes import SERVE, below, children, free, listening, needs, wait_for, witness
+from .scenes import below, children, free, listening, needs, wait_for, witness
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="who lives is asked of /proc")
 QUIET = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-
-
-@pytest.fixture(autouse=True)
-def programs(home):
-    """The servers that the managers run."""
-    (home / "server.js").write_text(NODE)
-    (home / "server.py").write_text(SERVE)
 
 
 @pytest.fixture
@@ -51,14 +41,16 @@ def call(home, monkeypatch):
 def test_pm2(call, home, away, ports):
     """In cluster mode PM2 itself holds the port; in fork mode an app does, or what that has started."""
     place = {name: ports() for name in ("api", "other", "worker", "my app", "script")}
-    (home / "shell.sh").write_text(f'"{sys.executable}" server.py {place["script"]}; true\n')
+    (home / "server.js").write_text(NODE)
+    (home / "shell.sh").write_text(f'"{sys.executable}" -m http.server -b 127.0.0.1 {place["script"]}; true\n')
     for name, *instances in (("api", "-i", "2"), ("other", "-i", "1"), ("worker",)):
         call("pm2", "start", "server.js", "--name", name, *instances, PORT=str(place[name]))
-    call("pm2", "start", "server.py", "--name", "my app", "--interpreter", sys.executable, "--", str(place["my app"]))
+    serve = ["--interpreter", "none", "--", "-m", "http.server", "-b", "127.0.0.1", str(place["my app"])]
+    call("pm2", "start", sys.executable, "--name", "my app", *serve)
     call("pm2", "start", "shell.sh", "--name", "script")
     wait_for(*place.values())
     files = [*(home / "pm2" / "pids").glob("*.pid"), home / "pm2" / "pm2.pid"]
-    with witness(**{file.stem: int(file.read_text()) for file in files}):
+    with witness(*(int(file.read_text()) for file in files)):
         for name, folder in itertools.product(place, (away, home)):
             answer = free(place[name], cwd=folder)
             answer.names(f"pm2 stop {shlex.quote(name)}")
@@ -73,13 +65,13 @@ nodaemon=true
 [inet_http_server]
 port=127.0.0.1:{page}
 [program:web]
-command={python} server.py {web}
+command={python} -m http.server -b 127.0.0.1 {web}
 [program:worker]
-command={python} server.py {worker}
+command={python} -m http.server -b 127.0.0.1 {worker}
 [group:site]
 programs=worker
 [program:shell]
-command=sh -c '{python} server.py {shell}; true'
+command=sh -c '{python} -m http.server -b 127.0.0.1 {shell}; true'
 stopasgroup=true
 killasgroup=true
 [fcgi-program:fast]
@@ -134,6 +126,7 @@ def test_circus_with_sockets(start, home, away, ports):
 @needs("nodemon")
 @pytest.mark.parametrize("words", [("server.js", "{}"), ("--exec", "node server.js {}")], ids=["", "by a shell"])
 def test_nodemon(start, home, port, words):
+    (home / "server.js").write_text(NODE)
     nodemon = start("nodemon", "--quiet", *(word.format(port) for word in words), cwd=home, **QUIET)
     wait_for(port)
     with witness(nodemon.pid):
@@ -152,7 +145,7 @@ def test_adb_s_server(start, home, port):
 @needs("tmux")
 @pytest.mark.parametrize("typed", [False, True], ids=["the pane's command", "typed into the pane's shell"])
 def test_a_server_in_a_pane_of_tmux(call, home, port, typed):
-    serve = f"{sys.executable} server.py {port}"
+    serve = f"{sys.executable} -m http.server -b 127.0.0.1 {port}"
     call("tmux", "-f", "/dev/null", "new-session", "-d", "-s", "one", "sh" if typed else f"exec {serve}")
     call("tmux", "new-window", "-d", "sleep 999")
     call("tmux", "new-window", "-d", "sh")

@@ -1,8 +1,4 @@
-"""What keeps the wrong process alive, condition by condition: each test here fails when its condition is broken.
-
-Real processes and public calls, with few exceptions: a redesign changes little here. A test marked ``boxed`` runs in
-namespaces of its own, ``apart`` in a process of its own (see apart.py).
-"""
+"""What keeps the wrong process alive, condition by condition: each test here fails when its condition is broken."""
 
 import contextlib  # noqa: I001
 import ctypes
@@ -11,7 +7,6 @@ import json
 import os
 import pwd
 import resource
-import select
 import signal
 import socket
 import struct
@@ -249,25 +244,6 @@ def test_a_terminal_below_a_holder_where_the_kernel_tells_no_children(port, hold
 # What is in the way, and what is not
 
 
-@pytest.mark.parametrize("told_by", ["netlink", "proc"])
-@apart
-def test_bystanders_of_every_kind_live(port, ports, hold, told_by):
-    other, held = ports(), hold((MINE, port))
-    hold((MINE, other))
-    bystanders = [
-        hold((MINE, 0), connect=(MINE, port)),  # a client
-        hold(("127.0.0.9", port), connect=(MINE, other), reuse=False),  # a client whose own end is the port
-        hold((MINE, port), udp=True),
-        hold(("127.0.0.2", port)),
-        hold(("127.0.0.3", port), listen=False, reuse=False),
-        hold(("::", port), v6only=True),
-    ]
-    if told_by == "proc":
-        refuse_call(1, *NETLINK)
-    assert ensure_port_available(port, MINE) is True
-    assert held.alive() == [] and [one.alive() for one in bystanders] == [[one.pid] for one in bystanders]
-
-
 @boxed
 def test_a_bind_to_the_wildcard_of_ipv6_does_not_meet_ipv4_where_the_system_says_so(hold):
     four, six = hold((MINE, 8000)), hold(("::1", 8000))
@@ -382,12 +358,6 @@ def test_what_another_users_child_listens_on_is_not_told(said):
     give_up_rights()
     assert ensure_port_available(8000, MINE) is False and birth(pid)
     assert "stopping it would also close other ports, perhaps, which this system does not tell" in said()
-
-
-def test_a_module_without_poll(port, hold, monkeypatch):
-    monkeypatch.delattr(select, "poll")  # as eventlet.monkey_patch() does
-    held = hold((MINE, port))
-    assert ensure_port_available(port, MINE) is True and held.alive() == []
 
 
 @pytest.mark.parametrize("client", [False, True])

@@ -3,6 +3,7 @@
 import json  # noqa: I001
 import os
 import re
+import select
 import shlex
 import signal
 import socket
@@ -29,8 +30,6 @@ def timed(call):
 
 
 @pytest.mark.parametrize(("kind", "spec", "more"), [  # what is said beside its PID where it is told in one line
-    ("single", {}, " ("),
-    ("reloader", {"children": 1}, " and its child"),
     ("prefork", {"children": 8}, " and its 8 children"),
     ("orphans", {"children": 4, "orphans": True}, None),
     ("strangers", {"children": 3, "double_fork": True}, None),
@@ -99,8 +98,11 @@ def test_one_that_does_not_obey_is_forced_after_the_grace_period(port, hold, pin
     assert f"Process {held.pid} did not stop within 0.3 s: forced" in said()
 
 
-def test_who_has_no_handle_is_looked_at_again_soon():
+@pytest.mark.parametrize("poll", [True, False])
+def test_who_has_no_handle_is_looked_at_again_soon(monkeypatch, poll):
     """Only a handle wakes us up when its process exits: here a socket, of which nothing comes."""
+    if not poll:
+        monkeypatch.delattr(select, "poll")  # as eventlet.monkey_patch() does
     with socket.create_server(("127.0.0.1", 0)) as quiet:
         for handles, soon in (([None], True), ([quiet.fileno(), None], True), ([quiet.fileno()], False)):
             assert (timed(lambda: seam.sleep("linux", handles, 1))[1] < 0.9) is soon  # noqa: B023
@@ -361,12 +363,8 @@ def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, 
     assert why.endswith(" while it was being freed") is not accused
 
 
-SMALL = "--take-overs 6 --minutes 0.01 --callers 10 --processes 5"
-LARGE = "--take-overs 200 --minutes 0.5 --callers 20 --processes 300"
-
-
-@pytest.mark.parametrize("words", [SMALL, pytest.param(LARGE, marks=pytest.mark.load)], ids=["small", "large"])
-def test_the_soak_runs(words):
-    """What goes wrong once in a hundred times shows in the large one: python3 -m tests -m load."""
-    done = python("-m", "tests.soak", *words.split(), cwd=ROOT, timeout=None)
+@pytest.mark.parametrize("size", ["small", pytest.param("medium", marks=pytest.mark.load)])
+def test_the_soak_runs(size):
+    """What goes wrong once in a hundred times shows in the longer one: python3 -m tests -m load."""
+    done = python("-m", "tests.soak", size, cwd=ROOT, timeout=None)
     assert done.returncode == 0 and "no wrong stop, nothing left behind" in done.stdout, done
