@@ -265,6 +265,7 @@ def test_the_columns_of_a_list(told_of, monkeypatch):
     assert shown(99, *family) == ([line[:27] + line[39:] for line in wide], legend)
     assert shown(59, PLAIN) == (["PORT  ADDRESS  PID      FOLDER    COMMAND",
                                  "80    ::       4194305  …/at/all  node app.js"], "")  # fmt: skip
+    assert shown(200, PLAIN._replace(command=f"node {'x' * 90}"))[0][1].endswith(f"  node {'x' * 90}")
     assert shown(52, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       4194305  -       node app.js"]
     assert shown(39, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       4194305  -       nod….js"]
     assert shown(38, PLAIN._replace(cwd=""))[0][1:] == ["80    ::       419…5  -       nod….js"]
@@ -454,7 +455,8 @@ def test_colour_only_for_the_verdict_and_only_on_a_terminal(ports, hold, environ
     hold(held)
     _, shown, status = on_a_terminal(PORT_MANAGER, "check", str(free), str(held), **environ)
     coloured = environ in ({}, {"NO_COLOR": ""})
-    assert status == 1 and (f"\033[32m✅ Port {free} is available\033[0m" in shown) is coloured
+    verdicts = [f"\033[32m✅ Port {free} is available\033[0m", f"\n\033[33m⚠️  Port {held} is already in use\033[0m"]
+    assert status == 1 and [verdict in shown.replace("\r", "") for verdict in verdicts] == [coloured] * 2
     assert shown.count("\033") == (4 if coloured else 0) and "\033" not in command_line("check", str(free)).stdout
 
 

@@ -234,6 +234,9 @@ def test_a_port_manager(port, hold, monkeypatch, said):
     seam.only(monkeypatch, lambda port: [seam.listener(None, port, "127.0.0.1", None)])
     hidden = f"port {port} is held by a process that may not be seen"
     assert error(manager.get_process_using_port, port) == (CannotTell, hidden, port, "127.0.0.1")
+    with pytest.raises(CannotTell) as raised:
+        manager.get_process_using_port(port)
+    assert [holder.pid for holder in raised.value.holders] == [None]
 
 
 def test_a_preview_tells_what_would_be_done_and_does_nothing(port, hold, said):
