@@ -147,7 +147,7 @@ STAY = {  # the listings of the port in turn, that of every port, why it is left
     "others": ([LSOF_HELD], "no listing\n", "stopping it would also close other ports, perhaps, which this system"),
     "changed": ([LSOF_HELD, *held_by(333)], None, AIRPLAY),  # just before the signal, another holds it
     # lsof shows users only their own processes
-    "unseen": ([""], None, f"Port {PORT} cannot be freed: the docker container web runs it; stop it with: docker stop"),
+    "unseen": ([""], None, f"Port {PORT} cannot be freed: it is held by a process that you may not see; to find out: s"),
     "unseen then": ([LSOF_HELD, "no listing\n"], None, f"Nothing on this system could tell who holds port {PORT}"),
 }
 
@@ -155,7 +155,8 @@ STAY = {  # the listings of the port in turn, that of every port, why it is left
 @pytest.mark.parametrize("who", STAY)
 def test_macos_who_stays(macos, monkeypatch, said, fp, who):
     listings, every, why = STAY[who]
-    fp.register(["docker", "ps", fp.any()], stdout="web\t0.0.0.0:8000->80/tcp\n")
+    fp.register(["docker", "ps", fp.any()], stdout="web\t0.0.0.0:8000->80/tcp\n" if who == "docker" else "")
+    fp.register(["podman", "ps", fp.any()], stdout="")
     macos.lsof(*listings, every=every)
     seam.stand_in(monkeypatch, "find a tool", lambda tool: None if tool == who == "launchctl" else tool)
     if who == "by root":
