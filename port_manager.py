@@ -838,8 +838,8 @@ _PROXIES = (
     "com.docker.backend", "com.docker.back", "vpnkit", "gvproxy", "limactl", "OrbStack", "OrbStack Helper",
 )  # fmt: skip
 
-# Managers that are ordinary programs: how the name of their process begins, their own name, and their tool.
-_MANAGERS = (("PM2 v", "PM2", "pm2"), ("supervisord", "supervisord", "supervisorctl"))
+# Managers that are ordinary programs: how their process or script is called, their own name, and their tool.
+_MANAGERS = ((("PM2 v", "pm2"), "PM2", "pm2"), (("supervisord", "supervisor."), "supervisord", "supervisorctl"))
 
 
 class _Description(NamedTuple):
@@ -1086,9 +1086,10 @@ class _System:
         if holder.pid is None or holder.name.replace(".exe", "") in _PROXIES:
             return _published(holder, port)
         for above in filter(None, map(self.process, [holder.pid, *self.parents(holder.pid)])):
-            words = [above.name, *map(os.path.basename, above.command.split()[:2])]
-            for mark, name, tool in _MANAGERS:
-                if any(word.startswith(mark) for word in words):
+            command = above.command or self.describe(above).command
+            words = [word for word in command.split() if word[:1] != "-"][:2]  # an interpreter, and its script or module
+            for marks, name, tool in _MANAGERS:
+                if any(word.startswith(marks) for word in (above.name, *map(os.path.basename, words))):
                     run = [pid for pid in pids if pid != above.pid]
                     if not run:  # in cluster mode, PM2 itself holds the ports of its apps
                         run = [pid for pid in self.children(above.pid) if "pm2_env" in self.environ(pid)]
@@ -1123,7 +1124,7 @@ class _System:
         """Whether a terminal ends together with this process."""
         return process.leader
 
-    def ends_the_container(self, pids: _Pids) -> bool:
+    def ends_the_container(self, pids: _Pids, ancestry: _Pids) -> bool:
         """Whether the first process of the container that we are in waits for these, and would end with them."""
         return False
 
@@ -1396,7 +1397,7 @@ class _Linux(_System):
     def describe(self, process: _Process) -> _Description:
         uids = _numbers(process.pid, "Uid")  # not the owner of /proc/PID, which is root after setuid
         command = os.fsdecode(_file_of(process.pid, "cmdline").rstrip(b"\0")).replace("\0", " ")
-        cwd = _link(f"/proc/{process.pid}/cwd")
+        cwd = _link(_cwd_of(process.pid))
         return _Description(_user_name(uids[1]) if uids else "", _clean(command), _clean(cwd))
 
     def environ(self, pid: int) -> dict[str, str]:
@@ -1404,10 +1405,11 @@ class _Linux(_System):
         return {name: text for name, _, text in (variable.partition("=") for variable in variables)}
 
     def folder(self, pid: int, cwd: str) -> str | None:
-        link = f"/proc/{pid}/cwd"
+        link = _cwd_of(pid)
         path = os.readlink(link)
-        removed = path.endswith(" (deleted)") and not os.path.exists(path)
-        return path if removed or os.path.samefile(link, path) else None
+        if path.endswith(" (deleted)") and not os.path.exists(path):
+            return path[: -len(" (deleted)")]  # another one may stand there again
+        return path if os.path.samefile(link, path) else None
 
     def open(self, pid: int) -> int | None:
         try:
@@ -1463,12 +1465,21 @@ class _Linux(_System):
             return "it is this container's main process: restart the container"
         return super().protects(holder)
 
-    def ends_the_container(self, pids: _Pids) -> bool:
-        """That is so if it has no other child in its session (docker exec starts another session)."""
+    def ends_the_container(self, pids: _Pids, ancestry: _Pids) -> bool:
+        """Of what runs in the session of the first process (docker exec starts another), a shell script waits for its
+        youngest child. Another program may end with any child, unless it lives on for this process.
+        """
         ending, first = {*pids}, _session_of(1)
         for pid in (pid for pid in pids if _has_own_pids() and _session_of(pid) == first):
-            for parent in self.started_by(pid)[1:]:
-                if first in map(_session_of, {*self.children(parent.pid)} - ending):
+            line = self.started_by(pid)
+            for child, parent in zip(line, line[1:]):
+                others = {*self.children(parent.pid)} - ending
+                if _is_shell(os.path.basename(_link(f"/proc/{parent.pid}/exe"))):
+                    beside = [self.process(other) for other in others if _session_of(other) == first]
+                    waits = all(each is None or _by_age(each) < _by_age(child) for each in beside)
+                else:
+                    waits = parent.pid != os.getpid() and not others.intersection(ancestry)
+                if not waits:
                     break
                 ending.add(parent.pid)
         return 1 in ending
@@ -1558,6 +1569,14 @@ def _sockets_of(pid: int, links: dict[str, int], thread: str = "") -> set[int]:
     if descriptors or thread:
         return held
     return next(filter(None, (_sockets_of(pid, links, f"/task/{other}") for other in _threads_of(pid))), held)
+
+
+def _cwd_of(pid: int) -> str:
+    """The link to the working directory of a process; if its first thread has ended, that of another thread."""
+    link = f"/proc/{pid}/cwd"
+    if _link(link):
+        return link
+    return next(filter(_link, (f"/proc/{pid}/task/{thread}/cwd" for thread in _threads_of(pid))), link)
 
 
 def _threads_of(pid: int) -> list[str]:
@@ -2074,10 +2093,13 @@ def _master(system: _System, pid: int | None, spawned: bool = False) -> tuple[in
 def _masters(system: _System, rows: _Sockets) -> list[int]:
     """The masters whose workers bind their own sockets: they would restart them. Each runs a known server's command.
 
-    A test runner that forks servers is no master; nor is a launcher of a virtual environment's python.
+    A test runner that forks servers is no master; nor is a launcher of a virtual environment's python, nor a server that
+    listens itself: it is the main server of another port, or a holder by its own sockets.
     """
-    masters = {_master(system, row.pid) for row in rows if not system.redirects}
-    return [pid for pid, command in masters if pid and find_server(command.split())]
+    found = {_master(system, row.pid) for row in rows if not system.redirects}
+    masters = [pid for pid, command in found if pid and find_server(command.split())]
+    serving = [row.pid for row in system.listeners_of(masters) or ()] if masters else []
+    return [pid for pid in masters if pid not in serving]
 
 
 def _holders(system: _System, rows: _Sockets, others: Sequence[int] = ()) -> list[Holder]:
@@ -2256,7 +2278,7 @@ def _is_not_meant(look: _Look, holder: Holder, whose: _Whose, options: _Options)
 
 
 # Interactive shells, and the desktops that start them: each gives a job a process group of its own.
-_SHELLS = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "nu", "xonsh", "elvish", "pwsh",
+_SHELLS = ("bash", "zsh", "fish", "sh", "dash", "ksh", "tcsh", "csh", "ash", "busybox", "nu", "xonsh", "elvish", "pwsh",
            "cmd", "powershell", "explorer", "windowsterminal")  # fmt: skip
 
 
@@ -2270,6 +2292,10 @@ def _is_job(child: _Process, parent: _Process) -> bool:
     return _is_shell(parent.name) and (parent.group is None or parent.group != child.group)
 
 
+def _by_age(process: _Process) -> tuple[float, int]:
+    return process.started or 0.0, process.pid
+
+
 def _would_end_too(look: _Look, options: _Options) -> str | None:
     """What else would end with the holders and their descendants: a terminal, or a port that was not named."""
     system, named = look.system, {look.port, *options.ports}
@@ -2277,7 +2303,7 @@ def _would_end_too(look: _Look, options: _Options) -> str | None:
     for process in filter(None, map(system.process, below[len(look.pids) :])):
         if system.ends_a_terminal(process):
             return f"end a terminal ({process.name} {process.pid})"
-    if 1 not in look.ancestry.pids and system.ends_the_container(look.pids):
+    if system.ends_the_container(look.pids, look.ancestry.pids):
         return "end this container, whose first process waits for it; restart the container"
     rows = system.listeners_of(below)
     if rows is None:

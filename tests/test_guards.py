@@ -248,6 +248,13 @@ def test_two_programs_of_a_manager_have_no_common_name(port, start, said):
     assert NAMELESS in said()
 
 
+@pytest.mark.parametrize("script", ["pm2-runtime", "supervisor.supervisord"])
+def test_a_manager_is_known_by_its_script_or_module(port, start, said, tmp_path, script):
+    (tmp_path / script).write_text('"$@" & wait')
+    assert start("sh", "-u", str(tmp_path / script), *holding(port)).stdout.readline()
+    assert ensure_port_available(port) is False and not can_bind(port) and " runs it; stop it with: " in said()
+
+
 # Other users, and who cannot be told
 
 
@@ -500,7 +507,8 @@ def test_in_the_background_nobody_is_asked(port, hold):
 @as_root
 @pytest.mark.parametrize(("script", "status"), [
     ('"$@"; exit 7', 1),
-    ('"$@" & sleep 99', 0),  # it has another child
+    ('sleep 99 & "$@"', 1),  # a shell waits for its youngest child
+    ('"$@" & sleep 99', 0),
     (f'"{sys.executable}" -c "{JOB}" "$@"; sleep 99', 0),  # a job of a shell that goes on
     ('setsid "$@" & exec sleep 99', 0),  # as what docker exec has started
 ])  # fmt: skip
@@ -514,6 +522,17 @@ def test_the_first_process_of_a_container_waits_for_the_holder(port, start, scri
     assert done.returncode == status and first.poll() is None and can_bind(port) == (status == 0), done
     sentence = "it would also end this container, whose first process waits for it; restart the container"
     assert (sentence in done.stderr) == (status == 1)
+
+
+@as_root
+@pytest.mark.parametrize("free", ["port_manager.main(free)", "subprocess.call([sys.executable, *free])"])
+def test_the_first_process_of_a_container_may_free_a_port_of_its_children(port, free):
+    code = f"import port_manager, subprocess, sys; child = subprocess.Popen({holding(port)!r}, stdout=-1); "
+    code += f"child.stdout.readline(); free = {[PORT_MANAGER, 'free', str(port)]!r}; "
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c"]
+    free = free.replace("main(free)", "main(free[1:])")
+    done = subprocess.run([*unshare, f"{code}sys.exit({free})"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0 and "Successfully killed" in done.stderr, done
 
 
 @boxed

@@ -106,8 +106,10 @@ def test_own_knows_a_folder_by_more_than_its_name(port, hold, tmp_path, monkeypa
     namesake.mkdir()
     monkeypatch.chdir(namesake)
     assert ensure_port_available(port, policy="own") is False and held.alive() == [held.pid]
-    link, real = f"/proc/{held.pid}/cwd", os.readlink
-    monkeypatch.setattr(os, "readlink", lambda path, **at: "" if path == link else real(path, **at))
+    (gone / ".git").mkdir(parents=True)  # it is there again, and is another one
+    assert ensure_port_available(port) is False and "it belongs to another project, " in said()
+    real = os.readlink
+    monkeypatch.setattr(os, "readlink", lambda path, **at: "" if path.endswith("/cwd") else real(path, **at))
     assert ensure_port_available(port, policy="own") is False and held.alive() == [held.pid]
     assert "it belongs to a folder that is not told, and the policy 'own'" in said()
 

@@ -387,6 +387,7 @@ def test_a_process_whose_first_thread_has_ended_is_still_one(port, hold, pinning
     folder = Path(f"/proc/{held.children[0]}")
     assert eventually(lambda: (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z")
     KILL(held.pid, signal.SIGKILL)
+    assert [each.cwd for each in find_listeners(port) if each.pid != held.pid] == [os.getcwd()]
     assert ensure_port_available(port, MINE, grace=1) is True and not list(folder.glob("task/*/fd/3"))
 
 

@@ -315,6 +315,16 @@ def test_only_a_server_s_own_command_is_a_master(port, hold, program, goes):
         os.killpg(master.pid, signal.SIGKILL)
 
 
+def test_the_main_server_of_another_port_is_no_master(ports, start):
+    port, main = ports(), ports()
+    listen = f"import os, socket, time\nmain = socket.create_server(('127.0.0.1', {main}))\n"
+    child = f"    main.close()\n    other = socket.create_server(('127.0.0.1', {port}))\n    print(flush=True)\n"
+    code = f"{listen}if os.fork() == 0:\n{child}time.sleep(60)"
+    server = start(sys.executable, "-c", code, "-m", "gunicorn")
+    assert server.stdout.readline() and command_line("free", str(port)).returncode == 0
+    assert server.poll() is None and can_bind(port) and not can_bind(main)
+
+
 @pytest.mark.parametrize(("script", "status", "told", "watched"), [  # its status where it ends with the server
     ("exec {}", -signal.SIGTERM, {}, False),  # an ordinary restart
     ("{}; exit 1", 1, {}, False),  # npm waits for sh, which waits for the server
