@@ -3012,28 +3012,31 @@ SERVERS = {
     "page": Server("0.0.0.0", None, serves="page", start="run_backend.py --page --host HOST --port PORT"),
     "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port",
                         variables="FLASK_RUN_HOST FLASK_RUN_PORT", serves="flask", files=".env=FLASK_RUN_ "
-                        ".flaskenv=FLASK_RUN_", start="-m flask --app APP run --host HOST --port PORT", factory="()"),
+                        ".flaskenv=FLASK_RUN_ -e --env-file", start="-m flask --app APP run --host HOST --port PORT", factory="()"),
     "manage.py runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6", serves="django",
                                   start="APP runserver ADDRESS"),
-    **dict.fromkeys(("manage.py runserver_plus", "django-admin runserver", "django runserver"),
+    **dict.fromkeys(("django-admin runserver", "django runserver"),
                     Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6")),
+    "manage.py runserver_plus": Server("127.0.0.1", None, binds="*", elsewhere="-6 --ipv6"),  # a setting may name it
     "litestar run": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port",
-                           variables="LITESTAR_HOST LITESTAR_PORT",
+                           variables="LITESTAR_HOST LITESTAR_PORT", files=".env=LITESTAR_",
                            elsewhere="-U --uds --unix-domain-socket -F --fd --file-descriptor", serves="litestar",
                            start="-m litestar --app APP run --host HOST --port PORT"),
     "sanic": Server("127.0.0.1", 8000, hosts="-H --host", ports="-p --port", elsewhere="-u --unix", serves="sanic",
                     start="-m sanic APP --host HOST --port PORT", factory="--factory"),
-    "quart run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port"),
+    "quart run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port",
+                        variables="QUART_RUN_HOST QUART_RUN_PORT", files=".env=QUART_RUN_ .quartenv=QUART_RUN_"),
     "fastapi dev": Server("127.0.0.1", 8000, hosts="--host", ports="--port", variables="- PORT"),
     "fastapi run": Server("0.0.0.0", 8000, hosts="--host", ports="--port", variables="- PORT"),
     "http.server": Server("0.0.0.0", 8000, hosts="-b --bind", binds="*"),
     "php": Server("127.0.0.1", None, binds="-S"),
-    **dict.fromkeys(("next dev", "next start"), Server("0.0.0.0", 3000, hosts="-H --hostname", ports="-p --port",
+    # Node's servers listen on ::, or where localhost is; who holds either keeps them from that.
+    **dict.fromkeys(("next dev", "next start"), Server("localhost", 3000, hosts="-H --hostname", ports="-p --port",
                                                        variables="- PORT")),
-    **dict.fromkeys(("npm", "pnpm", "yarn", "bun", "vite"), Server("0.0.0.0", None, hosts="--host", ports="--port",
-                                                                   variables="HOST PORT")),
+    **dict.fromkeys(("npm", "pnpm", "yarn", "bun", "vite"), Server("localhost", None, hosts="--host", ports="--port",
+                                                                   variables="- PORT")),
 }  # fmt: skip
-_SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT")  # any other program
+_SCRIPT = Server("0.0.0.0", None, hosts="--host", ports="--port", variables="HOST PORT", elsewhere="-h")  # any other
 
 # Servers started by these programs listen on another machine, or in a container.
 _ON_ANOTHER_MACHINE = ("ssh", "docker", "docker-compose", "podman", "podman-compose", "nerdctl", "kubectl", "vagrant")
@@ -3056,17 +3059,26 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     []
     """
     environ = dict(os.environ if environ is None else environ)
-    commands = shell_commands(command, environ)
-    words = next(filter(find_server, commands), commands[-1] if commands else [])
+    commands, unsure = shell_commands(command, environ), _set_by(_script_in(command))
+    servers = [*filter(find_server, commands)]
+    if not servers and any(_program(word) in _WITH_A_VERB for words in commands for word in words):
+        return []  # such as manage.py migrate
+    told = [_endpoints_of(words, environ, unsure) for words in servers or commands[-1:] or [[]]]
+    return told[0] if all(each == told[0] for each in told) else []  # an if and its else may differ
+
+
+def _endpoints_of(words: Sequence[str], environ: dict[str, str], unsure: set[str]) -> list[Endpoint]:
+    """Where one command will listen; ``unsure`` are variables that only its shell can tell ("": any may be)."""
     key, at = find_server(words) or ("", len(words))
     if not key:
-        if any(_program(word) in _WITH_A_VERB for words in commands for word in words):  # such as manage.py migrate
-            return []
         scripts = (at for at, word in enumerate(words) if word.endswith((".py", ".js", ".mjs", ".cjs", ".ts")))
         at = next(scripts, at)
+    server = SERVERS.get(key, _SCRIPT)
+    port_variable = server.variables.partition(" ")[2]
+    hidden = {port_variable: "$"} if unsure & {"", port_variable} else {}
     assigned = (word.partition("=") for word in words[:at])  # env PORT=3000 …; make run PORT=3000
-    environ.update((name, value) for name, equals, value in assigned if equals and name.isidentifier())
-    return _endpoints(SERVERS.get(key, _SCRIPT), words[at + 1 :], environ)
+    known = {name: value for name, equals, value in assigned if equals and name.isidentifier()}
+    return _endpoints(server, words[at + 1 :], {**environ, **hidden, **known})
 
 
 def _endpoints(server: Server, words: Sequence[str], environ: Mapping[str, str]) -> list[Endpoint]:
@@ -3135,7 +3147,8 @@ def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[
     for entry in server.files.split():
         name, _, text = entry.partition("=")
         try:
-            there = _given(name, words, environ) or (os.path.isfile(name) and text.encode() in _contents(name))
+            path = os.path.join(_root_of(os.getcwd(), (name,)), name)  # dotenv looks in the folders above, too
+            there = _given(name, words, environ) or (os.path.isfile(path) and text.encode() in _contents(path))
         except OSError:
             there = True
         # A variable overrides a file. But the file of an option may have set that variable, for the app alone.
@@ -3157,25 +3170,42 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
         verb = next((each for _, each in _bare(rest)), "")
         if f"{program} {verb}" in SERVERS:
             return f"{program} {verb}", at
-        server = SERVERS.get(program)
-        # In any other place, only an app after it shows that it is more than a mention.
-        if server and (at == 0 or words[at - 1] == "-m" or server.port is None or any(map(names_app, rest))):
+        server, before = SERVERS.get(program), words[at - 1] if at else "-m"
+        # In any other place, only an app after it shows that it is more than a mention; an option's value is none.
+        valued = before[:2] == "--" != before and "=" not in before
+        shown = not valued and (any(map(names_app, rest)) or (server and server.port is None))
+        if server and (before == "-m" or shown):
             return program, at
     return None
 
 
-def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
-    """The command line itself, or the commands of the script in it (``bash -lc '…'``), known variables expanded."""
+def _script_in(command: Sequence[str]) -> str:
     words = iter(command)
     shell = any(_is_shell(_program(word)) for word in words)
-    script = next(words, "") if shell and any(word[:1] == "-" and word[-1:] == "c" for word in words) else ""
+    return next(words, "") if shell and any(word[:1] == "-" and word[-1:] == "c" for word in words) else ""
+
+
+def _set_by(script: str) -> set[str]:
+    """The variables that a shell script sets, and "" if it may set any other, such as those of a file that it reads.
+
+    >>> sorted(_set_by("for PORT in 1 2; do A=$B x; done; unset C")), _set_by("export $(xargs < .env); x")
+    (['A', 'C', 'PORT'], {''})
+    """
+    import re
+
+    some, any_other = r"(?:for|unset)\s+(\w+)|(?:export\s+)?(\w+)=", r"(?:\.|source|eval|read|(?:export|env)\s+[$`]\S*)\s"
+    return {name or other for name, other in re.findall(rf"(?:^|[;&|(\s])(?:{some}|{any_other})", script)}
+
+
+def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:
+    """The command line itself, or the commands of the script in it (``bash -lc '…'``), known variables expanded."""
+    script = _script_in(command)
     if not script:
         return [list(command)]
     import re
     import shlex
 
-    # A variable that the script sets stays as it is; any of them may be set by a file that it reads.
-    own = {*re.findall(r"(?:^|[;&|\s])(?:(\w+)=|(?:\.|source|eval|read)\s)", script)}
+    own = _set_by(script)
 
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]

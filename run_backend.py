@@ -33,7 +33,7 @@ sys.path.insert(0, dirname(__file__) or curdir)  # python -P and -I leave it out
 
 from port_manager import (  # noqa: I001
     SERVERS, Endpoint, PortError, Server, __version__, bind_port, ensure_port_available, find_free_port, find_server,
-    names_app, preview_port, server_endpoints, shell_commands, take_options, write_line,
+    is_development, names_app, preview_port, server_endpoints, shell_commands, take_options, write_line,
 )  # fmt: skip
 
 del sys.path[0]
@@ -169,7 +169,8 @@ def _read_call(words: Words) -> SimpleNamespace:
     call = SimpleNamespace(words=rest, command=words[end + 1 :], next=to_next, dry_run=dry_run)
     call.host = [environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]")
     call.port = [environ.get("PORT", ""), *ports][-1]
-    call.named = ports or to_next or not call.command  # else a command after -- says its own port
+    call.typed = ports or to_next
+    call.named = call.typed or not call.command  # else a command after -- says its own port
     return call
 
 
@@ -237,9 +238,17 @@ class _Module:
         return next(filter(re.compile(RUNS).search, calls), "")
 
     def sets_up(self, name: str) -> bool:
-        """Whether it sets the app of this name up only when it is started as a script, before that runs it."""
+        """Whether it sets the app of this name up, or names that its functions read, only when started as a script."""
+        import symtable
+
         calls = (step for step in self.main if isinstance(step, ast.Expr) and not self._run_by(ast.walk(step)))
-        return any(isinstance(node, ast.Name) and node.id == name for call in calls for node in ast.walk(call))
+        if any(isinstance(node, ast.Name) and node.id == name for call in calls for node in ast.walk(call)):
+            return True
+        bound = {each for step in self.main for each in _names(step)} - self.bound.keys()
+        tables = [symtable.symtable(self.source, self.path, "exec")] if bound else []
+        for table in tables:  # grows while it is read
+            tables += table.get_children()
+        return any(symbol.is_global() and symbol.get_name() in bound for table in tables[1:] for symbol in table.get_symbols())
 
     def name(self, node: Any) -> str:
         """The full name of what an expression names or calls."""
@@ -394,7 +403,9 @@ def _candidates(paths: list[str], skipped: str) -> list[Found]:
 
 
 def _is_stray(module: _Module) -> bool:
-    """Whether it belongs to a Django project that is not here."""
+    """Whether no server can import it: it belongs to a package, or to a Django project, that is not here."""
+    if "/" not in module.path and any(name[0] == "." for name in module.imports.values()):
+        return True
     settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", module.source)
     here = set().union(*map(_importable, [*_folders(module.path), "src"]))
     return settings is not None and settings[1] not in here
@@ -415,7 +426,8 @@ def _line(app: str) -> str:
 def _beside(app: str) -> str:
     """The folder with another program than the one at the top, which is no package of it, also by its imports."""
     folder, module = re.split("[./]", app)[0], _read(_file_of(app.partition(":")[0]))
-    package = glob(f"{folder}/__*__.py") or any(re.match(rf"\.|{folder}\.", name) for name in module.imports.values())
+    names = {name.partition(".")[0] for name in module.imports.values()}
+    package = glob(f"{folder}/__*__.py") or names & ({"", folder, *_importable("")} - _importable(folder))
     return folder if folder in BESIDE and not package else ""
 
 
@@ -596,9 +608,9 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
         package = {"runserver": "django", "--wsgiref": "", "--page": ""}.get(words[1], words[1])
         python = _interpreter(package)
         if python and (package or not typed):  # the standard library's server has no options
-            if "sgi" in server.serves:  # the help of a framework is not of this one command
-                _check_options([python, *words[:2]], typed)
             declared = [word for word in found.options if key == found.server and word != server.factory]
+            if "sgi" in server.serves:  # the help of a framework is not of this one command
+                _check_options([python, *words[:2]], [*declared, *typed])
             found.server = key
             at = len(words) - (start.split()[-1] == "APP")  # waitress reads no options after the app
             return [python, *words[:at], *declared, *typed, *words[at:]]
@@ -613,9 +625,9 @@ def _check_options(server: list[str], options: Words) -> None:
 
     named = re.findall(r"(?<!\S)--[\w-]+", " ".join(options))
     if named:
-        told = subprocess.run([*server, "--help"], capture_output=True, check=False).stdout
-        unknown = [option for option in named if option.encode() not in told]
-        if unknown and b"--" in told:
+        told = subprocess.run([*server, "--help"], capture_output=True, check=False).stdout.decode(errors="replace")
+        unknown = [option for option in named if not re.search(rf"{option}(?![\w-])", told)]
+        if unknown and "--" in told:
             raise _CannotStart(f"{server[-1]} has no option {unknown[0]}", 2)
 
 
@@ -751,11 +763,11 @@ def _run(call: SimpleNamespace) -> int:
     import shlex
 
     top = getcwd()
-    stage = _variables(".env").get("ENVIRONMENT")
-    if stage and not environ.get("ENVIRONMENT"):
-        environ["ENVIRONMENT"] = stage
     warnings.simplefilter("ignore")  # those of the modules here are for their server to show
     found = _chosen(call)
+    stages = [*filter(None, (_variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (top, getcwd())))]
+    if stages and not environ.get("ENVIRONMENT"):  # of two, the one that stops nobody
+        environ["ENVIRONMENT"] = min(stages, key=lambda stage: is_development({"ENVIRONMENT": stage}))
     where = Endpoint(call.host, _port(call.port or found.port))
     if call.next:
         environ["PORT_MANAGER_POLICY"] = "refuse"  # a program that was faster keeps the port
@@ -775,7 +787,7 @@ def _run(call: SimpleNamespace) -> int:
     if call.named:
         environ.update(HOST=where.host, PORT=str(where.port))
     told = endpoints = server_endpoints(line)
-    if call.named and found.command and where.port not in [port for _, port in told]:
+    if (call.typed or (call.named and not told)) and found.command and where.port not in [port for _, port in told]:
         endpoints = [where]  # the named port is the port
         if told:
             _warn_of_another(told[0], where.port, call.next)

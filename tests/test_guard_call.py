@@ -26,7 +26,7 @@ ENDPOINTS = {
         "bash -e --rcfile rc -c 'uvicorn main:app'", "runner --fd=3 uvicorn main:app", "manage.py runserver -v 2",
         "/lib/uvicorn/__main__.py main:app", r"C:/venv/Scripts/uvicorn.exe main:app",
         "sh -c 'echo \"\" && uvicorn main:app'", "sh -c 'uvicorn main:app\npg_isready --port 5432'",
-        "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", "uvicorn main:app --env-file f",
+        "uv run --with gunicorn uvicorn main:app", "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", "uvicorn main:app --env-file f",
         "PORT=9000 HOST=:: uvicorn main:app",  # uvicorn does not read these
     ],
     "127.0.0.1:9000": [
@@ -55,12 +55,17 @@ ENDPOINTS = {
         "ssh host uvicorn main:app --port 9000",  # on another machine
         "PORT=8000 sh -c 'PORT=9000; uvicorn main:app --port $PORT'",  # its shell alone can tell
         "PORT=8000 sh -c '. ./.env && gunicorn main:app -b :${PORT:-9000}'", "sh -c 'uvicorn main:app --port `port`'",
+        "sh -c 'if x; then uvicorn main:app; else uvicorn main:app --port 1; fi'", "flask -e prod.env run",
+        *(f"sh -c '{setting} gunicorn main:app'" for setting in (
+            "export PORT=9000; exec", "set -a; . ./.env; exec", "export $(xargs < .env);", "(PORT=9000;", "env $MORE")),
+        "sh -c 'unset PORT; for P in 1 2; do uvicorn main:app --port ${PORT:-$P}; done'",
         "sh -c 'uvicorn main:app --host $(hostname) --port 9000'", "sh -c 'P=9000; manage.py runserver $P'",
         "UVICORN_PORT=9000 uvicorn main:app --env-file f",  # it reads that for the app alone
     ],
-    "0.0.0.0:3000": [
+    "0.0.0.0:3000": ["PORT=3000 sh -c ' ; '", "PORT=8000 make run PORT=3000", "sh -c 'PORT=3000 python main.py'"],
+    "localhost:3000": [
         "next dev -p3000", "vite --host --port 3000", "vite --port 3000 --host", "PORT=1 npm run dev -- --port 3000",
-        "PORT=3000 sh -c ' ; '", "PORT=8000 make run PORT=3000",
+        "HOST=0.0.0.0 npm run dev -- --port 3000",
     ],
     "0.0.0.0:8000": ["python -m http.server -d 9000 /srv", "PORT=8000 wait-for-it db:5432 -t 5"],
     "[::1]:9000": [f"node server.{kind} --port=9000 --host ::1" for kind in ("js", "mjs", "cjs", "ts")],
@@ -91,18 +96,19 @@ DOCUMENTED = {
     "waitress-serve main:app": ("0.0.0.0:8080", "--host", "--port", "--listen", "--unix-socket", ""),
     "python -m waitress main:app": ("0.0.0.0:8080", "--host", "--port", "--listen", "--unix-socket", ""),
     "flask run": ("127.0.0.1:5000", "-h --host", "-p --port", "", "", "FLASK_RUN_HOST FLASK_RUN_PORT"),
-    **dict.fromkeys(("manage.py runserver", "manage.py runserver_plus", "django-admin runserver", "django runserver"),
+    "manage.py runserver_plus": ("", "", "", "-b", "-6 --ipv6", ""),
+    **dict.fromkeys(("manage.py runserver", "django-admin runserver", "django runserver"),
                     ("127.0.0.1:8000", "", "", "--noreload", "-6 --ipv6", "")),
     "litestar run": ("127.0.0.1:8000", "-H --host", "-p --port", "",
                      "-U --uds --unix-domain-socket -F --fd --file-descriptor", "LITESTAR_HOST LITESTAR_PORT"),
     "sanic main:app": ("127.0.0.1:8000", "-H --host", "-p --port", "", "-u --unix", ""),
-    "quart run": ("127.0.0.1:5000", "-h --host", "-p --port", "", "", ""),
+    "quart run": ("127.0.0.1:5000", "-h --host", "-p --port", "", "", "QUART_RUN_HOST QUART_RUN_PORT"),
     "fastapi dev": ("127.0.0.1:8000", "--host", "--port", "", "", "- PORT"),
     "fastapi run": ("0.0.0.0:8000", "--host", "--port", "", "", "- PORT"),
     "python -m http.server": ("0.0.0.0:8000", "-b --bind", "", "", "", ""),
-    **dict.fromkeys(("next dev", "next start"), ("0.0.0.0:3000", "-H --hostname", "-p --port", "", "", "- PORT")),
+    **dict.fromkeys(("next dev", "next start"), ("localhost:3000", "-H --hostname", "-p --port", "", "", "- PORT")),
     "php": ("", "", "", "-S", "", ""),
-    **dict.fromkeys(("npm start", "pnpm dev", "yarn dev", "bun dev", "vite"), ("", "", "--port", "", "", "HOST PORT")),
+    **dict.fromkeys(("npm start", "pnpm dev", "yarn dev", "bun dev", "vite"), ("", "", "--port", "", "", "- PORT")),
 }  # fmt: skip
 
 
@@ -116,26 +122,29 @@ def test_what_each_server_documents(command):
 
     assert told() == default
     assert {told(option, "192.0.2.7") for option in hosts.split()} <= {f"192.0.2.7:{port}"}
-    assert {told(option, "9000") for option in ports.split()} <= {f"{host or '0.0.0.0'}:9000"}
+    assert {told(option, "9000") for option in ports.split()} <= {f"{host or 'localhost'}:9000"}
     assert {told(option, "192.0.2.7:9000") for option in binds.split()} <= {"192.0.2.7:9000"}
     assert {told(option) for option in elsewhere.split()} <= {""}
     names = variables.replace("-", "").split()[::-1]
     if names:
         environ = dict(zip(names, ("9000", "192.0.2.7")))
-        assert told(**environ) == f"{'192.0.2.7' if names[1:] else host}:9000"
+        assert told(**environ) == f"{'192.0.2.7' if names[1:] else host or 'localhost'}:9000"
 
 
 @pytest.mark.parametrize(("name", "text", "command", "where"), [
     (".env", "SECRET_KEY=x\n", "flask run", "127.0.0.1:5000"),
     (".env", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
     (".flaskenv", "SECRET_KEY=x\nFLASK_RUN_PORT=5001\n", "flask run", ""),
+    ("../.env", "QUART_RUN_PORT=5001\n", "quart run", ""),
+    (".env", "LITESTAR_PORT=5001\n", "litestar run", ""),
     (".flaskenv", "FLASK_RUN_PORT=5001\n", "flask run -p 9000", "127.0.0.1:9000"),
     ("gunicorn.conf.py", "from settings import *", "gunicorn main:app", ""),
     ("gunicorn.conf.py", "from settings import *", "gunicorn main:app -b :9000", "0.0.0.0:9000"),
 ])  # fmt: skip
 def test_a_file_may_name_another_port(tmp_path, monkeypatch, name, text, command, where):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / name).write_text(text)
+    (tmp_path / "app").mkdir()
+    monkeypatch.chdir(tmp_path / "app")
+    (tmp_path / "app" / name).write_text(text)
     assert " ".join(map(str, server_endpoints(command.split(), {}))) == where
 
 

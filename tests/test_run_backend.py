@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
 WSGI = apps.WSGI.replace("app(", "application(")
 SERVERS = "uvicorn hypercorn granian daphne gunicorn waitress flask litestar sanic django"
-OPTIONS = "print('--host --port --reload --workers --log-config --preload --debug --bind')\n"
+OPTIONS = "print('--host --port --reload --workers --log-config --preload --debug --bind --threads --app-dir --chdir')\n"
 
 
 @pytest.fixture
@@ -156,6 +156,7 @@ FOLDERS = [
     ("uvicorn backend.main:app", {"backend/main.py": "from backend.db import x\n" + FASTAPI, "backend/db.py": ""}),
     ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
     ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
+    ("uvicorn server.main:app", {"server/main.py": "from engine.game import x\n" + FASTAPI, "engine/game.py": ""}),
     ("PYTHONPATH=my-shop python uvicorn shop.main:app", {
       "my-shop/shop/main.py": FROM_SHOP, "my-shop/shop/db.py": ""}, "my-shop.shop.main:app"),
     ("gunicorn web:app", {"web.py": FLASK, "shop/manage.py": DJANGO}),
@@ -263,6 +264,7 @@ STOPS_NOBODY = [
       {"main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"},
       {"main.py": FASTAPI.replace("app", "_app")},
       {"main.py": MAKE.replace("return", "app =")},
+      {"main.py": "from . import config\n" + FASTAPI},
       {f"{name}.py": f"{GET_WSGI}\n{SETTINGS}" for name in ("manage", "wsgi")},  # of a project that is not here
       {"jobs.py": "from celery import Celery\napp = Celery()\n"}]),
     (1, "run_backend.py -- python serve.py", {
@@ -293,6 +295,7 @@ STOPS_NOBODY = [
       ("python main.py", {"main.py": "from nicegui import app, ui\nui.run()\n"}),
       ("python app.py", {"app.py": FLASK + "app.run(debug=True)\n"}),
       ("python app.py", {"app.py": f"{FLASK}{IF_MAIN}connect_to_db(app)\n    app.run()\n"}),  # only then
+      ("python app.py", {"app.py": f"{FLASK}def views():\n    return db\n{IF_MAIN}db = open('x')\n    app.run()\n"}),
       ("python main.py", {"main.py": f"import uvicorn\n{FASTAPI}uvicorn.run('main:app', port=80)\n"}),
       ("python a/b/c/serve.py", {"a/b/c/serve.py": "with HTTPServer() as server:\n    server.serve_forever()\n"}),
       ("python -m shop.serve", {"shop/__init__.py": "", "shop/serve.py": "from . import app\nuvicorn.run(app)\n"}),
@@ -320,6 +323,7 @@ STOPS_NOBODY = [
     *((1, "There is no nosuch.py in this folder", MAIN, f"{before} nosuch.py")
       for before in ("--reload", "--debug", "--factory", "--preload", "--app", "-A")),
     (2, "uvicorn has no option --no-such-option", MAIN, "--no-such-option"),
+    (2, "uvicorn has no option --worker\n", {**MAIN, "Procfile": "web: uvicorn main:app --worker 2"}),
     # a wrong call
     *((2, f"run_backend: a port is a number from 1 to 65535, not {wrong!r}\n", {}, f"{option}'{wrong}'")
       for option, wrong in zip(["PORT=", "-p ", *["--port="] * 4], ["http", "0", "65536", "²", " 80", "8" * 5000])),
@@ -456,7 +460,7 @@ def test_the_port_that_is_freed(project, port, call, freed, words, files):
     freed = freed.replace("§", str(port))
     assert re.findall("^Port (.+?): ", done.stdout, re.MULTILINE) == freed.split()
     assert not files or freed in done.stdout.splitlines()[-1]
-    assert ("⚠️  The command itself names" in done.stderr) == words.endswith((" 7", "runserver_plus"))
+    assert ("⚠️  The command itself names" in done.stderr) == words.endswith(" 7")
 
 
 @pytest.mark.parametrize(("words", "where"), [("uvicorn m:app --port 7", "127.0.0.1:7"), ("", "0.0.0.0:§")])
