@@ -1087,7 +1087,7 @@ class _System:
             return _published(holder, port)
         for above in filter(None, map(self.process, [holder.pid, *self.parents(holder.pid)])):
             command = above.command or self.describe(above).command
-            words = [word for word in command.split() if word[:1] != "-"][:2]  # an interpreter, and its script or module
+            words = [word for word in command.split() if word[:1] != "-"][:2]  # interpreter, script or module
             for marks, name, tool in _MANAGERS:
                 if any(word.startswith(marks) for word in (above.name, *map(os.path.basename, words))):
                     run = [pid for pid in pids if pid != above.pid]
@@ -2093,8 +2093,8 @@ def _master(system: _System, pid: int | None, spawned: bool = False) -> tuple[in
 def _masters(system: _System, rows: _Sockets) -> list[int]:
     """The masters whose workers bind their own sockets: they would restart them. Each runs a known server's command.
 
-    A test runner that forks servers is no master; nor is a launcher of a virtual environment's python, nor a server that
-    listens itself: it is the main server of another port, or a holder by its own sockets.
+    A test runner that forks servers is no master; nor is a launcher of a virtual environment's python. A server that
+    listens itself is the main one of another port, or a holder by its own sockets.
     """
     found = {_master(system, row.pid) for row in rows if not system.redirects}
     masters = [pid for pid, command in found if pid and find_server(command.split())]
@@ -3010,9 +3010,9 @@ SERVERS = {
     "wsgiref": Server("0.0.0.0", None, serves="wsgi dash", factory="()",
                       start="run_backend.py --wsgiref APP --host HOST --port PORT"),
     "page": Server("0.0.0.0", None, serves="page", start="run_backend.py --page --host HOST --port PORT"),
-    "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port",
-                        variables="FLASK_RUN_HOST FLASK_RUN_PORT", serves="flask", files=".env=FLASK_RUN_ "
-                        ".flaskenv=FLASK_RUN_ -e --env-file", start="-m flask --app APP run --host HOST --port PORT", factory="()"),
+    "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port", serves="flask", factory="()",
+                        start="-m flask --app APP run --host HOST --port PORT",
+                        variables="FLASK_RUN_HOST FLASK_RUN_PORT", files=".env=FLASK_RUN_ .flaskenv=FLASK_RUN_ -e --env-file"),
     "manage.py runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6", serves="django",
                                   start="APP runserver ADDRESS"),
     **dict.fromkeys(("django-admin runserver", "django runserver"),
@@ -3193,8 +3193,8 @@ def _set_by(script: str) -> set[str]:
     """
     import re
 
-    some, any_other = r"(?:for|unset)\s+(\w+)|(?:export\s+)?(\w+)=", r"(?:\.|source|eval|read|(?:export|env)\s+[$`]\S*)\s"
-    return {name or other for name, other in re.findall(rf"(?:^|[;&|(\s])(?:{some}|{any_other})", script)}
+    one, many = r"(?:for|unset)\s+(\w+)|(?:export\s+)?(\w+)=", r"(?:\.|source|eval|read|(?:export|env)\s+[$`]\S*)\s"
+    return {name or other for name, other in re.findall(rf"(?:^|[;&|(\s])(?:{one}|{many})", script)}
 
 
 def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[list[str]]:

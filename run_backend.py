@@ -248,7 +248,8 @@ class _Module:
         tables = [symtable.symtable(self.source, self.path, "exec")] if bound else []
         for table in tables:  # grows while it is read
             tables += table.get_children()
-        return any(symbol.is_global() and symbol.get_name() in bound for table in tables[1:] for symbol in table.get_symbols())
+        read = [symbol for table in tables[1:] for symbol in table.get_symbols() if symbol.is_global()]
+        return any(symbol.get_name() in bound for symbol in read)
 
     def name(self, node: Any) -> str:
         """The full name of what an expression names or calls."""

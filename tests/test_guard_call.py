@@ -26,7 +26,8 @@ ENDPOINTS = {
         "bash -e --rcfile rc -c 'uvicorn main:app'", "runner --fd=3 uvicorn main:app", "manage.py runserver -v 2",
         "/lib/uvicorn/__main__.py main:app", r"C:/venv/Scripts/uvicorn.exe main:app",
         "sh -c 'echo \"\" && uvicorn main:app'", "sh -c 'uvicorn main:app\npg_isready --port 5432'",
-        "uv run --with gunicorn uvicorn main:app", "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", "uvicorn main:app --env-file f",
+        "./wait-for-it.sh -h db -p 5432 -- uvicorn main:app", "uv run --with gunicorn uvicorn main:app",
+        "uvicorn main:app --env-file f",
         "PORT=9000 HOST=:: uvicorn main:app",  # uvicorn does not read these
     ],
     "127.0.0.1:9000": [

@@ -147,7 +147,7 @@ STAY = {  # the listings of the port in turn, that of every port, why it is left
     "others": ([LSOF_HELD], "no listing\n", "stopping it would also close other ports, perhaps, which this system"),
     "changed": ([LSOF_HELD, *held_by(333)], None, AIRPLAY),  # just before the signal, another holds it
     # lsof shows users only their own processes
-    "unseen": ([""], None, f"Port {PORT} cannot be freed: it is held by a process that you may not see; to find out: s"),
+    "unseen": ([""], None, f"Port {PORT} cannot be freed: it is held by a process that you may not see; to find out:"),
     "unseen then": ([LSOF_HELD, "no listing\n"], None, f"Nothing on this system could tell who holds port {PORT}"),
 }
 

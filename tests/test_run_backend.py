@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not LINUX, reason="real processes on Linux")
 
 WSGI = apps.WSGI.replace("app(", "application(")
 SERVERS = "uvicorn hypercorn granian daphne gunicorn waitress flask litestar sanic django"
-OPTIONS = "print('--host --port --reload --workers --log-config --preload --debug --bind --threads --app-dir --chdir')\n"
+OPTIONS = "print('--host --port --reload --workers --log-config --preload --debug --threads --app-dir --chdir')\n"
 
 
 @pytest.fixture
