@@ -223,7 +223,6 @@ def test_a_call_of_the_command_line(project, hold, words):
 
 
 def test_a_take_over_is_shown_in_one_wording():
-    """In the terminal, in the Chinese section and in the pictures."""
     (block,) = [text for text in blocks("console", "💡") if "Found" in text]
     assert blocks("text") == [block.partition("\n")[2]]
     for name in ("take-over", "take-over-dark"):

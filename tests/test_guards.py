@@ -227,7 +227,6 @@ def test_systemd_holds_a_port_for_a_socket_unit(port, hold, tools, stays, monkey
     ("sh", {"pm_id": "0", "name": "a", "SUPERVISOR_PROCESS_NAME": "web", "INVOCATION_ID": "7", "TMUX": "/x,7,0"}, None),
 ])  # fmt: skip
 def test_what_a_manager_runs_stays(port, hold, stays, monkeypatch, manager, variables, sentence):
-    """The name that it has there is told where that is sure."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(port=port))
     holds = manager.endswith(" holds")
@@ -513,7 +512,6 @@ def test_in_the_background_nobody_is_asked(port, hold):
     ('setsid "$@" & exec sleep 99', 0),  # as what docker exec has started
 ])  # fmt: skip
 def test_the_first_process_of_a_container_waits_for_the_holder(port, start, script, status):
-    """It would end with that, and all others with it, this program as well."""
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", script, "sh"]
     first = start(*unshare, *holding(port))
     first.stdout.readline()
@@ -525,13 +523,12 @@ def test_the_first_process_of_a_container_waits_for_the_holder(port, start, scri
 
 
 @as_root
-@pytest.mark.parametrize("free", ["port_manager.main(free)", "subprocess.call([sys.executable, *free])"])
+@pytest.mark.parametrize("free", ["port_manager.main(free[2:])", "subprocess.call(free)"])
 def test_the_first_process_of_a_container_may_free_a_port_of_its_children(port, free):
     code = f"import port_manager, subprocess, sys; child = subprocess.Popen({holding(port)!r}, stdout=-1); "
-    code += f"child.stdout.readline(); free = {[PORT_MANAGER, 'free', str(port)]!r}; "
-    unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c"]
-    free = free.replace("main(free)", "main(free[1:])")
-    done = subprocess.run([*unshare, f"{code}sys.exit({free})"], capture_output=True, text=True, check=False, cwd=ROOT)
+    code += f"child.stdout.readline(); free = [sys.executable, '{PORT_MANAGER}', 'free', '{port}']; sys.exit({free})"
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", code]
+    done = subprocess.run(unshare, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0 and "Successfully killed" in done.stderr, done
 
 

@@ -159,7 +159,6 @@ def test_a_server_in_a_pane_of_tmux(call, home, port, typed):
 
 
 def test_an_editor_s_server_with_a_terminal_stays(hold, home, away, port):
-    """Its terminal belongs to a process that it has started."""
     terminal = "import pty; pty.spawn(['sh', '-c', 'sleep 999; true'])"
     editor = hold(port, starts=[sys.executable, "-c", terminal], cwd=home)
     assert eventually(lambda: len(below(editor.pid)) == 3)  # the terminal's owner, the shell, what runs in it

@@ -180,7 +180,6 @@ def test_macos_of_whom_ps_does_not_tell_enough_is_not_signalled(macos, monkeypat
 
 @pytest.mark.parametrize(("port", "stopped"), [(8006, True), *((port, False) for port in (8001, 8003, 8007, 8009))])
 def test_macos_a_wildcard_of_ipv6_is_stopped_when_it_is_dual(macos, fp, port, stopped):
-    """And when no listener of IPv4 is hidden beside it."""
     fp.register([fp.program("docker"), fp.any()], stdout="")
     fp.register([fp.program("podman"), fp.any()], stdout="")
     macos.lsof(LSOF_HELD.replace("tIPv4\nPTCP\nn*:8000\nTST=LISTEN", f"tIPv6\nPTCP\nn*:{port}\nTST=LISTEN"), port=port)
@@ -282,7 +281,6 @@ def test_who_holds_ports_for_others(monkeypatch, system, names, sentence):
     ("5.15.167.4-microsoft-standard-WSL2", "a program of Windows may, too; in a terminal of Windows, netstat -ano"),
 ])  # fmt: skip
 def test_nobody_is_found_who_holds_the_port(port, hold, monkeypatch, said, kernel, words):
-    """Another namespace hides the holder, say, or Windows has it."""
     held = hold((ANY, port))
     seam.only(monkeypatch, lambda _: [])
     seam.one_look(monkeypatch)

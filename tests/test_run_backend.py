@@ -531,7 +531,6 @@ def test_the_next_run_takes_the_port_over(project, port, start, files, host, at,
 
 
 def test_a_page_stops_nobody_who_was_faster(project, port, hold, monkeypatch):
-    """The port is free at first, and another program takes it before the page does."""
     bind = run_backend.bind_port
 
     def late(port, host):

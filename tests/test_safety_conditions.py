@@ -284,7 +284,6 @@ def test_who_is_not_the_master_of_a_worker_that_binds_for_itself(worker, parent)
 
 
 def test_one_that_listens_on_both_families_is_in_the_way_of_the_wildcard(port, hold):
-    """And not what listens beside it on IPv4 alone."""
     held, beside = hold((MINE, port), ("::1", port)), hold((OTHER, port))
     assert ensure_port_available(port, "::") is False and held.alive() and beside.alive()
     beside.end()

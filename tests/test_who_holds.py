@@ -95,7 +95,6 @@ def test_parents_come_first_and_who_may_not_be_seen_last(port, hold, monkeypatch
 
 @bound_is_told
 def test_what_is_bound_and_does_not_listen_is_told_once(ports, hold, monkeypatch):
-    """Beside somebody who listens it is told only where nobody may be left out."""
     four, six = ports(), ports()
     held = hold(("127.0.0.1", four), ("::1", six), listen=False, reuse=False)
     for port, address in ((four, "127.0.0.1"), (six, "::1")):
@@ -147,7 +146,6 @@ def test_the_youngest_have_the_pids_up_to_the_one_given_last(monkeypatch, loadav
 
 
 def test_a_process_may_vanish_at_any_moment(port, hold, monkeypatch):
-    """Between the table of sockets and the process, and between its descriptors."""
     held = hold(port)
     held.end()
     assert seam.read(held.pid) is None

@@ -327,7 +327,6 @@ def test_a_parent_counts_if_it_began_before_its_child(windows):
 
 @pytest.mark.parametrize(("needed", "asked"), [(1 << 16, [16]), (1 << 17, [16, 20]), (1 << 30, [16, 20, 23])])
 def test_a_buffer_grows_until_all_fits(windows, needed, asked):
-    """A part of the processes would be no answer."""
     windows.needed = needed
     assert [*seam.reader("windows")(0)] == ([] if needed == 1 << 30 else [*windows.processes])
     assert windows.sizes == asked

@@ -57,8 +57,6 @@ CONSOLES = {
 
 @pytest.mark.parametrize("encoding", CONSOLES)
 def test_a_console_that_cannot_show_symbols_gets_plain_text(encoding):
-    """What it can show is kept; other letters are escaped."""
-
     console = Mock(encoding=encoding, isatty=bool)
     for line in ("✅ Port 80 is free", "⚠️  Port 80 is in use", "💡 Development", "🚨 Conflict", "❌ No… → 项目"):
         assert seam.write(console, line) is None
