@@ -215,6 +215,7 @@ class _Module:
             tree = ast.parse(self.source, path)
         except (SyntaxError, ValueError, RecursionError) as error:
             self.error = str(error)
+        self.relative = any(getattr(node, "level", 0) for node in tree.body)  # it imports from its package, in any case
         every = [*ast.walk(tree)]
         for node in every:
             if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
@@ -405,11 +406,9 @@ def _candidates(paths: list[str], skipped: str) -> list[Found]:
 
 def _is_stray(module: _Module) -> bool:
     """Whether no server can import it: it belongs to a package, or to a Django project, that is not here."""
-    if "/" not in module.path and any(name[0] == "." for name in module.imports.values()):
-        return True
     settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", module.source)
     here = set().union(*map(_importable, [*_folders(module.path), "src"]))
-    return settings is not None and settings[1] not in here
+    return (module.relative and "/" not in module.path) or (settings is not None and settings[1] not in here)
 
 
 def _only_named(found: Found) -> bool:

@@ -155,7 +155,7 @@ FOLDERS = [
     ("uvicorn backend.main:app", {"backend/main.py": "from .db import x\n" + FASTAPI, "backend/db.py": ""}),
     ("uvicorn backend.main:app", {"backend/main.py": "from backend.db import x\n" + FASTAPI, "backend/db.py": ""}),
     ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
-    ("gunicorn web:app", {"web.py": FLASK, "backend/main.py": FASTAPI}),
+    ("gunicorn web:app", {"web.py": "if x:\n    from . import x\n" + FLASK, "backend/main.py": FASTAPI}),
     ("uvicorn server.main:app", {"server/main.py": "from engine.game import x\n" + FASTAPI, "engine/game.py": ""}),
     ("PYTHONPATH=my-shop python uvicorn shop.main:app", {
       "my-shop/shop/main.py": FROM_SHOP, "my-shop/shop/db.py": ""}, "my-shop.shop.main:app"),
