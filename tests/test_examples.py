@@ -69,7 +69,7 @@ class Project:
     def start(self, command: str):
         """Start a command of the README in a shell; its output goes to a file of its own."""
         self.log = self.log.with_name(f"{self.log.name}+")
-        command = re.sub("8000|9000|3000", str(self.port), command)
+        command = re.sub(r"\b(8000|9000|3000)\b", str(self.port), command)
         with open(self.log, "w") as log:
             return self._start("sh", "-c", command, cwd=self.folder, env=self.environ, stdout=log)
 
