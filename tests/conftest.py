@@ -59,9 +59,9 @@ def ports() -> Iterator[Callable[[], int]]:
         def reserve(low: int = 11000, high: int = 32000) -> int:  # below the ports that outgoing connections get
             while True:
                 port = random.randrange(low, high)
-                pair = [locks.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2)]
+                three = [locks.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]  # for ranges of ports
                 with contextlib.suppress(OSError):
-                    for number, lock in enumerate(pair, port):
+                    for number, lock in enumerate(three, port):
                         lock.bind(f"\0port_manager_tests_{number}")  # abstract: it vanishes with this process
                     if all(can_bind(port, host, 0) for host in hosts):
                         return port
