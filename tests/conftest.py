@@ -157,17 +157,21 @@ def on_a_terminal(
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(cwd)
+        signal.alarm(100)  # a question too many waits for ever
         os.execve(sys.executable, [sys.executable, *words], {**os.environ, "PYTHONPATH": str(ROOT), **environ})
     shown = b""
     while answer and question.encode() not in shown:
         shown += os.read(terminal, 4096)
     if answer == b"\x03":  # one that comes just before the program reads is not noticed
         eventually(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
-    os.write(terminal, answer)
+    first, *others = answer.splitlines(keepends=True) or [b""]
+    os.write(terminal, first)
     after = b""
     with contextlib.suppress(OSError), open(terminal, "rb", buffering=0) as stream:  # the error: it has been closed
         for part in iter(lambda: stream.read(4096), b""):
             after += part
+            if others and after.rstrip().endswith(question.strip().encode()):  # what was typed before it is no answer
+                os.write(terminal, others.pop(0))
     return shown.decode(), after.decode("utf-8", "replace"), os.waitpid(pid, 0)[1] >> 8
 
 

@@ -448,7 +448,6 @@ def test_force_lifts_the_environment_and_no_guard(port, hold):
     ("own", "the policy 'own' stops only what belongs to "),
 ])  # fmt: skip
 def test_a_policy_that_stops_nobody(port, hold, stays, monkeypatch, policy, sentence, tmp_path):
-    """What the caller says goes before the variable."""
     held = hold(port, cwd=tmp_path)
     if policy != "kil":  # which is an error of the caller's there
         assert PortManager(port, policy=policy.lower()).kill_process(held.pid) is False

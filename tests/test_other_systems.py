@@ -228,7 +228,6 @@ def test_an_lsof_that_complains_or_is_not_there_cannot_tell(machine, monkeypatch
     ("missing", "pids"), [("", [38146, 38147, None]), ("sockstat", [38146]), ("lsof", [38146, 38147, None])]
 )
 def test_freebsd_asks_sockstat_or_lsof(machine, monkeypatch, fp, missing, pids):
-    """Without lsof no folder is told."""
     seam.on_system(monkeypatch, "freebsd14", "alice")
     seam.stand_in(monkeypatch, "find a tool", lambda tool: None if tool == missing else tool)
     fp.register(["sockstat", "-46lw", "-P", "tcp", "-p", "8000"], stdout=SOCKSTAT)

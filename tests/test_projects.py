@@ -47,7 +47,7 @@ def test_another_projects_server_is_refused_without_a_terminal(port, hold, proje
     assert ensured(projects / "shop", port, code, PORT_MANAGER_POLICY="kill").returncode == 0 and held.alive() == []
 
 
-@pytest.mark.parametrize(("answer", "status"), [(b"y\n", 0), (b"n\n", 1), (b"\n", 1), (b"y\ny\ny\n", 0)])
+@pytest.mark.parametrize(("answer", "status"), [(b"y\n", 0), (b"n\n", 1), (b"\n", 1), (b"y\n" * 9, 0)])
 def test_it_is_asked_about_on_a_terminal(port, hold, projects, answer, status):
     """The last server forks for each request, and has others at each look: the yes is not about its workers."""
     forks = answer.count(b"\n") > 1

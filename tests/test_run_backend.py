@@ -552,7 +552,6 @@ def test_a_page_beside_another_program_is_no_reason_to_stop_both(project, port, 
 
 
 def test_the_next_port_where_nobody_holds_the_first(project, port, hold, call):
-    """A browser would meet who listens at ::1."""
     hold(("::1", port))
     said = call("--port § --next --dry-run", port).stdout
     assert said.startswith(f"Port {port}: it cannot be had: ") and " is taken instead\n" in said

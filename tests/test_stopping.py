@@ -165,7 +165,6 @@ def test_kill_process(port, ports, hold):
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_a_pid_that_ps_does_not_list_has_gone_where_it_lists_any(monkeypatch, listed):
-    """Each look at the processes is the start of a program."""
     rows, started = {pid: seam.process(pid, 1) for pid in (1, os.getpid())} if listed else {}, []
     seam.on_system(monkeypatch, "darwin", "alice")
     seam.readings(monkeypatch, "macos", lambda pid: started.append(pid) or rows)
