@@ -56,7 +56,7 @@ ENDPOINTS = {
         "ssh host uvicorn main:app --port 9000",  # on another machine
         "PORT=8000 sh -c 'PORT=9000; uvicorn main:app --port $PORT'",  # its shell alone can tell
         "PORT=8000 sh -c '. ./.env && gunicorn main:app -b :${PORT:-9000}'", "sh -c 'uvicorn main:app --port `port`'",
-        "sh -c 'if x; then uvicorn main:app; else uvicorn main:app --port 1; fi'", "flask -e prod.env run",
+        "sh -c 'if x; then uvicorn main:app; else uvicorn main:app --port 1; fi'", "flask -e x run", "PORT=1 a.py -h",
         *(f"sh -c '{setting} gunicorn main:app'" for setting in (
             "export PORT=9000; exec", "set -a; . ./.env; exec", "export $(xargs < .env);", "(PORT=9000;", "env $MORE")),
         "sh -c 'unset PORT; for P in 1 2; do uvicorn main:app --port ${PORT:-$P}; done'",

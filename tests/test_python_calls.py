@@ -280,7 +280,6 @@ def test_an_endpoint_takes_what_it_has():
     ("import socket", "import port_manager; port_manager.main(['check', '{port}'])", None),
 ], ids=["import", "call", "command line"])  # fmt: skip
 def test_little_is_loaded(port, before, then, allowed):
-    """What would make it slower to start: a parser, JSON, logging and the like."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {before}; before = set(sys.modules); {then};"
     code = code.replace("{port}", str(port)) + "print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)

@@ -357,6 +357,8 @@ STOPS_NOBODY = [
     (0, "): stop PID: SIGTERM, then SIGKILL after 5 s\n", {"manage.py": DJANGO}, "--dry"),  # as argparse has it
     (1, "outside development", MAIN, "--dry-run ENVIRONMENT=production"),
     (1, "outside development", {**MAIN, ".env": "ENVIRONMENT=production"}, "--dryrun"),
+    (1, "outside development", {".env": "ENVIRONMENT=dev", "Procfile": "web: cd b && uvicorn a:app", "b/a.py": FASTAPI,
+      "b/.env": "ENVIRONMENT=x"}, "--dryrun"),
     (0, f"Port §: {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     (2, "leave out --next", {}, "--next -- python -m http.server §"),
@@ -440,6 +442,7 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     ("5009", "", {**APP, "Procfile": "web: FLASK_APP=app flask run -p 5009"}),
     ("5010", "", {**APP, "Procfile": "web: python run_backend.py app:app --port 5010"}),
     ("5011", "", {"Procfile": f"web: {sys.executable} -m this -p 5011"}),
+    ("5011", "PORT=1", {"Procfile": f"web: {sys.executable} -m http.server 5011"}),
     ("8000", "", {**APP, "Procfile": "web: . ./env; gunicorn app:app -b :$WEB $MORE"}),
     ("5012", "", {**APP, ".env": "FLASK_APP=app\nX=a\0\nFLASK_RUN_PORT=5012", ".flaskenv": "FLASK_RUN_PORT=1"}),
     ("1", "PORT=1", OF_5006),
@@ -598,7 +601,6 @@ def test_a_command_that_names_no_port_frees_none(call, encoding, sign):
 
 
 def test_windows_has_neither_exec_nor_gunicorn(project, port, installed, monkeypatch, capsys):
-    """The command is waited for; npm is npm.cmd there; and the console has told the child of Ctrl+C as well."""
     popen = mock.Mock()
     popen.return_value.wait.side_effect = [KeyboardInterrupt, 3]
     monkeypatch.setattr(run_backend, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))

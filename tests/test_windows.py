@@ -205,7 +205,6 @@ def test_a_take_over(windows, said, parent):
 
 
 def test_an_heir_of_the_holder_goes_after_it(windows):
-    """Of an owner that has ended, the system still tells the PID."""
     windows.processes[8], windows.users[8], windows.commands[8] = (PID, BEGUN + 1, "python.exe"), ALICE, SPAWNED % PID
     windows.taskkill = [lambda: windows.force(PID), lambda: windows.force(pid=8)]
     assert ensure_port_available(PORT) is True
