@@ -1307,6 +1307,10 @@ def _session_of(pid: int) -> int:
         return 0
 
 
+def _by_age(process: _Process) -> tuple[float, int]:
+    return process.started or 0.0, process.pid
+
+
 def _numbers(pid: int | str | None, field: str) -> list[int]:
     """The numbers in a field of /proc/PID/status (Uid: real, effective, saved, file system)."""
     line = _file_of(pid or "", "status").partition(f"\n{field}:".encode())[2].partition(b"\n")[0]
@@ -1397,16 +1401,14 @@ class _Linux(_System):
     def describe(self, process: _Process) -> _Description:
         uids = _numbers(process.pid, "Uid")  # not the owner of /proc/PID, which is root after setuid
         command = os.fsdecode(_file_of(process.pid, "cmdline").rstrip(b"\0")).replace("\0", " ")
-        cwd = _link(_cwd_of(process.pid))
-        return _Description(_user_name(uids[1]) if uids else "", _clean(command), _clean(cwd))
+        return _Description(_user_name(uids[1]) if uids else "", _clean(command), _clean(_cwd_of(process.pid)[1]))
 
     def environ(self, pid: int) -> dict[str, str]:
         variables = os.fsdecode(_file_of(pid, "environ")).split("\0")
         return {name: text for name, _, text in (variable.partition("=") for variable in variables)}
 
     def folder(self, pid: int, cwd: str) -> str | None:
-        link = _cwd_of(pid)
-        path = os.readlink(link)
+        link, path = _cwd_of(pid)
         if path.endswith(" (deleted)") and not os.path.exists(path):
             return path[: -len(" (deleted)")]  # another one may stand there again
         return path if os.path.samefile(link, path) else None
@@ -1571,12 +1573,14 @@ def _sockets_of(pid: int, links: dict[str, int], thread: str = "") -> set[int]:
     return next(filter(None, (_sockets_of(pid, links, f"/task/{other}") for other in _threads_of(pid))), held)
 
 
-def _cwd_of(pid: int) -> str:
-    """The link to the working directory of a process; if its first thread has ended, that of another thread."""
+def _cwd_of(pid: int) -> tuple[str, str]:
+    """The link to the working directory of a process, and its target; if its first thread has ended, another's."""
     link = f"/proc/{pid}/cwd"
-    if _link(link):
-        return link
-    return next(filter(_link, (f"/proc/{pid}/task/{thread}/cwd" for thread in _threads_of(pid))), link)
+    path = _link(link)
+    if path:
+        return link, path
+    links = (f"/proc/{pid}/task/{thread}/cwd" for thread in _threads_of(pid))
+    return next(((other, _link(other)) for other in links if _link(other)), (link, ""))
 
 
 def _threads_of(pid: int) -> list[str]:
@@ -1737,6 +1741,7 @@ class _MacOS(_BSD):
     """macOS: launchctl lists the jobs of launchd."""
 
     sources = (_ask_macos,)
+    listed: Mapping[str, tuple[str, str]] = {}  # what jobs() said, asked once
     forwarders: Mapping[str, str] = {
         **_FORWARDERS,
         "controlcenter": "it is the AirPlay Receiver, which comes back when killed; choose another port, or switch it "
@@ -1749,7 +1754,7 @@ class _MacOS(_BSD):
         found = super().managed_by(holder, port, pids)
         if found or holder.pid is None:
             return found
-        jobs = self.jobs()
+        jobs = self.listed = self.listed or self.jobs()
         for process in self.started_by(holder.pid) if jobs else ():
             domain, label = jobs.get(str(process.pid), ("", ""))
             if label[:12] != "application." and label:
@@ -2290,10 +2295,6 @@ def _is_shell(program: str) -> bool:
 def _is_job(child: _Process, parent: _Process) -> bool:
     """Whether an interactive shell runs it: in a process group of its own, which a script does not make."""
     return _is_shell(parent.name) and (parent.group is None or parent.group != child.group)
-
-
-def _by_age(process: _Process) -> tuple[float, int]:
-    return process.started or 0.0, process.pid
 
 
 def _would_end_too(look: _Look, options: _Options) -> str | None:
@@ -3012,7 +3013,8 @@ SERVERS = {
     "page": Server("0.0.0.0", None, serves="page", start="run_backend.py --page --host HOST --port PORT"),
     "flask run": Server("127.0.0.1", 5000, hosts="-h --host", ports="-p --port", serves="flask", factory="()",
                         start="-m flask --app APP run --host HOST --port PORT",
-                        variables="FLASK_RUN_HOST FLASK_RUN_PORT", files=".env=FLASK_RUN_ .flaskenv=FLASK_RUN_ -e --env-file"),
+                        variables="FLASK_RUN_HOST FLASK_RUN_PORT",
+                        files=".env=FLASK_RUN_ .flaskenv=FLASK_RUN_ -e --env-file"),
     "manage.py runserver": Server("127.0.0.1", 8000, binds="*", elsewhere="-6 --ipv6", serves="django",
                                   start="APP runserver ADDRESS"),
     **dict.fromkeys(("django-admin runserver", "django runserver"),
@@ -3059,7 +3061,8 @@ def server_endpoints(command: Sequence[str], environ: Mapping[str, str] | None =
     []
     """
     environ = dict(os.environ if environ is None else environ)
-    commands, unsure = shell_commands(command, environ), _set_by(_script_in(command))
+    commands, script = shell_commands(command, environ), _script_in(command)
+    unsure = _set_by(script) if script else set()
     servers = [*filter(find_server, commands)]
     if not servers and any(_program(word) in _WITH_A_VERB for words in commands for word in words):
         return []  # such as manage.py migrate
@@ -3147,7 +3150,8 @@ def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[
     for entry in server.files.split():
         name, _, text = entry.partition("=")
         try:
-            path = os.path.join(_root_of(os.getcwd(), (name,)), name)  # dotenv looks in the folders above, too
+            # dotenv looks in the folders above, too
+            path = os.path.join(_root_of(os.getcwd(), (name,)), name) if "." in name else ""
             there = _given(name, words, environ) or (os.path.isfile(path) and text.encode() in _contents(path))
         except OSError:
             there = True
@@ -3173,8 +3177,7 @@ def find_server(words: Sequence[str]) -> tuple[str, int] | None:
         server, before = SERVERS.get(program), words[at - 1] if at else "-m"
         # In any other place, only an app after it shows that it is more than a mention; an option's value is none.
         valued = before[:2] == "--" != before and "=" not in before
-        shown = not valued and (any(map(names_app, rest)) or (server and server.port is None))
-        if server and (before == "-m" or shown):
+        if server and (before == "-m" or (not valued and (server.port is None or any(map(names_app, rest))))):
             return program, at
     return None
 
@@ -3205,7 +3208,7 @@ def shell_commands(command: Sequence[str], environ: Mapping[str, str]) -> list[l
     import re
     import shlex
 
-    own = _set_by(script)
+    own = _set_by(script)  # they stay as they are
 
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]

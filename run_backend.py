@@ -223,6 +223,7 @@ class _Module:
             elif isinstance(node, IMPORTS):
                 place = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
                 self.imports.update((alias.asname or alias.name, place + alias.name) for alias in node.names)
+        self.needs = {name.partition(".")[0] for name in self.imports.values()}  # the first name of each; "": relative
         top: list[ast.AST] = []
         for statement in _statements(tree):
             for name in _names(statement):
@@ -294,11 +295,11 @@ class _Module:
 
     def root(self) -> str:
         """The folder in which the imports begin: the top one, unless only a lower one has the imported modules."""
-        names = {name.partition(".")[0] for name in self.imports.values()}
+        names = self.needs
         for folder in _folders(self.path):
             if folder and names & _importable(folder):
                 return folder
-            names -= _importable(folder)
+            names = names - _importable(folder)
         return ""
 
 
@@ -406,9 +407,11 @@ def _candidates(paths: list[str], skipped: str) -> list[Found]:
 
 def _is_stray(module: _Module) -> bool:
     """Whether no server can import it: it belongs to a package, or to a Django project, that is not here."""
+    if module.relative and "/" not in module.path:
+        return True
     settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", module.source)
-    here = set().union(*map(_importable, [*_folders(module.path), "src"]))
-    return (module.relative and "/" not in module.path) or (settings is not None and settings[1] not in here)
+    places = [*_folders(module.path), "src"]
+    return settings is not None and not any(settings[1] in _importable(place) for place in places)
 
 
 def _only_named(found: Found) -> bool:
@@ -426,8 +429,7 @@ def _line(app: str) -> str:
 def _beside(app: str) -> str:
     """The folder with another program than the one at the top, which is no package of it, also by its imports."""
     folder, module = re.split("[./]", app)[0], _read(_file_of(app.partition(":")[0]))
-    names = {name.partition(".")[0] for name in module.imports.values()}
-    package = glob(f"{folder}/__*__.py") or names & ({"", folder, *_importable("")} - _importable(folder))
+    package = glob(f"{folder}/__*__.py") or module.needs & ({"", folder, *_importable("")} - _importable(folder))
     return folder if folder in BESIDE and not package else ""
 
 
@@ -446,7 +448,7 @@ def _app_of(module: _Module) -> Found | None:
     if path.endswith("manage.py") and "django.core.management" in module.source:
         return Found(app=path, kinds="django", why=f"Django's {path}")
     names = [name for name in (*NAMES, *module.bound) if name[0] != "_" and (path in CONVENTIONS or name in own)]
-    apps = [*filter(None, (_found(module, name) for name in names if not module.sets_up(name)))]
+    apps = [found for name in names if (found := _found(module, name)) and not module.sets_up(name)]
     launched = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']""", module.source)  # uvicorn.run("app.main:app")
     if not apps and launched and _file_of(launched[2]) not in ("", path):
         return _named(launched[1])
