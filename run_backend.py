@@ -2,15 +2,8 @@
 # Copyright (c) the port_manager authors
 """Start this repository's backend; in development, free its port first.
 
-    python run_backend.py                            find the app, free its port, become its server
-    python run_backend.py src.main:app --port 9000 --reload
-    python run_backend.py --port 3000 -- npm run dev
-
-What a repository declares (Procfile, FLASK_APP, [tool.fastapi]) comes before what its syntax shows; none of its
-modules is imported. On POSIX this process becomes the server: nothing of this program stays behind.
-
-The file reads in the order in which things happen: the call; modules as syntax; the guess; what is named or declared;
-which command serves it; start it; the standard library's server; the command line.
+What a repository declares comes before what its syntax shows; none of its modules is imported. On POSIX this process
+becomes the server: nothing of this program stays behind. The file reads in the order in which things happen.
 """
 
 from __future__ import annotations
@@ -19,10 +12,8 @@ import ast
 import os
 import re
 import sys
-import warnings
 from functools import lru_cache
 from glob import escape, glob
-from importlib.machinery import PathFinder
 from itertools import accumulate, islice
 from os import chdir, curdir, environ, getcwd, sep
 from os.path import abspath, basename, dirname, isdir, isfile, relpath
@@ -47,8 +38,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 USAGE = """\
-Start this repository's backend, whatever still holds its port.
-
   run_backend.py                           find the app, free its port, start it
   run_backend.py src.main:app --port 9000  this app; other options: its server's
   run_backend.py --port 3000 -- npm start  any command, given HOST and PORT
@@ -64,8 +53,7 @@ The app is the argument, else APP, else a Procfile's web line, FLASK_APP (from
 one that the modules here build. Where that cannot be told, they are listed.
 
 ENVIRONMENT (else that of .env): unset, dev, development, local, test, testing,
-  debug: whoever holds the port is stopped. Anything else: nobody is, and the
-  start fails.
+  debug: whoever holds the port is stopped. Else nobody is: the start fails.
 PORT_MANAGER_POLICY: kill, own, ask or refuse (see port_manager.py --help)
 
 Exit status: the server's own; 1 no app, no server or no port; 2 a wrong call;
@@ -88,33 +76,27 @@ KINDS = {
 }
 MAKERS = {maker: kinds for kinds, makers in KINDS.items() for maker in makers.split()}
 # Calls that run a server until it ends, and programs that run a module which imports them: streamlit run FILE.
-RUNS = (
-    r"(?<!subprocess)(?<!asyncio)\.(run|serve|run_app|run_server|serve_forever|start_server|launch|quickstart)$|"
-    r"IOLoop\.\w+\.start$"
-)
+RUNS = (r"(?<!subprocess)(?<!asyncio)\.(run|serve|run_app|run_server|serve_forever|start_server|launch|quickstart)$"
+        r"|IOLoop\.\w+\.start$")  # fmt: skip
 RUNNERS = ("streamlit", "chainlit", "flet", "shiny", "solara", "marimo")
 IMPORTS = (ast.Import, ast.ImportFrom)
 
-# fastapi's and flask's own search, and ours: the first of these that has an app is taken.
+# fastapi's and flask's own search, and ours: the first of these that has an app is taken; then the nearest.
 CONVENTIONS = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
                "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py", "manage.py")  # fmt: skip
+PATTERNS = ("*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py")
 USUAL = {"__main__.py", *map(basename, CONVENTIONS)}
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
 BESIDE = ("backend", "server")  # folders that are no packages: another program than the one at the top lives there
-CODE = (".py", ".ipynb", ".js", ".mjs", ".ts", ".jsx", ".tsx", ".vue", ".go", ".rs", ".rb", ".java", ".kt", ".scala",
-        ".php", ".cs", ".ex", ".c", ".cpp", ".dart", ".swift", ".lua", ".pl", ".sh", "pyproject.toml",
-        "package.json")  # fmt: skip
-PATTERNS = ("*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py")  # then, the nearest first
 ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest first
 
 PROGRAM = abspath(__file__)
 SCRIPT = basename(PROGRAM)
-# Patterns of paths: no code of the repository's own program; no module to be named; none to be started.
-OURS = rf"(^|/)(tests?|conftest\.py|port_manager\.py|{SCRIPT})(/|$)"
-UNNAMED = rf"{OURS}|(?<![a-zA-Z])[Tt]est|\.[^/]*/|[^\w/.-]"  # no import can name what has a dot or a blank
-SKIPPED = rf"{UNNAMED}|(^|/)(node_modules|venv|env|site-packages|migrations|alembic|docs|build|dist|setup\.py|"
+# Patterns of paths: nothing of the app's program; no module of the app, also because no import could name it; no code.
+OURS = rf"(^|/)(tests?|conftest\.py|port_manager\.py|{SCRIPT}|venv|env|node_modules|site-packages)(/|$)"
+SKIPPED = rf"{OURS}|(?<![a-zA-Z])[Tt]est|\.[^/]*/|[^\w/.-]|(^|/)(migrations|alembic|docs|build|dist|setup\.py|"
 SKIPPED += "(example|demo|sample|benchmark)s?)(/|$)"
-NOT_OURS = {"node_modules", "venv", "env", "site-packages"}
+NO_CODE = rf"{OURS}|(^|/)[^.]+$|\.(md|rst|txt)$"
 OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app
 VARIABLE = r"""(?m)^\s*(?:export\s+)?(\w+)[ \t]*=[ \t]*["']?([^\0\n]*?)["']?\s*$"""
@@ -143,34 +125,22 @@ class _CannotStart(PortError):
         self.status = status
 
 
-def _say(text: str) -> None:
-    write_line(sys.stdout, text)
-
-
-# ----------------------------------------------------------------------------------------------------
-# The call
-# ----------------------------------------------------------------------------------------------------
+# ---- The call --------------------------------------------------------------------------------------
 
 
 def _read_call(words: Words) -> SimpleNamespace:
-    """Our own options, the words for the server, and the command after ``--``.
-
-    >>> call = _read_call(["src.main:app", "--port=9000", "--reload", "--next", "--", "npm", "run", "dev"])
-    >>> call.port, call.words, call.command
-    ('9000', ['src.main:app', '--reload'], ['npm', 'run', 'dev'])
-    """
+    """Our own options, the words for the server, and the command after ``--``."""
     end = [*words, "--"].index("--")
+    call = SimpleNamespace(command=words[end + 1 :])
     hosts, rest = take_options(words[:end], "--host")
     ports, rest = take_options(rest, "-p --port")
-    to_next, rest = take_options(rest, "--next", flags=True)
-    dry_run, rest = take_options(rest, "--dry-run --dryrun --dry_run", flags=True)
+    call.next, rest = take_options(rest, "--next", flags=True)
+    call.dry_run, call.words = take_options(rest, "--dry-run --dryrun --dry_run", flags=True)
     if "" in hosts + ports or words[end:] == ["--"]:
         raise _CannotStart("a value is missing after --host or --port, or a command after --", 2)
-    call = SimpleNamespace(words=rest, command=words[end + 1 :], next=to_next, dry_run=dry_run)
     call.host = [environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]")
     call.port = [environ.get("PORT", ""), *ports][-1]
-    call.typed = ports or to_next
-    call.named = call.typed or not call.command  # else a command after -- says its own port
+    call.typed = ports or call.next
     return call
 
 
@@ -183,8 +153,6 @@ def _port(text: str) -> int:
 def _app_in(words: Words) -> str:
     """The word that names the app; "" if none does.
 
-    >>> [_app_in([word]) for word in ("src.main:app", "main.py", "my-app:make('x')", "localhost:80", "debug")]
-    ['src.main:app', 'main.py', "my-app:make('x')", '', '']
     >>> _app_in(["--log-config", "log.py", "--loop", "uvloop:new_event_loop", "--reload", "main.py"])
     'main.py'
     """
@@ -196,9 +164,7 @@ def _app_in(words: Words) -> str:
     return ""
 
 
-# ----------------------------------------------------------------------------------------------------
-# Modules as syntax: importing them is their server's business
-# ----------------------------------------------------------------------------------------------------
+# ---- Modules as syntax: importing them is their server's business -----------------------------------
 
 
 class _Module:
@@ -209,30 +175,29 @@ class _Module:
         self.imports: dict[str, str] = {}  # by name: shop.create_app, .db
         self.bound: dict[str, list[Any]] = {}  # by name: the statements, the last one first
         self.known: dict[str, Found | None] = {}
-        self.main: list[ast.stmt] = []  # the statements that run only when it is started as a script
+        self.script: list[ast.stmt] = []  # the statements that run only when it is started as a script
         tree = ast.parse("")
         try:
             tree = ast.parse(self.source, path)
         except (SyntaxError, ValueError, RecursionError) as error:
             self.error = str(error)
-        self.relative = any(getattr(node, "level", 0) for node in tree.body)  # it imports from its package, in any case
         every = [*ast.walk(tree)]
+        top: list[ast.AST] = []
         for node in every:
             if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
-                self.main, node.body = node.body, []
+                self.script, node.body = node.body, []
             elif isinstance(node, IMPORTS):
                 place = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
                 self.imports.update((alias.asname or alias.name, place + alias.name) for alias in node.names)
-        self.needs = {name.partition(".")[0] for name in self.imports.values()}  # the first name of each; "": relative
-        top: list[ast.AST] = []
         for statement in _statements(tree):
             for name in _names(statement):
                 self.bound.setdefault(name, []).insert(0, statement)
-            if isinstance(statement, (ast.Expr, ast.Assign)):
+            if isinstance(statement, (ast.Expr, ast.Assign)) or "Thread(" in self.source:
                 top += ast.walk(statement)
-        self.runs = self._run_by(every)
+        self.needs = {name.partition(".")[0] for name in self.imports.values()}  # the first name of each; "": relative
+        self.relative = any(getattr(node, "level", 0) for node in tree.body)  # it imports from its package, in any case
         # No server can import what runs one; what runs one in a thread is a part of another program.
-        self.alone = self._run_by(ast.walk(tree) if "Thread(" in self.source else top)
+        self.runs, self.alone = self._run_by(every), self._run_by(top)
 
     def _run_by(self, nodes: Iterable[Any]) -> str:
         """The first call among these nodes that runs a server until it ends."""
@@ -240,18 +205,9 @@ class _Module:
         return next(filter(re.compile(RUNS).search, calls), "")
 
     def sets_up(self, name: str) -> bool:
-        """Whether it sets the app of this name up, or names that its functions read, only when started as a script."""
-        import symtable
-
-        calls = (step for step in self.main if isinstance(step, ast.Expr) and not self._run_by(ast.walk(step)))
-        if any(isinstance(node, ast.Name) and node.id == name for call in calls for node in ast.walk(call)):
-            return True
-        bound = {each for step in self.main for each in _names(step)} - self.bound.keys()
-        tables = [symtable.symtable(self.source, self.path, "exec")] if bound else []
-        for table in tables:  # grows while it is read
-            tables += table.get_children()
-        read = [symbol for table in tables[1:] for symbol in table.get_symbols() if symbol.is_global()]
-        return any(symbol.get_name() in bound for symbol in read)
+        """Whether it sets the app of this name up only when it is started as a script."""
+        calls = (step for step in self.script if isinstance(step, ast.Expr) and not self._run_by(ast.walk(step)))
+        return any(getattr(node, "id", "") == name for call in calls for node in ast.walk(call))
 
     def name(self, node: Any) -> str:
         """The full name of what an expression names or calls."""
@@ -293,14 +249,64 @@ class _Module:
         made = next(filter(None, map(self.find, map(self.name, makers))), None)
         return made and Found(kinds=made.kinds, why=made.why, call=call)
 
+    def app(self, name: str, unknown: Found | None = None) -> Found | None:
+        """An app by the name that its server takes; None if the name is not an app's."""
+        if self.error:
+            raise _CannotStart(f"{self.path} cannot be read: {self.error}")
+        called = re.split("[(.]", name)[0]
+        made = self.find(called) or unknown
+        if not (made and made.kinds and {called, "*", "__getattr__"} & {*self.bound}) or self.alone:
+            return None
+        kinds, call = made.kinds, made.call
+        if name == called:
+            if call == "(...)" or (call and kinds == "dash"):
+                return None
+            name += call
+            if kinds == "dash":
+                name, kinds = ("server", "wsgi") if "server" in self.bound else (f"{name}.server", kinds)
+        place = self.path[:-3].replace("/", ".").replace(".__init__", "")
+        return Found(app=f"{place}:{name}", kinds=kinds, why=made.why, path=self.path, call=call)
+
+    def best(self) -> Found | None:
+        """The app that it makes, or launches; in a usual place also one that it imports."""
+        if self.path.endswith("manage.py") and "django.core.management" in self.source:
+            return Found(app=self.path, kinds="django", why=f"Django's {self.path}", path=self.path)
+        usual, own = self.path in CONVENTIONS, self.bound.keys() - self.imports.keys()
+        names = [name for name in (*NAMES, *self.bound) if name[0] != "_" and (usual or name in own)]
+        apps = [found for name in names if (found := self.app(name)) and not self.sets_up(name)]
+        launched = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']""", self.source)  # uvicorn.run("app.main:app")
+        if not apps and launched and _file_of(launched[2]) not in ("", self.path):
+            return _named(launched[1])
+        return min(apps, key=lambda found: found.call, default=None)  # an app before what makes one
+
+    def program(self) -> Found | None:
+        """A command to paste, where it runs a server of its own or has a usual name: no server can load it."""
+        runner = next(filter([*self.imports.values()].__contains__, RUNNERS), "")
+        if not (runner or self.runs or basename(self.path) in USUAL):
+            return None
+        command = f"{runner} run {self.path}" if runner else f"python {self.path}"
+        if not runner and glob(join(dirname(self.path), "__*__.py")) and not self.root():  # of a package
+            command = "python -m " + self.path[:-3].replace("/", ".").replace(".__main__", "")
+        why = runner or self.runs
+        return Found(app=f"-- {command}", kinds=why, why=f"{why or 'program'} in {self.path}")
+
     def root(self) -> str:
         """The folder in which the imports begin: the top one, unless only a lower one has the imported modules."""
-        names = self.needs
-        for folder in _folders(self.path):
-            if folder and names & _importable(folder):
-                return folder
-            names = names - _importable(folder)
-        return ""
+        names = self.needs - _importable("")
+        return next((folder for folder in _folders(self.path)[1:] if names & _importable(folder)), "")
+
+    def beside(self) -> str:
+        """backend or server, where it holds another program than the one at the top: it is no package of that."""
+        folder = self.path.partition("/")[0]
+        package = glob(f"{folder}/__*__.py") or self.needs & ({"", folder, *_importable("")} - _importable(folder))
+        return folder if folder in BESIDE and not package else ""
+
+    def is_stray(self) -> bool:
+        """Whether no server can import it: it belongs to a package, or to a Django project, that is not here."""
+        if self.relative and "/" not in self.path:
+            return True
+        settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", self.source)
+        return settings is not None and not any(settings[1] in _importable(at) for at in [*_folders(self.path), "src"])
 
 
 _read = lru_cache(maxsize=None)(_Module)
@@ -346,11 +352,7 @@ def _file_of(dotted: str, importer: str = "") -> str:
 
 
 def _folders(path: str) -> list[str]:
-    """The folders that a file stands in, from the top down.
-
-    >>> _folders("src/shop/main.py")
-    ['', 'src', 'src/shop']
-    """
+    """The folders that a file stands in, from the top down: "", src, src/shop."""
     return ["", *accumulate(path.split("/")[:-1], join)]
 
 
@@ -360,136 +362,57 @@ def _importable(folder: str) -> set[str]:
     return {basename(path).replace(".py", "") for path in glob(join(escape(folder), "*"))}
 
 
-# ----------------------------------------------------------------------------------------------------
-# The guess: the only app of the first place that has one; else all that could be typed
-# ----------------------------------------------------------------------------------------------------
+# ---- The guess: the only app of the first place that has one; else all that could be typed -----------
 
 
 def _guessed() -> Found:
     """The only app of the first place that has one; the page if there is no code; else an error with what to type."""
     for paths in (*([path] for path in CONVENTIONS), *map(glob, PATTERNS)):
-        found = [each for each in _candidates(paths, SKIPPED) if each.kinds]
-        if len({each.why for each in found}) == 1 and not any(map(_only_named, found)):  # one, by whichever names
-            return min(found, key=lambda each: (each.call, each.app))
+        found = [each for each in _candidates(paths) if each.kinds]
+        one = min(found, key=lambda each: (each.call, each.app), default=Found())
+        module = _read(one.path)
+        script = "\nwith " in module.source and one.path not in CONVENTIONS  # such as one that fills a database
+        if one.path and len({each.why for each in found}) == 1 and not (script or module.beside()):
+            return one
         if found:
             break
-    title, every = "No app was found at the top, in src or one folder down", _every()
-    ways = _ways(every)
-    if ways:
-        title = "Several apps were found; name one:" if any(each.kinds for each in every[1:]) else f"{title}; try:"
-        raise _CannotStart("\n  ".join([title, *ways]))
-    if any(path.endswith(CODE) and not re.search(OURS, path) for path in _walk()):
-        raise _CannotStart(f"{title}; name it, as in src.main:app, or put a command after --")
+    if len(found) > 1:
+        raise _CannotStart("Several apps were found")
+    if found or any(not re.search(NO_CODE, path) for path in _walk()):
+        raise _CannotStart("No app was found at the top, in src or one folder down")
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
     return Found(app="no app", kinds="page", why=why)
 
 
-def _every() -> list[Found]:
-    """All that could be started, at any depth, the best first."""
-    found = _candidates(_walk(), UNNAMED)
-    return sorted(found, key=lambda each: (each.app[:2] == "--", not each.kinds, each.call))
-
-
-def _ways(every: list[Found]) -> list[str]:
-    """What to type for each of them."""
-    ways = [f"{_line(each.app)}  # {each.why}" for each in every]
+def _ways() -> list[str]:
+    """What to type for each app and program, at any depth, the best first, in the folder of its program."""
+    ways = []
+    for each in sorted(_candidates(_walk()), key=lambda each: (not each.path, not each.kinds, each.call)):
+        folder, app = _read(each.path).beside(), each.app.replace("()", "")
+        line = f"cd {folder} && python ../{SCRIPT} {app[len(folder) + 1 :]}" if folder else f"python {SCRIPT} {app}"
+        ways.append(f"{line}  # {each.why}")
     ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
     return [*dict.fromkeys(ways)][:20]
 
 
-def _candidates(paths: list[str], skipped: str) -> list[Found]:
+def _candidates(paths: list[str]) -> list[Found]:
     """The apps and programs of these modules; a package hides the module of its name."""
     sources = (path.replace(sep, "/") for path in paths if path.endswith(".py"))
-    sources = (path for path in sources if not re.search(skipped, path) and not isfile(path[:-3] + "/__init__.py"))
-    modules = (module for module in map(_read, islice(sources, MODULES)) if not _is_stray(module))
-    return [*filter(None, (_app_of(module) or _program_of(module) for module in modules))]
-
-
-def _is_stray(module: _Module) -> bool:
-    """Whether no server can import it: it belongs to a package, or to a Django project, that is not here."""
-    if module.relative and "/" not in module.path:
-        return True
-    settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", module.source)
-    places = [*_folders(module.path), "src"]
-    return settings is not None and not any(settings[1] in _importable(place) for place in places)
-
-
-def _only_named(found: Found) -> bool:
-    """Whether it is not started by itself: a program, an app of another program, a script that fills a database."""
-    script = "\nwith " in _read(found.path).source and found.path not in CONVENTIONS
-    return script or found.app[:2] == "--" or bool(_beside(found.app))
-
-
-def _line(app: str) -> str:
-    """The command to type for an app, in the folder of its program."""
-    folder, app = _beside(app), app.replace("()", "")
-    return f"cd {folder} && python ../{SCRIPT} {app[len(folder) + 1:]}" if folder else f"python {SCRIPT} {app}"
-
-
-def _beside(app: str) -> str:
-    """The folder with another program than the one at the top, which is no package of it, also by its imports."""
-    folder, module = re.split("[./]", app)[0], _read(_file_of(app.partition(":")[0]))
-    package = glob(f"{folder}/__*__.py") or module.needs & ({"", folder, *_importable("")} - _importable(folder))
-    return folder if folder in BESIDE and not package else ""
+    sources = (path for path in sources if not re.search(SKIPPED, path) and not isfile(path[:-3] + "/__init__.py"))
+    modules = [module for module in map(_read, islice(sources, MODULES)) if not module.is_stray()]
+    return [*filter(None, (module.best() or module.program() for module in modules))]
 
 
 def _walk() -> list[str]:
-    """Every file and folder, the highest first, without hidden folders, node_modules and virtual environments."""
+    """Every file and folder, the highest first, without hidden ones, packages of others and virtual environments."""
     found = sorted(glob("*"))
     for path in found:  # the contents of a folder are added at the end
-        if len(found) < ENTRIES and basename(path) not in NOT_OURS:
+        if len(found) < ENTRIES and not re.search(OURS, path):
             found += sorted(glob(join(escape(path), "*")))
     return found
 
 
-def _app_of(module: _Module) -> Found | None:
-    """The app that a module makes, or launches; in a usual place also one that it imports."""
-    path, own = module.path, module.bound.keys() - module.imports.keys()
-    if path.endswith("manage.py") and "django.core.management" in module.source:
-        return Found(app=path, kinds="django", why=f"Django's {path}")
-    names = [name for name in (*NAMES, *module.bound) if name[0] != "_" and (path in CONVENTIONS or name in own)]
-    apps = [found for name in names if (found := _found(module, name)) and not module.sets_up(name)]
-    launched = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']""", module.source)  # uvicorn.run("app.main:app")
-    if not apps and launched and _file_of(launched[2]) not in ("", path):
-        return _named(launched[1])
-    return min(apps, key=lambda found: found.call, default=None)  # an app before what makes one
-
-
-def _found(module: _Module, name: str, unknown: Found | None = None) -> Found | None:
-    """An app by the name that its server takes; None if the name is not an app's."""
-    if module.error:
-        raise _CannotStart(f"{module.path} cannot be read: {module.error}")
-    called = re.split("[(.]", name)[0]
-    made = module.find(called) or unknown
-    there = {called, "*", "__getattr__"} & {*module.bound}
-    if not (made and made.kinds and there) or module.alone:
-        return None
-    kinds, call = made.kinds, made.call
-    if name == called:
-        if call == "(...)" or (call and kinds == "dash"):
-            return None
-        name += call
-        if kinds == "dash":
-            name, kinds = ("server", "wsgi") if "server" in module.bound else (f"{name}.server", kinds)
-    place = module.path[:-3].replace("/", ".").replace(".__init__", "")
-    return Found(app=f"{place}:{name}", kinds=kinds, why=made.why, path=module.path, call=call)
-
-
-def _program_of(module: _Module) -> Found | None:
-    """A module that runs a server of its own, or a usual program, as the command to paste: no server can load it."""
-    path, runs = module.path, module.runs
-    runner = next(filter([*module.imports.values()].__contains__, RUNNERS), "")
-    if not (runner or runs or basename(path) in USUAL):
-        return None
-    command = f"{runner} run {path}" if runner else f"python {path}"
-    if not runner and glob(join(dirname(path), "__*__.py")) and not module.root():  # of a package
-        command = "python -m " + path[:-3].replace("/", ".").replace(".__main__", "")
-    return Found(app=f"-- {command}", kinds=runner or runs, why=f"{runner or runs or 'program'} in {path}")
-
-
-# ----------------------------------------------------------------------------------------------------
-# What is named, and what the repository declares
-# ----------------------------------------------------------------------------------------------------
+# ---- What is named, and what the repository declares -------------------------------------------------
 
 
 def _named(word: str, options: Words = ()) -> Found:
@@ -507,32 +430,22 @@ def _named(word: str, options: Words = ()) -> Found:
             raise _CannotStart(f"There is no {word} in this folder")
         return unknown
     module = _read(path)
-    found = (None if name else _app_of(module)) or _found(module, name or usual, unknown)
+    found = (None if name else module.best()) or module.app(name or usual, unknown)
     if not found:
-        what = f"{name or usual} at its top that a server can serve; with arguments: \"app:create_app('dev')\""
-        raise _CannotStart(f"{path} has no {what}; as a program: python {SCRIPT} -- python {path}")
+        what = f"{name or usual} at its top that a server can serve"
+        raise _CannotStart(f"{path} has no {what} (one that is made with arguments: \"app:create_app('dev')\")")
     return found
-
-
-def _stated() -> Found | None:
-    """The same as _declared, with what to type instead if that is not there any more."""
-    try:
-        return _declared()
-    except _CannotStart as error:
-        raise _CannotStart("\n  ".join([error.reason, *_ways(_every())])) from None
 
 
 def _declared() -> Found | None:
     """The app or command that the repository declares: in its Procfile, flask's variables or fastapi's entry point."""
     told = {**_variables(".flaskenv"), **_variables(".env"), **environ}
     web = re.search(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))
-    found = _of_procfile(web[1], told) if web else None
     flask, entry = told.get("FLASK_APP"), re.search(ENTRYPOINT, _text("pyproject.toml"))
-    if found:
-        found.why = "Procfile web line"
-    elif flask:
+    found = _of_procfile(web[1], told) if web else None
+    if not found and flask:
         found = _of_flask(flask, told)
-    elif entry:
+    elif not found and entry:
         found = _named(entry[1])
         found.why = "[tool.fastapi] entrypoint"
     return found
@@ -551,7 +464,7 @@ def _of_flask(app: str, told: dict[str, str]) -> Found:
 def _of_procfile(line: str, told: dict[str, str]) -> Found | None:
     """The web line of a Procfile, of which no shell is asked: the known server in it, else its last command."""
     others = re.sub(rf"\S+ \S*{SCRIPT}( --)?", "", line)  # a line may start this very program
-    commands = shell_commands(["sh", "-c", others], environ)
+    commands = shell_commands(["sh", "-c", re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", others)], environ)
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
             chdir(words[-1])
@@ -572,8 +485,8 @@ def _of_procfile(line: str, told: dict[str, str]) -> Found | None:
     elif verb != "run":
         found = _command(words)
     ports = [str(port) for _, port in server_endpoints(words, {})] or take_options(rest, "-p --port")[0]
-    if found and ports:
-        found.port = ports[0]
+    if found:
+        found.why, found.port = "Procfile web line", [found.port, *ports[:1]][-1]
     return found
 
 
@@ -587,9 +500,7 @@ def _command(words: Words) -> Found | None:
     return Found(app=words[0], command=[program, *words[1:]]) if program else None
 
 
-# ----------------------------------------------------------------------------------------------------
-# Which command serves it?
-# ----------------------------------------------------------------------------------------------------
+# ---- Which command serves it? ------------------------------------------------------------------------
 
 
 def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
@@ -635,6 +546,8 @@ def _check_options(server: list[str], options: Words) -> None:
 
 def _interpreter(package: str) -> str:
     """The Python that has a package: an activated one, that of a virtual environment here, this one; else ""."""
+    from importlib.machinery import PathFinder
+
     posix = ("bin/python", "lib/*/site-packages")
     program, packages = posix if os.name == "posix" else ("Scripts/python.exe", "Lib/site-packages")
     beside = {abspath(join(name, program)): glob(join(name, packages)) for name in (".venv", "venv")}
@@ -647,16 +560,10 @@ def _interpreter(package: str) -> str:
     return ""
 
 
-# ----------------------------------------------------------------------------------------------------
-# Start it
-# ----------------------------------------------------------------------------------------------------
+# ---- Start it ----------------------------------------------------------------------------------------
 
 
 def _announced(endpoints: Sequence[Endpoint], what: str) -> str:
-    """
-    >>> _announced([Endpoint("0.0.0.0", 8000)], "gunicorn")
-    '✅ Starting server on 0.0.0.0:8000: http://127.0.0.1:8000 (gunicorn)'
-    """
     if not endpoints:
         return f"✅ Starting {what}, which names no port"
     host, port = endpoints[0]
@@ -668,6 +575,7 @@ def _become(command: list[str]) -> int:
     """Turn into the command (POSIX), or wait for it and give its status (Windows, which has no exec)."""
     import signal
     import subprocess
+    from contextlib import suppress
 
     if os.name == "posix":
         for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and its successor would inherit that
@@ -678,10 +586,8 @@ def _become(command: list[str]) -> int:
             raise _CannotStart(f"{command[0]} cannot be started: {error.strerror}", 126) from None
     child = subprocess.Popen(command)
     while True:
-        try:
+        with suppress(KeyboardInterrupt):  # the console has sent it to the child as well
             return child.wait()
-        except KeyboardInterrupt:  # the console has sent it to the child as well
-            continue
 
 
 def _preview(command: str, endpoints: Sequence[Endpoint]) -> int:
@@ -689,14 +595,12 @@ def _preview(command: str, endpoints: Sequence[Endpoint]) -> int:
     seen = [preview_port(port, host) for host, port in endpoints]
     for each in seen:
         who = f"process {each.holders[0]}: " if each.plan else ""  # its children go with it
-        _say(f"Port {each.port}: {who}{each.plan or each.reason or 'available'}")
-    _say(command)
+        write_line(sys.stdout, f"Port {each.port}: {who}{each.plan or each.reason or 'available'}")
+    write_line(sys.stdout, command)
     return int(not all(each.available or each.plan for each in seen))
 
 
-# ----------------------------------------------------------------------------------------------------
-# The standard library's server: this program starts itself again, so that its command line says what it is
-# ----------------------------------------------------------------------------------------------------
+# ---- The standard library's server: this program starts itself again, so that its command line says what it is ----
 
 
 def _serve(call: SimpleNamespace) -> int:
@@ -708,18 +612,17 @@ def _serve(call: SimpleNamespace) -> int:
     class Server(ThreadingMixIn, WSGIServer):
         daemon_threads = True
 
-    where, app, what = Endpoint(call.host, _port(call.port)), _page, "a small page"
-    if call.words == ["--page"]:
+    where, page = Endpoint(call.host, _port(call.port)), call.words == ["--page"]
+    if page:
         _leave_others_alone(where)
-    else:
-        app, what = _imported(call.words[1]), "wsgiref, no reload"  # before anybody is stopped
+    app = _page if page else _imported(call.words[1])  # before anybody is stopped
     with Server(where, WSGIRequestHandler, bind_and_activate=False) as server:
         server.socket.close()
         server.socket = bind_port(where.port, where.host)
         server.server_name, server.server_port = where
         server.setup_environ()
         server.set_app(app)
-        _say(_announced([where], what))
+        write_line(sys.stdout, _announced([where], "a small page" if page else "wsgiref, no reload"))
         if os.getpid() == 1:  # the first process of a container, which no signal ends by itself
             signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         server.serve_forever()
@@ -756,24 +659,26 @@ def _imported(app: str) -> Any:
     return found(*ast.literal_eval(f"[{arguments[:-1]}]")) if call else found
 
 
-# ----------------------------------------------------------------------------------------------------
-# The command line
-# ----------------------------------------------------------------------------------------------------
+# ---- The command line --------------------------------------------------------------------------------
 
 
 def _run(call: SimpleNamespace) -> int:
     import shlex
 
     top = getcwd()
-    warnings.simplefilter("ignore")  # those of the modules here are for their server to show
+    if call.port:
+        environ["PORT"] = str(_port(call.port))
     found = _chosen(call)
     stages = [*filter(None, (_variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (top, getcwd())))]
     if stages and not environ.get("ENVIRONMENT"):  # of two, the one that stops nobody
         environ["ENVIRONMENT"] = min(stages, key=lambda stage: is_development({"ENVIRONMENT": stage}))
-    where = Endpoint(call.host, _port(call.port or found.port))
+    wanted = where = Endpoint(call.host, _port(call.port or found.port))
     if call.next:
         environ["PORT_MANAGER_POLICY"] = "refuse"  # a program that was faster keeps the port
-        where = _next(where)
+        where = Endpoint(call.host, find_free_port(where.port, where.host))
+    if where != wanted:
+        why = preview_port(wanted.port, wanted.host).reason or "it cannot be had"
+        write_line(sys.stdout, f"Port {wanted.port}: {why}: {where.port} is taken instead")
     if found.kinds == "page":
         _leave_others_alone(where)
     shown = f"cd {relpath(getcwd(), top)} && " if getcwd() != top else ""
@@ -785,28 +690,20 @@ def _run(call: SimpleNamespace) -> int:
     line = server_command(found, call.words, where)
     if not call.command:
         python = "" if found.command or line[0] == sys.executable else f", with {relpath(line[0])}"
-        _say(f"Found {found.app}: {found.why}{python}")
-    if call.named:
+        write_line(sys.stdout, f"Found {found.app}: {found.why}{python}")
+    if call.typed or not call.command:  # else a command after -- says its own port
         environ.update(HOST=where.host, PORT=str(where.port))
-    told = endpoints = server_endpoints(line)
-    if (call.typed or (call.named and not told)) and found.command and where.port not in [port for _, port in told]:
-        endpoints = [where]  # the named port is the port
-        if told:
-            _warn_of_another(told[0], where.port, call.next)
+    told = server_endpoints(line)
+    if told and call.typed and where.port not in [port for _, port in told]:
+        raise _CannotStart(f"the command itself names {told[0]}, not port {where.port}", 2)
+    endpoints = told or [where] * bool(call.typed or not call.command)
     if call.dry_run:
         return _preview(shown + shlex.join(line), endpoints)
     if PROGRAM not in line:  # it frees its port itself, when its app has been imported
         if not all(ensure_port_available(port, host) for host, port in endpoints):
             return 1
-        _say(_announced(told or endpoints, found.server or basename(found.app)))
+        write_line(sys.stdout, _announced(endpoints, found.server or basename(found.app)))
     return _become(line)
-
-
-def _warn_of_another(told: Endpoint, port: int, to_next: bool) -> None:
-    other = f"The command itself names {told}, not port {port}"
-    if to_next:
-        raise _CannotStart(f"{other}: leave out --next", 2)
-    write_line(sys.stderr, f"⚠️  {other}")
 
 
 def _chosen(call: SimpleNamespace) -> Found:
@@ -816,24 +713,18 @@ def _chosen(call: SimpleNamespace) -> Found:
     if call.words and (call.command or call.words[0][:1] != "-"):
         how = "name it as in src.main:app, a port by --port, or put a command after --"
         raise _CannotStart(f"{call.words[0]!r} is not an app; {how}", 2)
-    if app:
-        return _named(app, call.words)
-    if not call.command:
-        return _stated() or _guessed()
-    found = _command(call.command)
-    if not found:  # no process is stopped for a missing program
+    if call.command:
+        found = _command(call.command)
+        if found:
+            return found
         what, status = ("executable", 126) if isfile(call.command[0]) else ("installed, or not on PATH", 127)
-        raise _CannotStart(f"{call.command[0]} is not {what}", status)
-    return found
-
-
-def _next(wanted: Endpoint) -> Endpoint:
-    """The next free port; it is said who has the one that was wanted."""
-    port = find_free_port(wanted.port, wanted.host)
-    if port != wanted.port:
-        why = preview_port(wanted.port, wanted.host).reason or "it cannot be had"
-        _say(f"Port {wanted.port}: {why}: {port} is taken instead")
-    return Endpoint(wanted.host, port)
+        raise _CannotStart(f"{call.command[0]} is not {what}", status)  # no process is stopped for a missing program
+    try:
+        return _named(app, call.words) if app else _declared() or _guessed()
+    except _CannotStart as error:
+        ways = _ways()
+        how = "\n  ".join(["try:", *ways]) if ways else "name one, as in src.main:app, or put a command after --"
+        raise _CannotStart(f"{error.reason}; {how}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -845,7 +736,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         call = _read_call(sys.argv[1:] if argv is None else argv)
         if {"--help", "-h", "--version"} & {*call.words}:
-            _say(f"run_backend {__version__}" if "--version" in call.words else USAGE.rstrip())
+            write_line(sys.stdout, f"run_backend {__version__}" if "--version" in call.words else USAGE.rstrip())
             return 0
         return _serve(call) if {"--page", "--wsgiref"} & {*call.words[:1]} else _run(call)
     except FileNotFoundError as error:

@@ -35,7 +35,7 @@ def blocks(language: str, containing: str = "") -> list[str]:
 @pytest.mark.parametrize("module", [port_manager, run_backend])
 def test_examples_in_docstrings(module):
     failed, tried = doctest.testmod(module)
-    assert tried > 3 and failed == 0
+    assert tried > 1 and failed == 0
 
 
 # Projects for the examples to run in
