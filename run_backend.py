@@ -82,10 +82,9 @@ RUNNERS = ("streamlit", "chainlit", "flet", "shiny", "solara", "marimo")
 IMPORTS = (ast.Import, ast.ImportFrom)
 
 # fastapi's and flask's own search, and ours: the first of these that has an app is taken; then the nearest.
-CONVENTIONS = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
-               "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py", "manage.py")  # fmt: skip
-PATTERNS = ("*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py")
-USUAL = {"__main__.py", *map(basename, CONVENTIONS)}
+PLACES = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
+          "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py", "manage.py",
+          "*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py")  # fmt: skip
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
 BESIDE = ("backend", "server")  # folders that are no packages: another program than the one at the top lives there
 ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest first
@@ -175,39 +174,31 @@ class _Module:
         self.imports: dict[str, str] = {}  # by name: shop.create_app, .db
         self.bound: dict[str, list[Any]] = {}  # by name: the statements, the last one first
         self.known: dict[str, Found | None] = {}
-        self.script: list[ast.stmt] = []  # the statements that run only when it is started as a script
         tree = ast.parse("")
         try:
             tree = ast.parse(self.source, path)
         except (SyntaxError, ValueError, RecursionError) as error:
             self.error = str(error)
-        every = [*ast.walk(tree)]
-        top: list[ast.AST] = []
-        for node in every:
-            if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
-                self.script, node.body = node.body, []
-            elif isinstance(node, IMPORTS):
+        for node in ast.walk(tree):
+            if isinstance(node, IMPORTS):
                 place = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
                 self.imports.update((alias.asname or alias.name, place + alias.name) for alias in node.names)
-        for statement in _statements(tree):
-            for name in _names(statement):
-                self.bound.setdefault(name, []).insert(0, statement)
-            if isinstance(statement, (ast.Expr, ast.Assign)) or "Thread(" in self.source:
-                top += ast.walk(statement)
         self.needs = {name.partition(".")[0] for name in self.imports.values()}  # the first name of each; "": relative
         self.relative = any(getattr(node, "level", 0) for node in tree.body)  # it imports from its package, in any case
-        # No server can import what runs one; what runs one in a thread is a part of another program.
-        self.runs, self.alone = self._run_by(every), self._run_by(top)
+        alone = []  # no server can import what runs one; what runs one in a thread is a part of another program
+        for name, statement in _bindings(tree.body):
+            self.bound.setdefault(name, []).insert(0, statement)
+            if not name or ("Thread(" in self.source and name != "__main__"):
+                alone.append(statement)
+        self.runs, self.alone = self._run_by([tree]), self._run_by(alone)
+        steps = (step for step in self.bound.get("__main__", []) if isinstance(step, ast.Expr))
+        called = (node for step in steps if not self._run_by([step]) for node in ast.walk(step))
+        self.unready = {getattr(node, "id", "") for node in called}  # what only a script sets up
 
-    def _run_by(self, nodes: Iterable[Any]) -> str:
-        """The first call among these nodes that runs a server until it ends."""
-        calls = (self.name(node) for node in nodes if isinstance(node, ast.Call))
+    def _run_by(self, statements: Iterable[ast.AST]) -> str:
+        """The first call in these statements that runs a server until it ends."""
+        calls = (self.name(node) for each in statements for node in ast.walk(each) if isinstance(node, ast.Call))
         return next(filter(re.compile(RUNS).search, calls), "")
-
-    def sets_up(self, name: str) -> bool:
-        """Whether it sets the app of this name up only when it is started as a script."""
-        calls = (step for step in self.script if isinstance(step, ast.Expr) and not self._run_by(ast.walk(step)))
-        return any(getattr(node, "id", "") == name for call in calls for node in ast.walk(call))
 
     def name(self, node: Any) -> str:
         """The full name of what an expression names or calls."""
@@ -243,9 +234,8 @@ class _Module:
             kinds = MAKERS.get(",".join(needs))
             if kinds:
                 return Found(kinds=kinds, why=f"callable object in {self.path}")
-            if ast.Return not in map(type, inside):
-                return None
-            call = "()" if len(needs) == len(statement.args.defaults) else "(...)"
+            plain = len(needs) == len(statement.args.defaults) and ast.Return in map(type, inside)
+            call = "()" if plain else "(...)"
         made = next(filter(None, map(self.find, map(self.name, makers))), None)
         return made and Found(kinds=made.kinds, why=made.why, call=call)
 
@@ -271,9 +261,9 @@ class _Module:
         """The app that it makes, or launches; in a usual place also one that it imports."""
         if self.path.endswith("manage.py") and "django.core.management" in self.source:
             return Found(app=self.path, kinds="django", why=f"Django's {self.path}", path=self.path)
-        usual, own = self.path in CONVENTIONS, self.bound.keys() - self.imports.keys()
-        names = [name for name in (*NAMES, *self.bound) if name[0] != "_" and (usual or name in own)]
-        apps = [found for name in names if (found := self.app(name)) and not self.sets_up(name)]
+        usual, own = self.path in PLACES, self.bound.keys() - self.imports.keys()
+        names = [name for name in (*NAMES, *self.bound) if name[:1] not in "_" and (usual or name in own)]
+        apps = [found for name in names if (found := self.app(name)) and name not in self.unready]
         launched = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']""", self.source)  # uvicorn.run("app.main:app")
         if not apps and launched and _file_of(launched[2]) not in ("", self.path):
             return _named(launched[1])
@@ -281,14 +271,19 @@ class _Module:
 
     def program(self) -> Found | None:
         """A command to paste, where it runs a server of its own or has a usual name: no server can load it."""
-        runner = next(filter([*self.imports.values()].__contains__, RUNNERS), "")
-        if not (runner or self.runs or basename(self.path) in USUAL):
-            return None
-        command = f"{runner} run {self.path}" if runner else f"python {self.path}"
-        if not runner and glob(join(dirname(self.path), "__*__.py")) and not self.root():  # of a package
+        runner = next(filter(self.needs.__contains__, RUNNERS), "")
+        why, command = runner or self.runs, f"{runner} run {self.path}" if runner else f"python {self.path}"
+        if not runner and self.needs & {"", self.path.partition("/")[0]}:  # it is a part of a package
             command = "python -m " + self.path[:-3].replace("/", ".").replace(".__main__", "")
-        why = runner or self.runs
-        return Found(app=f"-- {command}", kinds=why, why=f"{why or 'program'} in {self.path}")
+        usual = basename(self.path) in ("__main__.py", *map(basename, PLACES))
+        return Found(app=f"-- {command}", kinds=why, why=f"{why or 'program'} in {self.path}") if why or usual else None
+
+    def offer(self) -> Found | None:
+        """Its app, or its program; none if it belongs to a package, or to a Django project, that is not here."""
+        settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", self.source)
+        if settings and not any(settings[1] in _importable(at) for at in (*_folders(self.path), "src")):
+            return None
+        return None if self.relative and "/" not in self.path else self.best() or self.program()
 
     def root(self) -> str:
         """The folder in which the imports begin: the top one, unless only a lower one has the imported modules."""
@@ -301,33 +296,28 @@ class _Module:
         package = glob(f"{folder}/__*__.py") or self.needs & ({"", folder, *_importable("")} - _importable(folder))
         return folder if folder in BESIDE and not package else ""
 
-    def is_stray(self) -> bool:
-        """Whether no server can import it: it belongs to a package, or to a Django project, that is not here."""
-        if self.relative and "/" not in self.path:
-            return True
-        settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", self.source)
-        return settings is not None and not any(settings[1] in _importable(at) for at in [*_folders(self.path), "src"])
-
 
 _read = lru_cache(maxsize=None)(_Module)
 
 
-def _statements(block: ast.AST) -> Iterator[Any]:
-    """The statements at the top of a module, and those of its ifs, tries and withs."""
-    for node in ast.iter_child_nodes(block):
-        if hasattr(node, "body") and not hasattr(node, "decorator_list"):
-            yield from _statements(node)
+def _bindings(block: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """The names at the top of a module, in its ifs, tries and withs, too, and the statements that bind them.
+
+    A statement also stands under "", and under "__main__" if it runs only when the module is started as a script.
+    """
+    for node in block:
+        if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
+            yield from (("__main__", step) for step in node.body)
+            yield from _bindings(node.orelse)
+        elif hasattr(node, "decorator_list"):
+            yield node.name, node
+        elif isinstance(node, IMPORTS):
+            yield from ((alias.asname or alias.name, node) for alias in node.names)
+        elif hasattr(node, "body"):
+            yield from _bindings(ast.iter_child_nodes(node))
         elif isinstance(node, ast.stmt):
-            yield node
-
-
-def _names(statement: Any) -> list[str]:
-    """The names that a statement binds."""
-    if isinstance(statement, IMPORTS):
-        return [alias.asname or alias.name for alias in statement.names]
-    if hasattr(statement, "decorator_list"):
-        return [statement.name]
-    return [node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+            stored = (each for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store))
+            yield from ((name, node) for name in ("", *(each.id for each in stored)))
 
 
 def _text(path: str) -> str:
@@ -367,15 +357,14 @@ def _importable(folder: str) -> set[str]:
 
 def _guessed() -> Found:
     """The only app of the first place that has one; the page if there is no code; else an error with what to type."""
-    for paths in (*([path] for path in CONVENTIONS), *map(glob, PATTERNS)):
-        found = [each for each in _candidates(paths) if each.kinds]
-        one = min(found, key=lambda each: (each.call, each.app), default=Found())
-        module = _read(one.path)
-        script = "\nwith " in module.source and one.path not in CONVENTIONS  # such as one that fills a database
-        if one.path and len({each.why for each in found}) == 1 and not (script or module.beside()):
-            return one
-        if found:
-            break
+    found: list[Found] = []
+    for paths in map(glob, PLACES):
+        found = found or [each for each in _candidates(paths) if each.kinds]
+    one = min(found, key=lambda each: (each.call, each.app), default=Found())
+    module = _read(one.path)
+    script = "\nwith " in module.source and one.path not in PLACES  # such as one that fills a database
+    if one.path and len({each.why for each in found}) == 1 and not (script or module.beside()):
+        return one
     if len(found) > 1:
         raise _CannotStart("Several apps were found")
     if found or any(not re.search(NO_CODE, path) for path in _walk()):
@@ -399,8 +388,7 @@ def _candidates(paths: list[str]) -> list[Found]:
     """The apps and programs of these modules; a package hides the module of its name."""
     sources = (path.replace(sep, "/") for path in paths if path.endswith(".py"))
     sources = (path for path in sources if not re.search(SKIPPED, path) and not isfile(path[:-3] + "/__init__.py"))
-    modules = [module for module in map(_read, islice(sources, MODULES)) if not module.is_stray()]
-    return [*filter(None, (module.best() or module.program() for module in modules))]
+    return [*filter(None, (_read(path).offer() for path in islice(sources, MODULES)))]
 
 
 def _walk() -> list[str]:
