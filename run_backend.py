@@ -315,7 +315,7 @@ def _bindings(block: Iterable[Any]) -> Iterator[tuple[str, Any]]:
             yield from ((alias.asname or alias.name, node) for alias in node.names)
         elif hasattr(node, "body"):
             yield from _bindings(ast.iter_child_nodes(node))
-        elif isinstance(node, ast.stmt):
+        elif hasattr(node, "value"):
             stored = (each for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store))
             yield from ((name, node) for name in ("", *(each.id for each in stored)))
 
