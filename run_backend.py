@@ -12,6 +12,7 @@ import ast
 import os
 import re
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from glob import escape, glob
 from itertools import accumulate, islice
@@ -171,6 +172,7 @@ class _Module:
 
     def __init__(self, path: str) -> None:
         self.path, self.source, self.error = path, _text(path), ""
+        self.folders = ["", *accumulate(path.split("/")[:-1], join)]  # that it stands in: "", src, src/shop
         self.imports: dict[str, str] = {}  # by name: shop.create_app, .db
         self.bound: dict[str, list[Any]] = {}  # by name: the statements, the last one first
         self.known: dict[str, Found | None] = {}
@@ -214,7 +216,7 @@ class _Module:
         if kinds is not None:
             return Found(kinds=kinds, why=f"{last} object in {self.path}", call="(...)")
         if dot:
-            return _read(_file_of(place, self.path)).find(last)
+            return _read(_file_of(place, self.folders)).find(last)
         if name not in self.known:
             self.known[name] = None  # for names that refer to each other
             told = (self._made_by(statement, name) for statement in self.bound.get(name) or self.bound.get("*", []))
@@ -281,14 +283,14 @@ class _Module:
     def offer(self) -> Found | None:
         """Its app, or its program; none if it belongs to a package, or to a Django project, that is not here."""
         settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", self.source)
-        if settings and not any(settings[1] in _importable(at) for at in (*_folders(self.path), "src")):
+        if settings and not any(settings[1] in _importable(at) for at in (*self.folders, "src")):
             return None
         return None if self.relative and "/" not in self.path else self.best() or self.program()
 
     def root(self) -> str:
         """The folder in which the imports begin: the top one, unless only a lower one has the imported modules."""
         names = self.needs - _importable("")
-        return next((folder for folder in _folders(self.path)[1:] if names & _importable(folder)), "")
+        return next((folder for folder in self.folders[1:] if names & _importable(folder)), "")
 
     def beside(self) -> str:
         """backend or server, where it holds another program than the one at the top: it is no package of that."""
@@ -322,28 +324,20 @@ def _bindings(block: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def _text(path: str) -> str:
     """The contents of a file; empty if there is none."""
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
+    with suppress(OSError), open(path, encoding="utf-8-sig", errors="replace") as file:
+        return file.read()
+    return ""
 
 
 def _variables(path: str) -> dict[str, str]:
     return dict(re.findall(VARIABLE, _text(path)))
 
 
-def _file_of(dotted: str, importer: str = "") -> str:
-    """The file of a module as another one imports it: ``.factory``, ``shop.factory``; "" outside of this repository."""
-    folders = _folders(importer)
-    folders = folders[:0:-1] if dotted[:1] == "." else [*folders, "src"]
+def _file_of(dotted: str, importer: Words = ("",)) -> str:
+    """The file of ``.factory`` or ``shop.factory`` as a module in these folders imports it; "" outside of them."""
+    folders = importer[:0:-1] if dotted[:1] == "." else [*importer, "src"]
     places = [f"{folder}/{dotted.strip('.').replace('.', '/')}".strip("/") for folder in folders]
     return next(filter(isfile, (place + end for place in places for end in ("/__init__.py", ".py"))), "")
-
-
-def _folders(path: str) -> list[str]:
-    """The folders that a file stands in, from the top down: "", src, src/shop."""
-    return ["", *accumulate(path.split("/")[:-1], join)]
 
 
 @lru_cache(maxsize=None)
@@ -357,18 +351,16 @@ def _importable(folder: str) -> set[str]:
 
 def _guessed() -> Found:
     """The only app of the first place that has one; the page if there is no code; else an error with what to type."""
-    found: list[Found] = []
-    for paths in map(glob, PLACES):
-        found = found or [each for each in _candidates(paths) if each.kinds]
+    each_place = ([each for each in _candidates(paths) if each.kinds] for paths in map(glob, PLACES))
+    found = next(filter(None, each_place), [])
     one = min(found, key=lambda each: (each.call, each.app), default=Found())
     module = _read(one.path)
     script = "\nwith " in module.source and one.path not in PLACES  # such as one that fills a database
     if one.path and len({each.why for each in found}) == 1 and not (script or module.beside()):
         return one
-    if len(found) > 1:
-        raise _CannotStart("Several apps were found")
+    none = "No app was found at the top, in src or one folder down"
     if found or any(not re.search(NO_CODE, path) for path in _walk()):
-        raise _CannotStart("No app was found at the top, in src or one folder down")
+        raise _CannotStart("Several apps were found" if len(found) > 1 else none)
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
     return Found(app="no app", kinds="page", why=why)
 
@@ -563,7 +555,6 @@ def _become(command: list[str]) -> int:
     """Turn into the command (POSIX), or wait for it and give its status (Windows, which has no exec)."""
     import signal
     import subprocess
-    from contextlib import suppress
 
     if os.name == "posix":
         for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and its successor would inherit that
