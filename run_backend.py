@@ -61,21 +61,18 @@ Exit status: the server's own; 1 no app, no server or no port; 2 a wrong call;
 126 and 127 a command that cannot be started; 130 interrupted.
 """
 
-# Kinds of app, the best first ("": no server's), and who makes them: by full name, by the last part of that, or by
-# the arguments of a function that is an app itself.
+# Kinds of app ("": no server's), and who makes them: by full name, by the last part of that, or by the arguments of a
+# function that is an app itself. A framework's own server is preferred: it is the one in SERVERS of the same name.
 KINDS = {
-    "asgi": "FastAPI Starlette Lilya Esmerald FastHTML fast_app Air AsyncApp ASGIApp WsgiToAsgi http_app "
-    "get_asgi_application ProtocolTypeRouter falcon.asgi.App blacksheep.Application scope,receive,send",
+    "asgi": "FastAPI Starlette Quart Litestar Sanic Lilya Esmerald FastHTML fast_app Air AsyncApp ASGIApp WsgiToAsgi "
+    "http_app get_asgi_application ProtocolTypeRouter falcon.asgi.App blacksheep.Application scope,receive,send",
     "wsgi": "Bottle default_app get_wsgi_application make_wsgi_app WSGIApplication WSGIApp DispatcherMiddleware "
     "wsgifunc falcon.App falcon.API environ,start_response env,start_response",
     "flask wsgi": "Flask APIFlask Eve FlaskApp connexion.App flask_openapi3.OpenAPI",
     "dash": "Dash",
-    "quart asgi": "Quart",
-    "litestar asgi": "Litestar",
-    "sanic asgi": "Sanic",
     "": "aiohttp.web.Application tornado.web.Application celery.Celery typer.Typer",
 }
-MAKERS = {maker: kinds for kinds, makers in KINDS.items() for maker in makers.split()}
+MAKERS = {each: kind and f"{each.lower()} {kind}" for kind, makers in KINDS.items() for each in makers.split()}
 # Calls that run a server until it ends, and programs that run a module which imports them: streamlit run FILE.
 RUNS = (r"(?<!subprocess)(?<!asyncio)\.(run|serve|run_app|run_server|serve_forever|start_server|launch|quickstart)$"
         r"|IOLoop\.\w+\.start$")  # fmt: skip
@@ -84,10 +81,9 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 
 # fastapi's and flask's own search, and ours: the first of these that has an app is taken; then the nearest.
 PLACES = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
-          "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py", "manage.py",
+          "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py", "manage.py", "__main__.py",
           "*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py")  # fmt: skip
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
-BESIDE = ("backend", "server")  # folders that are no packages: another program than the one at the top lives there
 ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest first
 
 PROGRAM = abspath(__file__)
@@ -187,15 +183,14 @@ class _Module:
                 self.imports.update((alias.asname or alias.name, place + alias.name) for alias in node.names)
         self.needs = {name.partition(".")[0] for name in self.imports.values()}  # the first name of each; "": relative
         self.relative = any(getattr(node, "level", 0) for node in tree.body)  # it imports from its package, in any case
-        alone = []  # no server can import what runs one; what runs one in a thread is a part of another program
         for name, statement in _bindings(tree.body):
             self.bound.setdefault(name, []).insert(0, statement)
-            if not name or ("Thread(" in self.source and name != "__main__"):
-                alone.append(statement)
-        self.runs, self.alone = self._run_by([tree]), self._run_by(alone)
-        steps = (step for step in self.bound.get("__main__", []) if isinstance(step, ast.Expr))
-        called = (node for step in steps if not self._run_by([step]) for node in ast.walk(step))
-        self.unready = {getattr(node, "id", "") for node in called}  # what only a script sets up
+        # No server can import what runs one; what runs one in a thread is a part of another program.
+        parts = self.bound.keys() - {"__main__"} if "Thread(" in self.source else {""}
+        self.alone = self._run_by(statement for name in parts for statement in self.bound.get(name, []))
+        self.runs = self._run_by([tree])
+        steps = (step for step in self.bound.get("__main__", []) if not self._run_by([step]))
+        self.unready = {getattr(node, "id", "") for step in steps for node in ast.walk(step)}  # what a script sets up
 
     def _run_by(self, statements: Iterable[ast.AST]) -> str:
         """The first call in these statements that runs a server until it ends."""
@@ -227,11 +222,10 @@ class _Module:
         """The app that a statement binds to a name: the first one whose maker it calls."""
         if isinstance(statement, IMPORTS):
             return self.find(self.imports.get(name) or self.imports["*"][:-1] + name)
-        inside, call = [*ast.walk(statement)], ""
-        makers: list[Any] = [node for node in inside if isinstance(node, ast.Call)]
-        if isinstance(statement, ast.ClassDef):
-            makers, call = statement.bases, "(...)"
-        elif hasattr(statement, "args"):
+        inside = [*ast.walk(statement)]
+        makers = getattr(statement, "bases", [node for node in inside if isinstance(node, ast.Call)])
+        call = "(...)" if hasattr(statement, "bases") else ""
+        if hasattr(statement, "args"):
             needs = [argument.arg for argument in statement.args.args]
             kinds = MAKERS.get(",".join(needs))
             if kinds:
@@ -251,10 +245,10 @@ class _Module:
             return None
         kinds, call = made.kinds, made.call
         if name == called:
-            if call == "(...)" or (call and kinds == "dash"):
+            if call == "(...)" or (call and "dash" in kinds):
                 return None
             name += call
-            if kinds == "dash":
+            if "dash" in kinds:
                 name, kinds = ("server", "wsgi") if "server" in self.bound else (f"{name}.server", kinds)
         place = self.path[:-3].replace("/", ".").replace(".__init__", "")
         return Found(app=f"{place}:{name}", kinds=kinds, why=made.why, path=self.path, call=call)
@@ -271,21 +265,19 @@ class _Module:
             return _named(launched[1])
         return min(apps, key=lambda found: found.call, default=None)  # an app before what makes one
 
-    def program(self) -> Found | None:
-        """A command to paste, where it runs a server of its own or has a usual name: no server can load it."""
-        runner = next(filter(self.needs.__contains__, RUNNERS), "")
-        why, command = runner or self.runs, f"{runner} run {self.path}" if runner else f"python {self.path}"
-        if not runner and self.needs & {"", self.path.partition("/")[0]}:  # it is a part of a package
-            command = "python -m " + self.path[:-3].replace("/", ".").replace(".__main__", "")
-        usual = basename(self.path) in ("__main__.py", *map(basename, PLACES))
-        return Found(app=f"-- {command}", kinds=why, why=f"{why or 'program'} in {self.path}") if why or usual else None
-
     def offer(self) -> Found | None:
-        """Its app, or its program; none if it belongs to a package, or to a Django project, that is not here."""
+        """Its app, else a command to paste; none if it is of a package, or of a Django project, that is not here."""
         settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", self.source)
-        if settings and not any(settings[1] in _importable(at) for at in (*self.folders, "src")):
+        known = not settings or any(settings[1] in _importable(folder) for folder in (*self.folders, "src"))
+        if not known or (self.relative and "/" not in self.path):
             return None
-        return None if self.relative and "/" not in self.path else self.best() or self.program()
+        runner = next(filter(self.needs.__contains__, RUNNERS), "")
+        command = f"{runner} run {self.path}" if runner else f"python {self.path}"
+        if not runner and self.needs & {"", *self.folders[1:2]}:  # it imports from its package
+            command = "python -m " + self.path[:-3].replace("/", ".").replace(".__main__", "")
+        why, usual = runner or self.runs, basename(self.path) in map(basename, PLACES)
+        program = Found(app=f"-- {command}", kinds=why, why=f"{why or 'program'} in {self.path}")
+        return self.best() or (program if why or usual else None)
 
     def root(self) -> str:
         """The folder in which the imports begin: the top one, unless only a lower one has the imported modules."""
@@ -296,20 +288,17 @@ class _Module:
         """backend or server, where it holds another program than the one at the top: it is no package of that."""
         folder = self.path.partition("/")[0]
         package = glob(f"{folder}/__*__.py") or self.needs & ({"", folder, *_importable("")} - _importable(folder))
-        return folder if folder in BESIDE and not package else ""
+        return folder if folder in ("backend", "server") and not package else ""
 
 
 _read = lru_cache(maxsize=None)(_Module)
 
 
 def _bindings(block: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """The names at the top of a module, in its ifs, tries and withs, too, and the statements that bind them.
-
-    A statement also stands under "", and under "__main__" if it runs only when the module is started as a script.
-    """
+    """What each statement at the top of a module binds; "": it runs; "__main__": it sets up what a script runs."""
     for node in block:
         if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
-            yield from (("__main__", step) for step in node.body)
+            yield from (("__main__", step) for step in node.body if isinstance(step, ast.Expr))
             yield from _bindings(node.orelse)
         elif hasattr(node, "decorator_list"):
             yield node.name, node
