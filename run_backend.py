@@ -163,6 +163,7 @@ def _app_in(words: Words) -> str:
 # ---- Modules as syntax: importing them is their server's business -----------------------------------
 
 
+@lru_cache(maxsize=None)
 class _Module:
     """The names that a module binds at its top, the servers that it runs, and the full names of its imports."""
 
@@ -172,11 +173,10 @@ class _Module:
         self.imports: dict[str, str] = {}  # by name: shop.create_app, .db
         self.bound: dict[str, list[Any]] = {}  # by name: the statements, the last one first
         self.known: dict[str, Found | None] = {}
-        tree = ast.parse("")
         try:
             tree = ast.parse(self.source, path)
         except (SyntaxError, ValueError, RecursionError) as error:
-            self.error = str(error)
+            tree, self.error = ast.parse(""), str(error)
         for node in ast.walk(tree):
             if isinstance(node, IMPORTS):
                 place = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
@@ -211,7 +211,7 @@ class _Module:
         if kinds is not None:
             return Found(kinds=kinds, why=f"{last} object in {self.path}", call="(...)")
         if dot:
-            return _read(_file_of(place, self.folders)).find(last)
+            return _Module(_file_of(place, self.folders)).find(last)
         if name not in self.known:
             self.known[name] = None  # for names that refer to each other
             told = (self._made_by(statement, name) for statement in self.bound.get(name) or self.bound.get("*", []))
@@ -224,14 +224,13 @@ class _Module:
             return self.find(self.imports.get(name) or self.imports["*"][:-1] + name)
         inside = [*ast.walk(statement)]
         makers = getattr(statement, "bases", [node for node in inside if isinstance(node, ast.Call)])
-        call = "(...)" if hasattr(statement, "bases") else ""
+        call = "(...)" if hasattr(statement, "decorator_list") else ""
         if hasattr(statement, "args"):
             needs = [argument.arg for argument in statement.args.args]
-            kinds = MAKERS.get(",".join(needs))
-            if kinds:
-                return Found(kinds=kinds, why=f"callable object in {self.path}")
-            plain = len(needs) == len(statement.args.defaults) and ast.Return in map(type, inside)
-            call = "()" if plain else "(...)"
+            if ",".join(needs) in MAKERS:
+                return Found(kinds=MAKERS[",".join(needs)], why=f"callable object in {self.path}")
+            if len(needs) == len(statement.args.defaults) and ast.Return in map(type, inside):
+                call = "()"
         made = next(filter(None, map(self.find, map(self.name, makers))), None)
         return made and Found(kinds=made.kinds, why=made.why, call=call)
 
@@ -291,9 +290,6 @@ class _Module:
         return folder if folder in ("backend", "server") and not package else ""
 
 
-_read = lru_cache(maxsize=None)(_Module)
-
-
 def _bindings(block: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """What each statement at the top of a module binds; "": it runs; "__main__": it sets up what a script runs."""
     for node in block:
@@ -343,7 +339,7 @@ def _guessed() -> Found:
     each_place = ([each for each in _candidates(paths) if each.kinds] for paths in map(glob, PLACES))
     found = next(filter(None, each_place), [])
     one = min(found, key=lambda each: (each.call, each.app), default=Found())
-    module = _read(one.path)
+    module = _Module(one.path)
     script = "\nwith " in module.source and one.path not in PLACES  # such as one that fills a database
     if one.path and len({each.why for each in found}) == 1 and not (script or module.beside()):
         return one
@@ -358,7 +354,7 @@ def _ways() -> list[str]:
     """What to type for each app and program, at any depth, the best first, in the folder of its program."""
     ways = []
     for each in sorted(_candidates(_walk()), key=lambda each: (not each.path, not each.kinds, each.call)):
-        folder, app = _read(each.path).beside(), each.app.replace("()", "")
+        folder, app = _Module(each.path).beside(), each.app.replace("()", "")
         line = f"cd {folder} && python ../{SCRIPT} {app[len(folder) + 1 :]}" if folder else f"python {SCRIPT} {app}"
         ways.append(f"{line}  # {each.why}")
     ways += [f"python {SCRIPT} -- {command}" for file, command in OTHERS.items() if isfile(file)]
@@ -369,7 +365,7 @@ def _candidates(paths: list[str]) -> list[Found]:
     """The apps and programs of these modules; a package hides the module of its name."""
     sources = (path.replace(sep, "/") for path in paths if path.endswith(".py"))
     sources = (path for path in sources if not re.search(SKIPPED, path) and not isfile(path[:-3] + "/__init__.py"))
-    return [*filter(None, (_read(path).offer() for path in islice(sources, MODULES)))]
+    return [*filter(None, (_Module(path).offer() for path in islice(sources, MODULES)))]
 
 
 def _walk() -> list[str]:
@@ -398,7 +394,7 @@ def _named(word: str, options: Words = ()) -> Found:
         if not (any(map(isdir, folders)) or (package and _interpreter(package))):
             raise _CannotStart(f"There is no {word} in this folder")
         return unknown
-    module = _read(path)
+    module = _Module(path)
     found = (None if name else module.best()) or module.app(name or usual, unknown)
     if not found:
         what = f"{name or usual} at its top that a server can serve"
@@ -650,7 +646,7 @@ def _run(call: SimpleNamespace) -> int:
     if found.kinds == "page":
         _leave_others_alone(where)
     shown = f"cd {relpath(getcwd(), top)} && " if getcwd() != top else ""
-    root = _read(found.path).root()
+    root = _Module(found.path).root()
     if root:
         found.app = re.sub(rf"^{root.replace('/', '.')}\.", "", found.app)  # a package is no module of its own folder
         shown += f"PYTHONPATH={root} "
