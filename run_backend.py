@@ -163,7 +163,7 @@ def _app_in(words: Words) -> str:
 # ---- Modules as syntax: importing them is their server's business -----------------------------------
 
 
-@lru_cache(maxsize=None)
+@lru_cache(maxsize=None)  # each is read once
 class _Module:
     """The names that a module binds at its top, the servers that it runs, and the full names of its imports."""
 
@@ -291,7 +291,7 @@ class _Module:
 
 
 def _bindings(block: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """What each statement at the top of a module binds; "": it runs; "__main__": it sets up what a script runs."""
+    """The names that statements at the top of a module bind; "": of one that may run, "__main__": only in a script."""
     for node in block:
         if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
             yield from (("__main__", step) for step in node.body if isinstance(step, ast.Expr))
