@@ -86,8 +86,7 @@ PLACES = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py"
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
 ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest first
 
-PROGRAM = abspath(__file__)
-SCRIPT = basename(PROGRAM)
+PROGRAM, SCRIPT = abspath(__file__), basename(__file__)
 # Patterns of paths: nothing of the app's program; no module of the app, also because no import could name it; no code.
 OURS = rf"(^|/)(tests?|conftest\.py|port_manager\.py|{SCRIPT}|venv|env|node_modules|site-packages)(/|$)"
 SKIPPED = rf"{OURS}|(?<![a-zA-Z])[Tt]est|\.[^/]*/|[^\w/.-]|(^|/)(migrations|alembic|docs|build|dist|setup\.py|"
@@ -182,7 +181,6 @@ class _Module:
                 place = f"{'.' * node.level}{node.module or ''}." if isinstance(node, ast.ImportFrom) else ""
                 self.imports.update((alias.asname or alias.name, place + alias.name) for alias in node.names)
         self.needs = {name.partition(".")[0] for name in self.imports.values()}  # the first name of each; "": relative
-        self.relative = any(getattr(node, "level", 0) for node in tree.body)  # it imports from its package, in any case
         for name, statement in _bindings(tree.body):
             self.bound.setdefault(name, []).insert(0, statement)
         # No server can import what runs one; what runs one in a thread is a part of another program.
@@ -268,7 +266,7 @@ class _Module:
         """Its app, else a command to paste; none if it is of a package, or of a Django project, that is not here."""
         settings = re.search(r"""DJANGO_SETTINGS_MODULE["'], ["'](\w+)""", self.source)
         known = not settings or any(settings[1] in _importable(folder) for folder in (*self.folders, "src"))
-        if not known or (self.relative and "/" not in self.path):
+        if not known or ("/" not in self.path and re.search(r"(?m)^from +\.", self.source)):
             return None
         runner = next(filter(self.needs.__contains__, RUNNERS), "")
         command = f"{runner} run {self.path}" if runner else f"python {self.path}"
