@@ -81,7 +81,7 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 
 # fastapi's and flask's own search, and ours: the first of these that has an app is taken; then the nearest.
 PLACES = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
-          "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py", "manage.py", "__main__.py",
+          "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py", "application.py", "manage.py", "__main__.py",
           "*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py")  # fmt: skip
 NAMES = ("app", "application", "api", "server", "create_app", "make_app")
 ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest first
@@ -371,7 +371,7 @@ def _walk() -> list[str]:
     found = sorted(glob("*"))
     for path in found:  # the contents of a folder are added at the end
         if len(found) < ENTRIES and not re.search(OURS, path):
-            found += sorted(glob(join(escape(path), "*")))
+            found += sorted(each.replace(sep, "/") for each in glob(join(escape(path), "*")))
     return found
 
 
