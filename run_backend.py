@@ -438,66 +438,58 @@ def _named(word: str, options: Words = ()) -> Found:
 
 
 def _declared() -> Found | None:
-    """The app or command that the repository declares: in its Procfile, flask's variables or fastapi's entry point."""
+    """What the repository declares, as command lines: by its Procfile, flask's variables, fastapi's entry point."""
     told = {**_variables(".flaskenv"), **_variables(".env"), **environ}
-    web = re.search(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))
-    flask, entry = told.get("FLASK_APP"), re.search(ENTRYPOINT, _text("pyproject.toml"))
-    found = _of_procfile(web[1], told) if web else None
-    if not found and flask:
-        found = _of_flask(flask, told)
-    elif not found and entry:
-        found = _named(entry[1])
-        found.why = "[tool.fastapi] entrypoint"
-    return found
+    lines = [("Procfile web line", line) for line in re.findall(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))]
+    lines += [(f"FLASK_APP={app}", "flask run") for app in [told.get("FLASK_APP")] if app]
+    entries = re.findall(ENTRYPOINT, _text("pyproject.toml"))
+    lines += [("[tool.fastapi] entrypoint", f"fastapi run {entry}") for entry in entries]
+    return next(filter(None, (_of_line(line, told, why) for why, line in lines)), None)
 
 
-def _of_flask(app: str, told: dict[str, str]) -> Found:
-    """What ``flask run`` would start with these variables."""
-    environ.update(told)  # flask does so, too: the app may need them
-    found = _named(app)
-    found.why, found.port, found.kinds = f"FLASK_APP={app}", told.get("FLASK_RUN_PORT") or "8000", "flask wsgi"
-    if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
-        found.server, found.options = "flask run", ["--debug"]
-    return found
-
-
-def _of_procfile(line: str, told: dict[str, str]) -> Found | None:
-    """The web line of a Procfile, of which no shell is asked: the known server in it, else its last command."""
-    others = re.sub(rf"\S+ \S*{SCRIPT}( --)?", "", line)  # a line may start this very program
-    commands = shell_commands(["sh", "-c", re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", others)], environ)
+def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
+    """What a declared line starts, of which no shell is asked: the known server in it, else its last command."""
+    line = re.sub(rf"\S+ \S*{SCRIPT} -- ", "", line)
+    line = re.sub(rf"\S+ \S*{SCRIPT}", "fastapi run", line)  # this program, too, is only told the app
+    commands = shell_commands(["sh", "-c", re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", line)], environ)
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
             chdir(words[-1])
-    words = next(filter(find_server, commands), [[""], *commands][-1])
-    key, at = find_server(words) or ("", -1)
+    words = next(filter(find_server, commands), commands[-1] if commands else [])
+    key, at = find_server(words) or ("", 0)
     server, verb = SERVERS.get(key, Server("", None)), key.partition(" ")[2]
     rest = [word for word in words[at + 1 :] if word != verb]
-    app = words[at] if words[at].endswith(".py") else _app_in(rest)
-    told.update(re.findall(r"(?m)^(\w+)=(.*)", "\n".join(words[: max(at, 0)])))
-    found: Found | None = None
-    if app and (others != line or verb or server.serves):
-        found = _named(app, rest)
-        if not verb:
-            options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
-            found.server, found.options = key, [word for word in options if word != app and "$" not in word]
-    elif key == "flask run" and told.get("FLASK_APP"):
-        found = _of_flask(told["FLASK_APP"], told)
-    elif verb != "run":
-        found = _command(words)
-    ports = [str(port) for _, port in server_endpoints(words, {})] or take_options(rest, "-p --port")[0]
-    if found:
-        found.why, found.port = "Procfile web line", [found.port, *ports[:1]][-1]
+    told = {**told, **dict(re.findall(r"(?m)^(\w+)=(.*)", "\n".join(words[:at])))}
+    app = words[at] if key.startswith("manage.py") else _app_in(rest)
+    if key == "flask run":
+        app = app or told.get("FLASK_APP", "")
+        environ.update(told)  # flask does so, too: the app may need them
+    if not words or (verb == "run" and not app):
+        return None
+    found = _named(app, rest) if app and (verb or server.serves) else _command(words)
+    if not verb and app:
+        options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
+        found.server, found.options = key, [word for word in options if word != app and "$" not in word]
+    elif key == "flask run":
+        found.kinds = "flask wsgi"
+        if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
+            found.server, found.options = key, ["--debug"]
+    ports = [port for _, port in server_endpoints(words, {"FLASK_RUN_PORT": told.get("FLASK_RUN_PORT") or "8000"})]
+    found.why, found.port = why, str([*ports, *take_options(rest, "-p --port")[0], 8000][0])
     return found
 
 
-def _command(words: Words) -> Found | None:
+def _command(words: Words) -> Found:
     """A command as it is, with a program that is on PATH, or beside the Python of this project."""
     import shutil
 
     if words[0].startswith("python"):
         words = [_interpreter(""), *words[1:]]
     program = shutil.which(words[0]) or shutil.which(words[0], path=dirname(_interpreter("")))
-    return Found(app=words[0], command=[program, *words[1:]]) if program else None
+    if not program:  # no process is stopped for a missing program
+        what, status = ("executable", 126) if isfile(words[0]) else ("installed, or not on PATH", 127)
+        raise _CannotStart(f"{words[0]} is not {what}", status)
+    return Found(app=words[0], command=[program, *words[1:]])
 
 
 # ---- Which command serves it? ------------------------------------------------------------------------
@@ -714,11 +706,7 @@ def _chosen(call: SimpleNamespace) -> Found:
         how = "name it as in src.main:app, a port by --port, or put a command after --"
         raise _CannotStart(f"{call.words[0]!r} is not an app; {how}", 2)
     if call.command:
-        found = _command(call.command)
-        if found:
-            return found
-        what, status = ("executable", 126) if isfile(call.command[0]) else ("installed, or not on PATH", 127)
-        raise _CannotStart(f"{call.command[0]} is not {what}", status)  # no process is stopped for a missing program
+        return _command(call.command)
     try:
         return _named(app, call.words) if app else _declared() or _guessed()
     except _CannotStart as error:

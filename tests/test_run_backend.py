@@ -186,7 +186,6 @@ FOLDERS = [
       ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK, "run.py": ""}),
       ("-m hypercorn a:app --bind 0.0.0.0:§", "quart -A a run", {**APP, "a.py": "import quart\napp = quart.Quart()"}),
       ("gunicorn app:app", "cd no-such && gunicorn app:app", {**APP, "gunicorn.py": ""}),
-      ("gunicorn app:app", "no-such-yarn app", APP),
       ("server.py", "python3 server.py", {"server.py": "import http.server"}),
       ("-m http.server § app", "python -m http.server $PORT app", APP),
       ("server.py -b :§", "python server.py -b :${PORT}", {"server.py": ""}),
@@ -258,6 +257,8 @@ STOPS_NOBODY = [
     (1, "Several apps were found; try:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
     (1, "There is no old:app in this folder; try:\n  python run_backend.py app:app  #", {
       **APP, "Procfile": "web: gunicorn old:app"}),
+    (1, "no-such-yarn is not installed, or not on PATH; try:\n  python run_backend.py app:app  #", {
+      **APP, "Procfile": "web: no-such-yarn app"}),
     (1, "Several apps were found; try:\n  python run_backend.py one:app", {"one.py": FLASK, "bot.py": UNGUARDED}),
     (1, f"{NONE}; try:\n  python run_backend.py seed:app", {
       **SHOP, "seed.py": MADE + "with app.app_context():\n    x"}),
