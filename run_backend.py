@@ -11,10 +11,17 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
+import signal
+import subprocess
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from glob import escape, glob
+from importlib import import_module
+from importlib.machinery import PathFinder
 from itertools import accumulate, islice
+from operator import attrgetter
 from os import chdir, curdir, environ, getcwd, sep
 from os.path import abspath, basename, dirname, isdir, isfile, relpath
 from posixpath import join  # on Windows, too
@@ -526,8 +533,6 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
 
 def _check_options(server: list[str], options: Words) -> None:
     """No process is stopped for a server that would refuse its options: its own help lists them."""
-    import subprocess
-
     named = re.findall(r"(?<!\S)--[\w-]+", " ".join(options))
     if named:
         told = subprocess.run([*server, "--help"], capture_output=True, check=False).stdout.decode(errors="replace")
@@ -538,14 +543,11 @@ def _check_options(server: list[str], options: Words) -> None:
 
 def _interpreter(package: str) -> str:
     """The Python that has a package: an activated one, that of a virtual environment here, this one; else ""."""
-    from importlib.machinery import PathFinder
-
     posix = ("bin/python", "lib/*/site-packages")
     program, packages = posix if os.name == "posix" else ("Scripts/python.exe", "Lib/site-packages")
-    beside = {abspath(join(name, program)): glob(join(name, packages)) for name in (".venv", "venv")}
-    own = {sys.executable: sys.path}
-    activated = sys.prefix != sys.base_prefix
-    for python, path in ({**own, **beside} if activated else {**beside, **own}).items():
+    beside = [(abspath(join(name, program)), glob(join(name, packages))) for name in (".venv", "venv")]
+    own = [(sys.executable, sys.path)]
+    for python, path in beside + own if sys.prefix == sys.base_prefix else own + beside:
         spec = PathFinder.find_spec(package, path)
         if isfile(python) and (not package or (spec and spec.origin)):  # a mere folder of this name has none
             return python
@@ -565,10 +567,6 @@ def _announced(endpoints: Sequence[Endpoint], what: str) -> str:
 
 def _become(command: list[str]) -> int:
     """Turn into the command (POSIX), or wait for it and give its status (Windows, which has no exec)."""
-    import signal
-    import subprocess
-    from contextlib import suppress
-
     if os.name == "posix":
         for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and its successor would inherit that
             signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -597,7 +595,6 @@ def _preview(command: str, endpoints: Sequence[Endpoint]) -> int:
 
 def _serve(call: SimpleNamespace) -> int:
     """``--page`` or ``--wsgiref APP``, then --host and --port."""
-    import signal
     from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -630,20 +627,14 @@ def _leave_others_alone(where: Endpoint) -> None:
 
 def _page(environ: Any, start_response: Any) -> list[bytes]:
     """The small page, a WSGI app."""
-    page = (
-        "<!doctype html><meta charset=utf-8><title>It works</title>"
-        f"<h1>It works</h1><p>Process {os.getpid()} serves this page on port {environ['SERVER_PORT']}. "
-        "Start run_backend.py again, and the next process takes the port over from this one.</p>"
-    ).encode()
-    start_response("200 OK", [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(page)))])
+    text = f"It works. Process {os.getpid()} serves this page on port {environ['SERVER_PORT']}. "
+    page = f"{text}Start {SCRIPT} again, and the next process takes the port over from this one.\n".encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(page)))])
     return [page] if environ["REQUEST_METHOD"] != "HEAD" else []
 
 
 def _imported(app: str) -> Any:
     """The app that a module binds, or that a function in it makes."""
-    from importlib import import_module
-    from operator import attrgetter
-
     sys.path.insert(0, getcwd())
     place, _, name = app.partition(":")
     name, call, arguments = name.partition("(")
@@ -655,8 +646,6 @@ def _imported(app: str) -> Any:
 
 
 def _run(call: SimpleNamespace) -> int:
-    import shlex
-
     top = getcwd()
     if call.port:
         environ["PORT"] = str(_port(call.port))
