@@ -145,9 +145,13 @@ def _read_call(words: Words) -> SimpleNamespace:
     call.dry_run, call.words = take_options(rest, "--dry-run --dryrun --dry_run", flags=True)
     if "" in hosts + ports or words[end:] == ["--"]:
         raise _CannotStart("a value is missing after --host or --port, or a command after --", 2)
+    try:
+        call.top = getcwd()
+    except FileNotFoundError:
+        raise _CannotStart("The working directory has been removed: cd into the repository again") from None
     call.host = [environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]")
     call.port = [environ.get("PORT", ""), *ports][-1]
-    call.typed = ports or call.next
+    call.tells = bool(ports or call.next or not call.command)  # else a command after -- says its own port
     return call
 
 
@@ -456,8 +460,8 @@ def _declared() -> Found | None:
 
 def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
     """What a declared line starts, of which no shell is asked: the known server in it, else its last command."""
-    line = re.sub(rf"\S+ \S*{SCRIPT} -- ", "", line)
-    line = re.sub(rf"\S+ \S*{SCRIPT}", "fastapi run", line)  # this program, too, is only told the app
+    # A line may start this very program: with a command after --, or with an app, as fastapi's own program.
+    line = re.sub(rf"\S+ \S*{SCRIPT}( -- )?", lambda start: "" if start[1] else "fastapi run", line)
     commands = shell_commands(["sh", "-c", re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", line)], environ)
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
@@ -467,10 +471,8 @@ def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
     server, verb = SERVERS.get(key, Server("", None)), key.partition(" ")[2]
     rest = [word for word in words[at + 1 :] if word != verb]
     told = {**told, **dict(re.findall(r"(?m)^(\w+)=(.*)", "\n".join(words[:at])))}
-    app = words[at] if key.startswith("manage.py") else _app_in(rest)
-    if key == "flask run":
-        app = app or told.get("FLASK_APP", "")
-        environ.update(told)  # flask does so, too: the app may need them
+    named = told.get("FLASK_APP", "") if key == "flask run" else ""
+    app = words[at] if key.startswith("manage.py") else _app_in(rest) or named
     if not words or (verb == "run" and not app):
         return None
     found = _named(app, rest) if app and (verb or server.serves) else _command(words)
@@ -478,6 +480,7 @@ def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
         options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
         found.server, found.options = key, [word for word in options if word != app and "$" not in word]
     elif key == "flask run":
+        environ.update(told)  # flask does so, too: the app may need them
         found.kinds = "flask wsgi"
         if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
             found.server, found.options = key, ["--debug"]
@@ -490,9 +493,9 @@ def _command(words: Words) -> Found:
     """A command as it is, with a program that is on PATH, or beside the Python of this project."""
     import shutil
 
-    if words[0].startswith("python"):
-        words = [_interpreter(""), *words[1:]]
-    program = shutil.which(words[0]) or shutil.which(words[0], path=dirname(_interpreter("")))
+    python = _interpreter("")
+    known = python if words[0].startswith("python") else shutil.which(words[0])
+    program = known or shutil.which(words[0], path=dirname(python))
     if not program:  # no process is stopped for a missing program
         what, status = ("executable", 126) if isfile(words[0]) else ("installed, or not on PATH", 127)
         raise _CannotStart(f"{words[0]} is not {what}", status)
@@ -507,9 +510,8 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
     if found.command:
         return [*found.command, *typed]
     values = {"HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
-    kinds, missing = [found.server, *found.kinds.split()], ""
-    if not {"--debug", "--reload"} & {*typed}:
-        kinds = [kind for kind in kinds if kind != "flask"]
+    debug, missing = {"--debug", "--reload"} & {*typed}, ""
+    kinds = [kind for kind in (found.server, *found.kinds.split()) if kind != "flask" or debug]
     for key in (key for kind in kinds for key in SERVERS if kind in (key, *SERVERS[key].serves.split())):
         server, start, app = SERVERS[key], SERVERS[key].start, found.app
         if app.endswith("()") and server.factory[:1] == "-":
@@ -602,9 +604,14 @@ def _serve(call: SimpleNamespace) -> int:
         daemon_threads = True
 
     where, page = Endpoint(call.host, _port(call.port)), call.words == ["--page"]
+    app: Any = _page
     if page:
         _leave_others_alone(where)
-    app = _page if page else _imported(call.words[1])  # before anybody is stopped
+    else:  # before anybody is stopped
+        sys.path.insert(0, getcwd())
+        place, name, *made = re.split("[:(]", call.words[1], maxsplit=2)
+        app = attrgetter(name)(import_module(place))
+        app = app(*ast.literal_eval(f"[{made[0][:-1]}]")) if made else app
     with Server(where, WSGIRequestHandler, bind_and_activate=False) as server:
         server.socket.close()
         server.socket = bind_port(where.port, where.host)
@@ -633,36 +640,27 @@ def _page(environ: Any, start_response: Any) -> list[bytes]:
     return [page] if environ["REQUEST_METHOD"] != "HEAD" else []
 
 
-def _imported(app: str) -> Any:
-    """The app that a module binds, or that a function in it makes."""
-    sys.path.insert(0, getcwd())
-    place, _, name = app.partition(":")
-    name, call, arguments = name.partition("(")
-    found = attrgetter(name)(import_module(place))
-    return found(*ast.literal_eval(f"[{arguments[:-1]}]")) if call else found
-
-
 # ---- The command line --------------------------------------------------------------------------------
 
 
 def _run(call: SimpleNamespace) -> int:
-    top = getcwd()
     if call.port:
         environ["PORT"] = str(_port(call.port))
     found = _chosen(call)
-    stages = [*filter(None, (_variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (top, getcwd())))]
+    stages = [*filter(None, (_variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (call.top, getcwd())))]
     if stages and not environ.get("ENVIRONMENT"):  # of two, the one that stops nobody
         environ["ENVIRONMENT"] = min(stages, key=lambda stage: is_development({"ENVIRONMENT": stage}))
-    wanted = where = Endpoint(call.host, _port(call.port or found.port))
+    where = Endpoint(call.host, _port(call.port or found.port))
     if call.next:
         environ["PORT_MANAGER_POLICY"] = "refuse"  # a program that was faster keeps the port
+        wanted = preview_port(where.port, where.host)
         where = Endpoint(call.host, find_free_port(where.port, where.host))
-    if where != wanted:
-        why = preview_port(wanted.port, wanted.host).reason or "it cannot be had"
-        write_line(sys.stdout, f"Port {wanted.port}: {why}: {where.port} is taken instead")
+        if where.port != wanted.port:
+            why = wanted.reason or "it cannot be had"
+            write_line(sys.stdout, f"Port {wanted.port}: {why}: {where.port} is taken instead")
     if found.kinds == "page":
         _leave_others_alone(where)
-    shown = f"cd {relpath(getcwd(), top)} && " if getcwd() != top else ""
+    shown = f"cd {relpath(getcwd(), call.top)} && " if getcwd() != call.top else ""
     root = _read(found.path).root()
     if root:
         found.app = re.sub(rf"^{root.replace('/', '.')}\.", "", found.app)  # a package is no module of its own folder
@@ -672,12 +670,11 @@ def _run(call: SimpleNamespace) -> int:
     if not call.command:
         python = "" if found.command or line[0] == sys.executable else f", with {relpath(line[0])}"
         write_line(sys.stdout, f"Found {found.app}: {found.why}{python}")
-    if call.typed or not call.command:  # else a command after -- says its own port
+    if call.tells:
         environ.update(HOST=where.host, PORT=str(where.port))
-    told = server_endpoints(line)
-    if told and call.typed and where.port not in [port for _, port in told]:
-        raise _CannotStart(f"the command itself names {told[0]}, not port {where.port}", 2)
-    endpoints = told or [where] * bool(call.typed or not call.command)
+    endpoints = server_endpoints(line) or [where] * call.tells
+    if call.tells and where.port not in [port for _, port in endpoints]:
+        raise _CannotStart(f"the command itself names {endpoints[0]}, not port {where.port}", 2)
     if call.dry_run:
         return _preview(shown + shlex.join(line), endpoints)
     if PROGRAM not in line:  # it frees its port itself, when its app has been imported
@@ -716,11 +713,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_line(sys.stdout, f"run_backend {__version__}" if "--version" in call.words else USAGE.rstrip())
             return 0
         return _serve(call) if {"--page", "--wsgiref"} & {*call.words[:1]} else _run(call)
-    except FileNotFoundError as error:
-        if error.filename:  # of an app
-            raise
-        write_line(sys.stderr, "❌ The working directory has been removed: cd into the repository again")
-        return 1
     except PortError as error:
         status = getattr(error, "status", 1)
         write_line(sys.stderr, ("run_backend: " if status == 2 else "❌ ") + error.reason)

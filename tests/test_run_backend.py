@@ -363,6 +363,7 @@ STOPS_NOBODY = [
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     *((2, "the command itself names 0.0.0.0:8001, not port §\n", files, words) for files, words in [
       ({}, "-- python -m http.server 8001"), ({"Procfile": "web: python -m http.server 8001"}, "")]),
+    (2, "the command itself names 0.0.0.0:5011, not port 1\n", {"Procfile": "web: python -m http.server 5011"}, "PORT=1"),
     (1, "the policy 'refuse' stops nobody\nPort §: available\n", {},
       f"PORT_MANAGER_POLICY=refuse --dry-run -- {sys.executable} -m waitress --listen '127.0.0.1:§ 127.0.0.2:§' a:app"),
 ]  # fmt: skip
@@ -438,7 +439,7 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     ("5009", "", {**APP, "Procfile": "web: FLASK_APP=app flask run -p 5009"}),
     ("5010", "", {**APP, "Procfile": "web: python run_backend.py app:app --port 5010"}),
     ("5011", "", {"Procfile": f"web: {sys.executable} -m this -p 5011"}),
-    ("5011", "PORT=1", {"Procfile": f"web: {sys.executable} -m http.server 5011"}),
+    ("5011", "", {"Procfile": f"web: {sys.executable} -m http.server 5011"}),
     ("8000", "", {**APP, "Procfile": "web: . ./env; gunicorn app:app -b :$WEB $MORE"}),
     ("5012", "", {**APP, ".env": "FLASK_APP=app\nX=a\0\nFLASK_RUN_PORT=5012", ".flaskenv": "FLASK_RUN_PORT=1"}),
     ("1", "PORT=1", OF_5006),
