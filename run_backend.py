@@ -431,17 +431,15 @@ def _named(word: str, options: Words = ()) -> Found:
     place, _, name = word.partition(":")
     if place.endswith(".py"):
         place = relpath(place)[:-3].replace(sep, ".")
-    path, usual = _file_of(place), "application" if place.endswith(("asgi", "wsgi")) else "app"
+    path, package = _file_of(place), place.partition(".")[0]  # "" above this folder
+    folders = take_options(options, "--app-dir --chdir --pythonpath")[0]
+    if not (path or any(map(isdir, folders)) or (package and _interpreter(package))):
+        raise _CannotStart(f"There is no {word} in this folder")
+    usual = "application" if place.endswith(("asgi", "wsgi")) else "app"
     kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", place + _text(path)) else "asgi"
     unknown = Found(app=f"{place}:{name or usual}", kinds=kinds, why="as named")
-    if not path:
-        package = place.partition(".")[0]  # "" above this folder
-        folders = take_options(options, "--app-dir --chdir --pythonpath")[0]
-        if not (any(map(isdir, folders)) or (package and _interpreter(package))):
-            raise _CannotStart(f"There is no {word} in this folder")
-        return unknown
-    module = _read(path)
-    found = (None if name else module.best()) or module.app(name or usual, unknown)
+    found = None if name else _read(path).best()
+    found = found or (_read(path).app(name or usual, unknown) if path else unknown)
     if not found:
         what = f"{name or usual} at its top that a server can serve"
         raise _CannotStart(f"{path} has no {what} (one that is made with arguments: \"app:create_app('dev')\")")
@@ -452,7 +450,7 @@ def _declared() -> Found | None:
     """What the repository declares, as command lines: by its Procfile, flask's variables, fastapi's entry point."""
     told = {**_variables(".flaskenv"), **_variables(".env"), **environ}
     lines = [("Procfile web line", line) for line in re.findall(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))]
-    lines += [(f"FLASK_APP={app}", "flask run") for app in [told.get("FLASK_APP")] if app]
+    lines += [(f"FLASK_APP={told.get('FLASK_APP')}", "flask run")]
     entries = re.findall(ENTRYPOINT, _text("pyproject.toml"))
     lines += [("[tool.fastapi] entrypoint", f"fastapi run {entry}") for entry in entries]
     return next(filter(None, (_of_line(line, told, why) for why, line in lines)), None)
@@ -476,14 +474,12 @@ def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
     if not words or (verb == "run" and not app):
         return None
     found = _named(app, rest) if app and (verb or server.serves) else _command(words)
-    if not verb and app:
-        options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
-        found.server, found.options = key, [word for word in options if word != app and "$" not in word]
-    elif key == "flask run":
+    if key == "flask run":
         environ.update(told)  # flask does so, too: the app may need them
         found.kinds = "flask wsgi"
-        if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
-            found.server, found.options = key, ["--debug"]
+    elif app and not verb:
+        options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
+        found.server, found.options = key, [word for word in options if word != app and "$" not in word]
     ports = [port for _, port in server_endpoints(words, {"FLASK_RUN_PORT": told.get("FLASK_RUN_PORT") or "8000"})]
     found.why, found.port = why, str([*ports, *take_options(rest, "-p --port")[0], 8000][0])
     return found
@@ -510,8 +506,9 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
     if found.command:
         return [*found.command, *typed]
     values = {"HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
-    debug, missing = {"--debug", "--reload"} & {*typed}, ""
+    debug = {"--debug", "--reload"} & {*typed} or re.match("(?i)1|t|y|on", environ.get("FLASK_DEBUG", ""))
     kinds = [kind for kind in (found.server, *found.kinds.split()) if kind != "flask" or debug]
+    missing = ""
     for key in (key for kind in kinds for key in SERVERS if kind in (key, *SERVERS[key].serves.split())):
         server, start, app = SERVERS[key], SERVERS[key].start, found.app
         if app.endswith("()") and server.factory[:1] == "-":
@@ -600,7 +597,7 @@ def _serve(call: SimpleNamespace) -> int:
     from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-    class Server(ThreadingMixIn, WSGIServer):
+    class Threaded(ThreadingMixIn, WSGIServer):
         daemon_threads = True
 
     where, page = Endpoint(call.host, _port(call.port)), call.words == ["--page"]
@@ -612,7 +609,7 @@ def _serve(call: SimpleNamespace) -> int:
         place, name, *made = re.split("[:(]", call.words[1], maxsplit=2)
         app = attrgetter(name)(import_module(place))
         app = app(*ast.literal_eval(f"[{made[0][:-1]}]")) if made else app
-    with Server(where, WSGIRequestHandler, bind_and_activate=False) as server:
+    with Threaded(where, WSGIRequestHandler, bind_and_activate=False) as server:
         server.socket.close()
         server.socket = bind_port(where.port, where.host)
         server.server_name, server.server_port = where
@@ -646,10 +643,11 @@ def _page(environ: Any, start_response: Any) -> list[bytes]:
 def _run(call: SimpleNamespace) -> int:
     if call.port:
         environ["PORT"] = str(_port(call.port))
+    given = environ.get("ENVIRONMENT")
     found = _chosen(call)
-    stages = [*filter(None, (_variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (call.top, getcwd())))]
-    if stages and not environ.get("ENVIRONMENT"):  # of two, the one that stops nobody
-        environ["ENVIRONMENT"] = min(stages, key=lambda stage: is_development({"ENVIRONMENT": stage}))
+    stages = [given or _variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (call.top, getcwd())]
+    if any(stages):  # of two, the one that stops nobody
+        environ["ENVIRONMENT"] = min(filter(None, stages), key=lambda stage: is_development({"ENVIRONMENT": stage}))
     where = Endpoint(call.host, _port(call.port or found.port))
     if call.next:
         environ["PORT_MANAGER_POLICY"] = "refuse"  # a program that was faster keeps the port

@@ -201,7 +201,7 @@ FOLDERS = [
     ("gunicorn shop:app", {**APP, **ENTRY, ".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK}),
     ('gunicorn shop:make("dev")', {
       ".env": "export FLASK_APP='shop.py:make(\"dev\")'", "shop.py": FLASK + "def make(name):\n    return app\n"}),
-    *(("-m flask --app a:app run --host 0.0.0.0 --port § --debug", {
+    *(("-m flask --app a:app run --host 0.0.0.0 --port §", {
       ".env": f"FLASK_APP=a\nFLASK_DEBUG={yes}", "a.py": FLASK}) for yes in ("1", "True", "yes", "on")),
     ("uvicorn shop.web:api", {**MAIN, "shop/web.py": CALLED_API,
       "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n"}),
@@ -359,6 +359,8 @@ STOPS_NOBODY = [
     (1, "outside development", {**MAIN, ".env": "ENVIRONMENT=production"}, "--dryrun"),
     (1, "outside development", {".env": "ENVIRONMENT=dev", "Procfile": "web: cd b && uvicorn a:app", "b/a.py": FASTAPI,
       "b/.env": "ENVIRONMENT=x"}, "--dryrun"),
+    (1, "outside development", {".env": "ENVIRONMENT=dev\nFLASK_APP=a", "Procfile": "web: cd b && flask run",
+      "b/a.py": FLASK, "b/.env": "ENVIRONMENT=x"}, "--dryrun"),
     (0, f"Port §: {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     *((2, "the command itself names 0.0.0.0:8001, not port §\n", files, words) for files, words in [
