@@ -15,7 +15,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from functools import lru_cache
 from glob import escape, glob
 from importlib import import_module
@@ -573,10 +572,8 @@ def _become(command: list[str]) -> int:
             os.execv(command[0], command)  # noqa: S606
         except OSError as error:
             raise _CannotStart(f"{command[0]} cannot be started: {error.strerror}", 126) from None
-    child = subprocess.Popen(command)
-    while True:
-        with suppress(KeyboardInterrupt):  # the console has sent it to the child as well
-            return child.wait()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the console sends Ctrl+C to the command, whose end is waited for
+    return subprocess.call(command)
 
 
 def _preview(command: str, endpoints: Sequence[Endpoint]) -> int:

@@ -599,15 +599,18 @@ def test_a_command_that_names_no_port_frees_none(call, encoding, sign):
 
 
 def test_windows_has_neither_exec_nor_gunicorn(project, port, installed, monkeypatch, capsys):
-    popen = mock.Mock()
-    popen.return_value.wait.side_effect = [KeyboardInterrupt, 3]
+    waited = mock.Mock(side_effect=lambda command: signal.raise_signal(signal.SIGINT) or 3)  # Ctrl+C meanwhile
     monkeypatch.setattr(run_backend, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))
     monkeypatch.setattr(shutil, "which", lambda program: rf"C:\node\{program}.CMD")
-    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "call", waited)
     monkeypatch.setenv("PORT", "")
     monkeypatch.setenv("HOST", "127.0.0.1")
-    assert run_backend.main(["--port", str(port), "--", "npm", "run", "dev"]) == 3
-    assert popen.mock_calls[0] == mock.call([r"C:\node\npm.CMD", "run", "dev"]) and os.environ["PORT"] == str(port)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert run_backend.main(["--port", str(port), "--", "npm", "run", "dev"]) == 3
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert waited.mock_calls == [mock.call([r"C:\node\npm.CMD", "run", "dev"])] and os.environ["PORT"] == str(port)
     project({"web.py": FLASK})
     monkeypatch.syspath_prepend(installed(SERVERS))
     assert run_backend.main(["--dry-run"]) == 0 and "-m waitress " in capsys.readouterr().out
