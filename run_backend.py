@@ -457,8 +457,8 @@ def _declared() -> Found | None:
 
 def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
     """What a declared line starts, of which no shell is asked: the known server in it, else its last command."""
-    # A line may start this very program: with a command after --, or with an app, as fastapi's own program.
-    line = re.sub(rf"\S+ \S*{SCRIPT}( -- )?", lambda start: "" if start[1] else "fastapi run", line)
+    # A line may start this very program: with a command after --, else with the words that litestar would read, too.
+    line = re.sub(rf"\S+ \S*{SCRIPT}( -- )?", lambda start: "" if start[1] else "litestar run", line)
     commands = shell_commands(["sh", "-c", re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", line)], environ)
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
@@ -497,7 +497,7 @@ def _command(words: Words) -> Found:
     return Found(app=words[0], command=[program, *words[1:]])
 
 
-# ---- Which command serves it? ------------------------------------------------------------------------
+# ---- Which command serves it, and its start ---------------------------------------------------------
 
 
 def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
@@ -518,12 +518,12 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
         package = {"runserver": "django", "--wsgiref": "", "--page": ""}.get(words[1], words[1])
         python = _interpreter(package)
         if python and (package or not typed):  # the standard library's server has no options
-            declared = [word for word in found.options if key == found.server and word != server.factory]
-            if "sgi" in server.serves:  # the help of a framework is not of this one command
-                _check_options([python, *words[:2]], [*declared, *typed])
+            options = [word for word in found.options if key == found.server and word != server.factory] + [*typed]
+            if options and "sgi" in server.serves:  # the help of a framework is not of this one command
+                _check_options([python, *words[:2]], options)
             found.server = key
             at = len(words) - (start.split()[-1] == "APP")  # waitress reads no options after the app
-            return [python, *words[:at], *declared, *typed, *words[at:]]
+            return [python, *words[:at], *options, *words[at:]]
         missing = missing or package
     pip = f"{sys.executable} -m pip install {missing}"
     raise _CannotStart(f"{found.app} needs {missing}, which is not installed: {pip}")
@@ -531,12 +531,11 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
 
 def _check_options(server: list[str], options: Words) -> None:
     """No process is stopped for a server that would refuse its options: its own help lists them."""
+    told = subprocess.run([*server, "--help"], capture_output=True, check=False).stdout.decode(errors="replace")
     named = re.findall(r"(?<!\S)--[\w-]+", " ".join(options))
-    if named:
-        told = subprocess.run([*server, "--help"], capture_output=True, check=False).stdout.decode(errors="replace")
-        unknown = [option for option in named if not re.search(rf"{option}(?![\w-])", told)]
-        if unknown and "--" in told:
-            raise _CannotStart(f"{server[-1]} has no option {unknown[0]}", 2)
+    unknown = [option for option in named if not re.search(rf"{option}(?![\w-])", told)]
+    if unknown and "--" in told:
+        raise _CannotStart(f"{server[-1]} has no option {unknown[0]}", 2)
 
 
 def _interpreter(package: str) -> str:
@@ -550,9 +549,6 @@ def _interpreter(package: str) -> str:
         if isfile(python) and (not package or (spec and spec.origin)):  # a mere folder of this name has none
             return python
     return ""
-
-
-# ---- Start it ----------------------------------------------------------------------------------------
 
 
 def _announced(endpoints: Sequence[Endpoint], what: str) -> str:

@@ -439,7 +439,8 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     ("5008", "", {**APP, ".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008"}),
     ("8000", "", {**APP, ".flaskenv": "FLASK_APP=app"}),
     ("5009", "", {**APP, "Procfile": "web: FLASK_APP=app flask run -p 5009"}),
-    ("5010", "", {**APP, "Procfile": "web: python run_backend.py app:app --port 5010"}),
+    *(("5010", "", {**APP, "Procfile": f"web: python run_backend.py {words}"})
+      for words in ("app:app --port 5010", "-p 5010 app:app", "--port=5010 -- gunicorn app:app -b :5010")),
     ("5011", "", {"Procfile": f"web: {sys.executable} -m this -p 5011"}),
     ("5011", "", {"Procfile": f"web: {sys.executable} -m http.server 5011"}),
     ("8000", "", {**APP, "Procfile": "web: . ./env; gunicorn app:app -b :$WEB $MORE"}),
