@@ -120,7 +120,7 @@ class Found(SimpleNamespace):
     app = kinds = why = path = call = server = ""
     options: Words = ()
     command: Words = ()
-    port = "8000"
+    port = 8000
 
 
 class _CannotStart(PortError):
@@ -149,15 +149,12 @@ def _read_call(words: Words) -> SimpleNamespace:
     except FileNotFoundError:
         raise _CannotStart("The working directory has been removed: cd into the repository again") from None
     call.host = [environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]")
-    call.port = [environ.get("PORT", ""), *ports][-1]
+    port = [environ.get("PORT", ""), *ports][-1]
+    if port and not (re.fullmatch("[1-9][0-9]{0,4}", port) and int(port) < 65536):
+        raise _CannotStart(f"a port is a number from 1 to 65535, not {port!r}", 2)
+    call.port = int(port or 0)  # 0: none is told
     call.tells = bool(ports or call.next or not call.command)  # else a command after -- says its own port
     return call
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > 65535:
-        raise _CannotStart(f"a port is a number from 1 to 65535, not {text!r}", 2)
-    return int(text)
 
 
 def _app_in(words: Words) -> str:
@@ -479,8 +476,9 @@ def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
     elif app and not verb:
         options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
         found.server, found.options = key, [word for word in options if word != app and "$" not in word]
-    ports = [port for _, port in server_endpoints(words, {"FLASK_RUN_PORT": told.get("FLASK_RUN_PORT") or "8000"})]
-    found.why, found.port = why, str([*ports, *take_options(rest, "-p --port")[0], 8000][0])
+    known = server_endpoints(words, {"FLASK_RUN_PORT": told.get("FLASK_RUN_PORT") or "8000"})
+    other = filter(re.compile("[1-5]?[0-9]{4}").fullmatch, take_options(rest, "-p --port")[0])  # of any program
+    found.why, found.port = why, [*(port for _, port in known), *map(int, other), 8000][0]
     return found
 
 
@@ -593,7 +591,7 @@ def _serve(call: SimpleNamespace) -> int:
     class Threaded(ThreadingMixIn, WSGIServer):
         daemon_threads = True
 
-    where, page = Endpoint(call.host, _port(call.port)), call.words == ["--page"]
+    where, page = Endpoint(call.host, call.port), call.words == ["--page"]
     app: Any = _page
     if page:
         _leave_others_alone(where)
@@ -635,20 +633,20 @@ def _page(environ: Any, start_response: Any) -> list[bytes]:
 
 def _run(call: SimpleNamespace) -> int:
     if call.port:
-        environ["PORT"] = str(_port(call.port))
+        environ["PORT"] = str(call.port)
     given = environ.get("ENVIRONMENT")
     found = _chosen(call)
     stages = [given or _variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (call.top, getcwd())]
     if any(stages):  # of two, the one that stops nobody
         environ["ENVIRONMENT"] = min(filter(None, stages), key=lambda stage: is_development({"ENVIRONMENT": stage}))
-    where = Endpoint(call.host, _port(call.port or found.port))
+    port = call.port or found.port
     if call.next:
         environ["PORT_MANAGER_POLICY"] = "refuse"  # a program that was faster keeps the port
-        wanted = preview_port(where.port, where.host)
-        where = Endpoint(call.host, find_free_port(where.port, where.host))
-        if where.port != wanted.port:
+        wanted, port = preview_port(port, call.host), find_free_port(port, call.host)
+        if port != wanted.port:
             why = wanted.reason or "it cannot be had"
-            write_line(sys.stdout, f"Port {wanted.port}: {why}: {where.port} is taken instead")
+            write_line(sys.stdout, f"Port {wanted.port}: {why}: {port} is taken instead")
+    where = Endpoint(call.host, port)
     if found.kinds == "page":
         _leave_others_alone(where)
     shown = f"cd {relpath(getcwd(), call.top)} && " if getcwd() != call.top else ""
