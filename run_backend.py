@@ -559,15 +559,15 @@ def _announced(endpoints: Sequence[Endpoint], what: str) -> str:
 
 def _become(command: list[str]) -> int:
     """Turn into the command (POSIX), or wait for it and give its status (Windows, which has no exec)."""
-    if os.name == "posix":
-        for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and its successor would inherit that
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-        try:
+    try:
+        if os.name == "posix":
+            for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and its successor would inherit that
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
             os.execv(command[0], command)  # noqa: S606
-        except OSError as error:
-            raise _CannotStart(f"{command[0]} cannot be started: {error.strerror}", 126) from None
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the console sends Ctrl+C to the command, whose end is waited for
-    return subprocess.call(command)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the console sends Ctrl+C to the command, whose end is waited for
+        return subprocess.call(command)
+    except OSError as error:
+        raise _CannotStart(f"{command[0]} cannot be started: {error.strerror}", 126) from None
 
 
 def _preview(command: str, endpoints: Sequence[Endpoint]) -> int:
@@ -591,7 +591,7 @@ def _serve(call: SimpleNamespace) -> int:
     class Threaded(ThreadingMixIn, WSGIServer):
         daemon_threads = True
 
-    where, page = Endpoint(call.host, call.port), call.words == ["--page"]
+    where, page = Endpoint(call.host, call.port or Found.port), call.words == ["--page"]
     app: Any = _page
     if page:
         _leave_others_alone(where)
