@@ -503,7 +503,7 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
     if found.command:
         return [*found.command, *typed]
     values = {"HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
-    debug = {"--debug", "--reload"} & {*typed} or re.match("(?i)1|t|y|on", environ.get("FLASK_DEBUG", ""))
+    debug = {"--debug", "--reload"} & {*typed} if typed else re.match("(?i)1|t|y|on", environ.get("FLASK_DEBUG", ""))
     kinds = [kind for kind in (found.server, *found.kinds.split()) if kind != "flask" or debug]
     missing = ""
     for key in (key for kind in kinds for key in SERVERS if kind in (key, *SERVERS[key].serves.split())):

@@ -177,6 +177,7 @@ FOLDERS = [
     *(("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}, words) for words in ("", "app:app.server")),
     ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", APP, "--debug"),
     ("-m flask --app app:app run --host 0.0.0.0 --port §", APP, "FLASK_DEBUG=1"),
+    ("gunicorn app:app --workers 2", APP, "FLASK_DEBUG=1 --workers 2"),
     # declared
     *((command, {**files, "Procfile": f"worker: x\nweb: {web}\n"}) for command, web, files in [
       ("gunicorn shop.wsgi:application --workers 2", "gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT", DJANGOS),
