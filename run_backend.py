@@ -431,13 +431,13 @@ def _named(word: str, options: Words = ()) -> Found:
     folders = take_options(options, "--app-dir --chdir --pythonpath")[0]
     if not (path or any(map(isdir, folders)) or (package and _interpreter(package))):
         raise _CannotStart(f"There is no {word} in this folder")
-    usual = "application" if place.endswith(("asgi", "wsgi")) else "app"
-    kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", place + _text(path)) else "asgi"
-    unknown = Found(app=f"{place}:{name or usual}", kinds=kinds, why="as named")
     found = None if name else _read(path).best()
-    found = found or (_read(path).app(name or usual, unknown) if path else unknown)
+    name = name or ("application" if place.endswith(("asgi", "wsgi")) else "app")
+    kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", place + _text(path)) else "asgi"
+    unknown = Found(app=f"{place}:{name}", kinds=kinds, why="as named")
+    found = found or (_read(path).app(name, unknown) if path else unknown)
     if not found:
-        what = f"{name or usual} at its top that a server can serve"
+        what = f"{name} at its top that a server can serve"
         raise _CannotStart(f"{path} has no {what} (one that is made with arguments: \"app:create_app('dev')\")")
     return found
 
@@ -516,24 +516,21 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
         package = {"runserver": "django", "--wsgiref": "", "--page": ""}.get(words[1], words[1])
         python = _interpreter(package)
         if python and (package or not typed):  # the standard library's server has no options
-            options = [word for word in found.options if key == found.server and word != server.factory] + [*typed]
-            if options and "sgi" in server.serves:  # the help of a framework is not of this one command
-                _check_options([python, *words[:2]], options)
-            found.server = key
-            at = len(words) - (start.split()[-1] == "APP")  # waitress reads no options after the app
-            return [python, *words[:at], *options, *words[at:]]
+            break
         missing = missing or package
-    pip = f"{sys.executable} -m pip install {missing}"
-    raise _CannotStart(f"{found.app} needs {missing}, which is not installed: {pip}")
-
-
-def _check_options(server: list[str], options: Words) -> None:
-    """No process is stopped for a server that would refuse its options: its own help lists them."""
-    told = subprocess.run([*server, "--help"], capture_output=True, check=False).stdout.decode(errors="replace")
-    named = re.findall(r"(?<!\S)--[\w-]+", " ".join(options))
-    unknown = [option for option in named if not re.search(rf"{option}(?![\w-])", told)]
-    if unknown and "--" in told:
-        raise _CannotStart(f"{server[-1]} has no option {unknown[0]}", 2)
+    else:
+        pip = f"{sys.executable} -m pip install {missing}"
+        raise _CannotStart(f"{found.app} needs {missing}, which is not installed: {pip}")
+    options = [word for word in found.options if key == found.server and word != server.factory] + [*typed]
+    if options and "sgi" in server.serves:  # its help lists its own; the help of a framework is not of this command
+        told = subprocess.run([python, *words[:2], "--help"], capture_output=True, check=False, errors="replace").stdout
+        named = re.findall(r"(?<!\S)--[\w-]+", " ".join(options))
+        unknown = [option for option in named if not re.search(rf"{option}(?![\w-])", told)]
+        if unknown and "--" in told:
+            raise _CannotStart(f"{words[1]} has no option {unknown[0]}", 2)
+    found.server = key
+    at = len(words) - (start.split()[-1] == "APP")  # waitress reads no options after the app
+    return [python, *words[:at], *options, *words[at:]]
 
 
 def _interpreter(package: str) -> str:
