@@ -447,8 +447,7 @@ def _declared() -> Found | None:
     told = {**_variables(".flaskenv"), **_variables(".env"), **environ}
     lines = [("Procfile web line", line) for line in re.findall(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))]
     lines += [(f"FLASK_APP={told.get('FLASK_APP')}", "flask run")]
-    entries = re.findall(ENTRYPOINT, _text("pyproject.toml"))
-    lines += [("[tool.fastapi] entrypoint", f"fastapi run {entry}") for entry in entries]
+    lines += [("[tool.fastapi]", f"fastapi run {app}") for app in re.findall(ENTRYPOINT, _text("pyproject.toml"))]
     return next(filter(None, (_of_line(line, told, why) for why, line in lines)), None)
 
 
