@@ -499,8 +499,6 @@ def _command(words: Words) -> Found:
 
 def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
     """The command that serves an app: by the declared server, else by the first of SERVERS that is installed."""
-    if found.command:
-        return [*found.command, *typed]
     values = {"HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
     debug = {"--debug", "--reload"} & {*typed} if typed else re.match("(?i)1|t|y|on", environ.get("FLASK_DEBUG", ""))
     kinds = [kind for kind in (found.server, *found.kinds.split()) if kind != "flask" or debug]
@@ -638,10 +636,9 @@ def _run(call: SimpleNamespace) -> int:
     port = call.port or found.port
     if call.next:
         environ["PORT_MANAGER_POLICY"] = "refuse"  # a program that was faster keeps the port
-        wanted, port = preview_port(port, call.host), find_free_port(port, call.host)
-        if port != wanted.port:
-            why = wanted.reason or "it cannot be had"
-            write_line(sys.stdout, f"Port {wanted.port}: {why}: {port} is taken instead")
+        seen, port = preview_port(port, call.host), find_free_port(port, call.host)
+        if port != seen.port:
+            write_line(sys.stdout, f"Port {seen.port}: {seen.reason or 'it cannot be had'}: {port} is taken instead")
     where = Endpoint(call.host, port)
     if found.kinds == "page":
         _leave_others_alone(where)
@@ -651,7 +648,7 @@ def _run(call: SimpleNamespace) -> int:
         found.app = re.sub(rf"^{root.replace('/', '.')}\.", "", found.app)  # a package is no module of its own folder
         shown += f"PYTHONPATH={root} "
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [abspath(root), environ.get("PYTHONPATH")]))
-    line = server_command(found, call.words, where)
+    line = [*found.command, *call.words] if found.command else server_command(found, call.words, where)
     if not call.command:
         python = "" if found.command or line[0] == sys.executable else f", with {relpath(line[0])}"
         write_line(sys.stdout, f"Found {found.app}: {found.why}{python}")
