@@ -11,11 +11,17 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shlex
+import signal
+import subprocess
 import sys
 from contextlib import suppress
 from functools import lru_cache
 from glob import escape, glob
+from importlib import import_module
+from importlib.machinery import PathFinder
 from itertools import accumulate, islice
+from operator import attrgetter
 from os import chdir, curdir, environ, getcwd, sep
 from os.path import abspath, basename, dirname, isdir, isfile, relpath
 from posixpath import join  # on Windows, too
@@ -109,7 +115,7 @@ class Found(SimpleNamespace):
     app = kinds = why = path = call = server = ""
     options: Words = ()
     command: Words = ()
-    port = "8000"
+    port = 8000
 
 
 class _CannotStart(PortError):
@@ -133,16 +139,17 @@ def _read_call(words: Words) -> SimpleNamespace:
     call.dry_run, call.words = take_options(rest, "--dry-run --dryrun --dry_run", flags=True)
     if "" in hosts + ports or words[end:] == ["--"]:
         raise _CannotStart("a value is missing after --host or --port, or a command after --", 2)
+    try:
+        call.top = getcwd()
+    except FileNotFoundError:
+        raise _CannotStart("The working directory has been removed: cd into the repository again") from None
     call.host = [environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]")
-    call.port = [environ.get("PORT", ""), *ports][-1]
-    call.typed = ports or call.next
+    port = [environ.get("PORT", ""), *ports][-1]
+    if port and not (re.fullmatch("[1-9][0-9]{0,4}", port) and int(port) < 65536):
+        raise _CannotStart(f"a port is a number from 1 to 65535, not {port!r}", 2)
+    call.port = int(port or 0)  # 0: none is told
+    call.tells = bool(ports or call.next or not call.command)  # else a command after -- says its own port
     return call
-
-
-def _port(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > 65535:
-        raise _CannotStart(f"a port is a number from 1 to 65535, not {text!r}", 2)
-    return int(text)
 
 
 def _app_in(words: Words) -> str:
@@ -383,97 +390,82 @@ def _named(word: str, options: Words = ()) -> Found:
     place, _, name = word.partition(":")
     if place.endswith(".py"):
         place = relpath(place)[:-3].replace(sep, ".")
-    path, usual = _file_of(place), "application" if place.endswith(("asgi", "wsgi")) else "app"
+    path, package = _file_of(place), place.partition(".")[0]  # "" above this folder
+    folders = take_options(options, "--app-dir --chdir --pythonpath")[0]
+    if not (path or any(map(isdir, folders)) or (package and _interpreter(package))):
+        raise _CannotStart(f"There is no {word} in this folder")
+    found = None if name else _Module(path).best()
+    name = name or ("application" if place.endswith(("asgi", "wsgi")) else "app")
     kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", place + _text(path)) else "asgi"
-    unknown = Found(app=f"{place}:{name or usual}", kinds=kinds, why="as named")
-    if not path:
-        package = place.partition(".")[0]  # "" above this folder
-        folders = take_options(options, "--app-dir --chdir --pythonpath")[0]
-        if not (any(map(isdir, folders)) or (package and _interpreter(package))):
-            raise _CannotStart(f"There is no {word} in this folder")
-        return unknown
-    module = _Module(path)
-    found = (None if name else module.best()) or module.app(name or usual, unknown)
+    unknown = Found(app=f"{place}:{name}", kinds=kinds, why="as named")
+    found = found or (_Module(path).app(name, unknown) if path else unknown)
     if not found:
-        what = f"{name or usual} at its top that a server can serve"
+        what = f"{name} at its top that a server can serve"
         raise _CannotStart(f"{path} has no {what} (one that is made with arguments: \"app:create_app('dev')\")")
     return found
 
 
 def _declared() -> Found | None:
-    """The app or command that the repository declares: in its Procfile, flask's variables or fastapi's entry point."""
+    """What the repository declares, as command lines: by its Procfile, flask's variables, fastapi's entry point."""
     told = {**_variables(".flaskenv"), **_variables(".env"), **environ}
-    web = re.search(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))
-    flask, entry = told.get("FLASK_APP"), re.search(ENTRYPOINT, _text("pyproject.toml"))
-    found = _of_procfile(web[1], told) if web else None
-    if not found and flask:
-        found = _of_flask(flask, told)
-    elif not found and entry:
-        found = _named(entry[1])
-        found.why = "[tool.fastapi] entrypoint"
-    return found
+    lines = [("Procfile web line", line) for line in re.findall(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))]
+    lines += [(f"FLASK_APP={told.get('FLASK_APP')}", "flask run")]
+    lines += [("[tool.fastapi]", f"fastapi run {app}") for app in re.findall(ENTRYPOINT, _text("pyproject.toml"))]
+    return next(filter(None, (_of_line(line, told, why) for why, line in lines)), None)
 
 
-def _of_flask(app: str, told: dict[str, str]) -> Found:
-    """What ``flask run`` would start with these variables."""
-    environ.update(told)  # flask does so, too: the app may need them
-    found = _named(app)
-    found.why, found.port, found.kinds = f"FLASK_APP={app}", told.get("FLASK_RUN_PORT") or "8000", "flask wsgi"
-    if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")):
-        found.server, found.options = "flask run", ["--debug"]
-    return found
-
-
-def _of_procfile(line: str, told: dict[str, str]) -> Found | None:
-    """The web line of a Procfile, of which no shell is asked: the known server in it, else its last command."""
-    others = re.sub(rf"\S+ \S*{SCRIPT}( --)?", "", line)  # a line may start this very program
-    commands = shell_commands(["sh", "-c", re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", others)], environ)
+def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
+    """What a declared line starts, of which no shell is asked: the known server in it, else its last command."""
+    # A line may start this very program: with a command after --, else with the words that litestar would read, too.
+    line = re.sub(rf"\S+ \S*{SCRIPT}( -- )?", lambda start: "" if start[1] else "litestar run", line)
+    commands = shell_commands(["sh", "-c", re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", line)], environ)
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
             chdir(words[-1])
-    words = next(filter(find_server, commands), [[""], *commands][-1])
-    key, at = find_server(words) or ("", -1)
+    words = next(filter(find_server, commands), commands[-1] if commands else [])
+    key, at = find_server(words) or ("", 0)
     server, verb = SERVERS.get(key, Server("", None)), key.partition(" ")[2]
     rest = [word for word in words[at + 1 :] if word != verb]
-    app = words[at] if words[at].endswith(".py") else _app_in(rest)
-    told.update(re.findall(r"(?m)^(\w+)=(.*)", "\n".join(words[: max(at, 0)])))
-    found: Found | None = None
-    if app and (others != line or verb or server.serves):
-        found = _named(app, rest)
-        if not verb:
-            options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
-            found.server, found.options = key, [word for word in options if word != app and "$" not in word]
-    elif key == "flask run" and told.get("FLASK_APP"):
-        found = _of_flask(told["FLASK_APP"], told)
-    elif verb != "run":
-        found = _command(words)
-    ports = [str(port) for _, port in server_endpoints(words, {})] or take_options(rest, "-p --port")[0]
-    if found:
-        found.why, found.port = "Procfile web line", [found.port, *ports[:1]][-1]
+    told = {**told, **dict(re.findall(r"(?m)^(\w+)=(.*)", "\n".join(words[:at])))}
+    named = told.get("FLASK_APP", "") if key == "flask run" else ""
+    app = words[at] if key.startswith("manage.py") else _app_in(rest) or named
+    if not words or (verb == "run" and not app):
+        return None
+    found = _named(app, rest) if app and (verb or server.serves) else _command(words)
+    if key == "flask run":
+        environ.update(told)  # flask does so, too: the app may need them
+        found.kinds = "flask wsgi"
+    elif app and not verb:
+        options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
+        found.server, found.options = key, [word for word in options if word != app and "$" not in word]
+    known = server_endpoints(words, {"FLASK_RUN_PORT": told.get("FLASK_RUN_PORT") or "8000"})
+    other = filter(re.compile("[1-5]?[0-9]{4}").fullmatch, take_options(rest, "-p --port")[0])  # of any program
+    found.why, found.port = why, [*(port for _, port in known), *map(int, other), 8000][0]
     return found
 
 
-def _command(words: Words) -> Found | None:
+def _command(words: Words) -> Found:
     """A command as it is, with a program that is on PATH, or beside the Python of this project."""
     import shutil
 
-    if words[0].startswith("python"):
-        words = [_interpreter(""), *words[1:]]
-    program = shutil.which(words[0]) or shutil.which(words[0], path=dirname(_interpreter("")))
-    return Found(app=words[0], command=[program, *words[1:]]) if program else None
+    python = _interpreter("")
+    known = python if words[0].startswith("python") else shutil.which(words[0])
+    program = known or shutil.which(words[0], path=dirname(python))
+    if not program:  # no process is stopped for a missing program
+        what, status = ("executable", 126) if isfile(words[0]) else ("installed, or not on PATH", 127)
+        raise _CannotStart(f"{words[0]} is not {what}", status)
+    return Found(app=words[0], command=[program, *words[1:]])
 
 
-# ---- Which command serves it? ------------------------------------------------------------------------
+# ---- Which command serves it, and its start ---------------------------------------------------------
 
 
 def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
     """The command that serves an app: by the declared server, else by the first of SERVERS that is installed."""
-    if found.command:
-        return [*found.command, *typed]
     values = {"HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
-    kinds, missing = [found.server, *found.kinds.split()], ""
-    if not {"--debug", "--reload"} & {*typed}:
-        kinds = [kind for kind in kinds if kind != "flask"]
+    debug = {"--debug", "--reload"} & {*typed} if typed else re.match("(?i)1|t|y|on", environ.get("FLASK_DEBUG", ""))
+    kinds = [kind for kind in (found.server, *found.kinds.split()) if kind != "flask" or debug]
+    missing = ""
     for key in (key for kind in kinds for key in SERVERS if kind in (key, *SERVERS[key].serves.split())):
         server, start, app = SERVERS[key], SERVERS[key].start, found.app
         if app.endswith("()") and server.factory[:1] == "-":
@@ -484,46 +476,34 @@ def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
         package = {"runserver": "django", "--wsgiref": "", "--page": ""}.get(words[1], words[1])
         python = _interpreter(package)
         if python and (package or not typed):  # the standard library's server has no options
-            declared = [word for word in found.options if key == found.server and word != server.factory]
-            if "sgi" in server.serves:  # the help of a framework is not of this one command
-                _check_options([python, *words[:2]], [*declared, *typed])
-            found.server = key
-            at = len(words) - (start.split()[-1] == "APP")  # waitress reads no options after the app
-            return [python, *words[:at], *declared, *typed, *words[at:]]
+            break
         missing = missing or package
-    pip = f"{sys.executable} -m pip install {missing}"
-    raise _CannotStart(f"{found.app} needs {missing}, which is not installed: {pip}")
-
-
-def _check_options(server: list[str], options: Words) -> None:
-    """No process is stopped for a server that would refuse its options: its own help lists them."""
-    import subprocess
-
-    named = re.findall(r"(?<!\S)--[\w-]+", " ".join(options))
-    if named:
-        told = subprocess.run([*server, "--help"], capture_output=True, check=False).stdout.decode(errors="replace")
+    else:
+        pip = f"{sys.executable} -m pip install {missing}"
+        raise _CannotStart(f"{found.app} needs {missing}, which is not installed: {pip}")
+    options = [word for word in found.options if key == found.server and word != server.factory] + [*typed]
+    if options and "sgi" in server.serves:  # its help lists its own; the help of a framework is not of this command
+        told = subprocess.run([python, *words[:2], "--help"], capture_output=True, check=False, errors="replace").stdout
+        named = re.findall(r"(?<!\S)--[\w-]+", " ".join(options))
         unknown = [option for option in named if not re.search(rf"{option}(?![\w-])", told)]
         if unknown and "--" in told:
-            raise _CannotStart(f"{server[-1]} has no option {unknown[0]}", 2)
+            raise _CannotStart(f"{words[1]} has no option {unknown[0]}", 2)
+    found.server = key
+    at = len(words) - (start.split()[-1] == "APP")  # waitress reads no options after the app
+    return [python, *words[:at], *options, *words[at:]]
 
 
 def _interpreter(package: str) -> str:
     """The Python that has a package: an activated one, that of a virtual environment here, this one; else ""."""
-    from importlib.machinery import PathFinder
-
     posix = ("bin/python", "lib/*/site-packages")
     program, packages = posix if os.name == "posix" else ("Scripts/python.exe", "Lib/site-packages")
-    beside = {abspath(join(name, program)): glob(join(name, packages)) for name in (".venv", "venv")}
-    own = {sys.executable: sys.path}
-    activated = sys.prefix != sys.base_prefix
-    for python, path in ({**own, **beside} if activated else {**beside, **own}).items():
+    beside = [(abspath(join(name, program)), glob(join(name, packages))) for name in (".venv", "venv")]
+    own = [(sys.executable, sys.path)]
+    for python, path in beside + own if sys.prefix == sys.base_prefix else own + beside:
         spec = PathFinder.find_spec(package, path)
         if isfile(python) and (not package or (spec and spec.origin)):  # a mere folder of this name has none
             return python
     return ""
-
-
-# ---- Start it ----------------------------------------------------------------------------------------
 
 
 def _announced(endpoints: Sequence[Endpoint], what: str) -> str:
@@ -536,20 +516,15 @@ def _announced(endpoints: Sequence[Endpoint], what: str) -> str:
 
 def _become(command: list[str]) -> int:
     """Turn into the command (POSIX), or wait for it and give its status (Windows, which has no exec)."""
-    import signal
-    import subprocess
-
-    if os.name == "posix":
-        for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and its successor would inherit that
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-        try:
+    try:
+        if os.name == "posix":
+            for name in ("SIGPIPE", "SIGXFSZ"):  # Python ignores them, and its successor would inherit that
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
             os.execv(command[0], command)  # noqa: S606
-        except OSError as error:
-            raise _CannotStart(f"{command[0]} cannot be started: {error.strerror}", 126) from None
-    child = subprocess.Popen(command)
-    while True:
-        with suppress(KeyboardInterrupt):  # the console has sent it to the child as well
-            return child.wait()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the console sends Ctrl+C to the command, whose end is waited for
+        return subprocess.call(command)
+    except OSError as error:
+        raise _CannotStart(f"{command[0]} cannot be started: {error.strerror}", 126) from None
 
 
 def _preview(command: str, endpoints: Sequence[Endpoint]) -> int:
@@ -567,18 +542,22 @@ def _preview(command: str, endpoints: Sequence[Endpoint]) -> int:
 
 def _serve(call: SimpleNamespace) -> int:
     """``--page`` or ``--wsgiref APP``, then --host and --port."""
-    import signal
     from socketserver import ThreadingMixIn
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-    class Server(ThreadingMixIn, WSGIServer):
+    class Threaded(ThreadingMixIn, WSGIServer):
         daemon_threads = True
 
-    where, page = Endpoint(call.host, _port(call.port)), call.words == ["--page"]
+    where, page = Endpoint(call.host, call.port or Found.port), call.words == ["--page"]
+    app: Any = _page
     if page:
         _leave_others_alone(where)
-    app = _page if page else _imported(call.words[1])  # before anybody is stopped
-    with Server(where, WSGIRequestHandler, bind_and_activate=False) as server:
+    else:  # before anybody is stopped
+        sys.path.insert(0, getcwd())
+        place, name, *made = re.split("[:(]", call.words[1], maxsplit=2)
+        app = attrgetter(name)(import_module(place))
+        app = app(*ast.literal_eval(f"[{made[0][:-1]}]")) if made else app
+    with Threaded(where, WSGIRequestHandler, bind_and_activate=False) as server:
         server.socket.close()
         server.socket = bind_port(where.port, where.host)
         server.server_name, server.server_port = where
@@ -600,65 +579,47 @@ def _leave_others_alone(where: Endpoint) -> None:
 
 def _page(environ: Any, start_response: Any) -> list[bytes]:
     """The small page, a WSGI app."""
-    page = (
-        "<!doctype html><meta charset=utf-8><title>It works</title>"
-        f"<h1>It works</h1><p>Process {os.getpid()} serves this page on port {environ['SERVER_PORT']}. "
-        "Start run_backend.py again, and the next process takes the port over from this one.</p>"
-    ).encode()
-    start_response("200 OK", [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(page)))])
+    text = f"It works. Process {os.getpid()} serves this page on port {environ['SERVER_PORT']}. "
+    page = f"{text}Start {SCRIPT} again, and the next process takes the port over from this one.\n".encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(page)))])
     return [page] if environ["REQUEST_METHOD"] != "HEAD" else []
-
-
-def _imported(app: str) -> Any:
-    """The app that a module binds, or that a function in it makes."""
-    from importlib import import_module
-    from operator import attrgetter
-
-    sys.path.insert(0, getcwd())
-    place, _, name = app.partition(":")
-    name, call, arguments = name.partition("(")
-    found = attrgetter(name)(import_module(place))
-    return found(*ast.literal_eval(f"[{arguments[:-1]}]")) if call else found
 
 
 # ---- The command line --------------------------------------------------------------------------------
 
 
 def _run(call: SimpleNamespace) -> int:
-    import shlex
-
-    top = getcwd()
     if call.port:
-        environ["PORT"] = str(_port(call.port))
+        environ["PORT"] = str(call.port)
+    given = environ.get("ENVIRONMENT")
     found = _chosen(call)
-    stages = [*filter(None, (_variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (top, getcwd())))]
-    if stages and not environ.get("ENVIRONMENT"):  # of two, the one that stops nobody
-        environ["ENVIRONMENT"] = min(stages, key=lambda stage: is_development({"ENVIRONMENT": stage}))
-    wanted = where = Endpoint(call.host, _port(call.port or found.port))
+    stages = [given or _variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (call.top, getcwd())]
+    if any(stages):  # of two, the one that stops nobody
+        environ["ENVIRONMENT"] = min(filter(None, stages), key=lambda stage: is_development({"ENVIRONMENT": stage}))
+    port = call.port or found.port
     if call.next:
         environ["PORT_MANAGER_POLICY"] = "refuse"  # a program that was faster keeps the port
-        where = Endpoint(call.host, find_free_port(where.port, where.host))
-    if where != wanted:
-        why = preview_port(wanted.port, wanted.host).reason or "it cannot be had"
-        write_line(sys.stdout, f"Port {wanted.port}: {why}: {where.port} is taken instead")
+        seen, port = preview_port(port, call.host), find_free_port(port, call.host)
+        if port != seen.port:
+            write_line(sys.stdout, f"Port {seen.port}: {seen.reason or 'it cannot be had'}: {port} is taken instead")
+    where = Endpoint(call.host, port)
     if found.kinds == "page":
         _leave_others_alone(where)
-    shown = f"cd {relpath(getcwd(), top)} && " if getcwd() != top else ""
+    shown = f"cd {relpath(getcwd(), call.top)} && " if getcwd() != call.top else ""
     root = _Module(found.path).root()
     if root:
         found.app = re.sub(rf"^{root.replace('/', '.')}\.", "", found.app)  # a package is no module of its own folder
         shown += f"PYTHONPATH={root} "
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, [abspath(root), environ.get("PYTHONPATH")]))
-    line = server_command(found, call.words, where)
+    line = [*found.command, *call.words] if found.command else server_command(found, call.words, where)
     if not call.command:
         python = "" if found.command or line[0] == sys.executable else f", with {relpath(line[0])}"
         write_line(sys.stdout, f"Found {found.app}: {found.why}{python}")
-    if call.typed or not call.command:  # else a command after -- says its own port
+    if call.tells:
         environ.update(HOST=where.host, PORT=str(where.port))
-    told = server_endpoints(line)
-    if told and call.typed and where.port not in [port for _, port in told]:
-        raise _CannotStart(f"the command itself names {told[0]}, not port {where.port}", 2)
-    endpoints = told or [where] * bool(call.typed or not call.command)
+    endpoints = server_endpoints(line) or [where] * call.tells
+    if call.tells and where.port not in [port for _, port in endpoints]:
+        raise _CannotStart(f"the command itself names {endpoints[0]}, not port {where.port}", 2)
     if call.dry_run:
         return _preview(shown + shlex.join(line), endpoints)
     if PROGRAM not in line:  # it frees its port itself, when its app has been imported
@@ -676,11 +637,7 @@ def _chosen(call: SimpleNamespace) -> Found:
         how = "name it as in src.main:app, a port by --port, or put a command after --"
         raise _CannotStart(f"{call.words[0]!r} is not an app; {how}", 2)
     if call.command:
-        found = _command(call.command)
-        if found:
-            return found
-        what, status = ("executable", 126) if isfile(call.command[0]) else ("installed, or not on PATH", 127)
-        raise _CannotStart(f"{call.command[0]} is not {what}", status)  # no process is stopped for a missing program
+        return _command(call.command)
     try:
         return _named(app, call.words) if app else _declared() or _guessed()
     except _CannotStart as error:
@@ -701,11 +658,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             write_line(sys.stdout, f"run_backend {__version__}" if "--version" in call.words else USAGE.rstrip())
             return 0
         return _serve(call) if {"--page", "--wsgiref"} & {*call.words[:1]} else _run(call)
-    except FileNotFoundError as error:
-        if error.filename:  # of an app
-            raise
-        write_line(sys.stderr, "❌ The working directory has been removed: cd into the repository again")
-        return 1
     except PortError as error:
         status = getattr(error, "status", 1)
         write_line(sys.stderr, ("run_backend: " if status == 2 else "❌ ") + error.reason)

@@ -176,6 +176,8 @@ FOLDERS = [
     ("gunicorn app:server", {"app.py": DASH + "server = app.server\n"}),
     *(("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}, words) for words in ("", "app:app.server")),
     ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", APP, "--debug"),
+    ("-m flask --app app:app run --host 0.0.0.0 --port §", APP, "FLASK_DEBUG=1"),
+    ("gunicorn app:app --workers 2", APP, "FLASK_DEBUG=1 --workers 2"),
     # declared
     *((command, {**files, "Procfile": f"worker: x\nweb: {web}\n"}) for command, web, files in [
       ("gunicorn shop.wsgi:application --workers 2", "gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT", DJANGOS),
@@ -186,7 +188,6 @@ FOLDERS = [
       ("gunicorn shop:app", "flask run", {**APP, ".flaskenv": "FLASK_APP=shop", "shop.py": FLASK, "run.py": ""}),
       ("-m hypercorn a:app --bind 0.0.0.0:§", "quart -A a run", {**APP, "a.py": "import quart\napp = quart.Quart()"}),
       ("gunicorn app:app", "cd no-such && gunicorn app:app", {**APP, "gunicorn.py": ""}),
-      ("gunicorn app:app", "no-such-yarn app", APP),
       ("server.py", "python3 server.py", {"server.py": "import http.server"}),
       ("-m http.server § app", "python -m http.server $PORT app", APP),
       ("server.py -b :§", "python server.py -b :${PORT}", {"server.py": ""}),
@@ -202,7 +203,7 @@ FOLDERS = [
     ("gunicorn shop:app", {**APP, **ENTRY, ".flaskenv": "FLASK_APP = shop\nFLASK_DEBUG=0", "shop/__init__.py": FLASK}),
     ('gunicorn shop:make("dev")', {
       ".env": "export FLASK_APP='shop.py:make(\"dev\")'", "shop.py": FLASK + "def make(name):\n    return app\n"}),
-    *(("-m flask --app a:app run --host 0.0.0.0 --port § --debug", {
+    *(("-m flask --app a:app run --host 0.0.0.0 --port §", {
       ".env": f"FLASK_APP=a\nFLASK_DEBUG={yes}", "a.py": FLASK}) for yes in ("1", "True", "yes", "on")),
     ("uvicorn shop.web:api", {**MAIN, "shop/web.py": CALLED_API,
       "pyproject.toml": "[project]\nentrypoint = 'x'\n[tool.fastapi]\nentrypoint = \"shop.web:api\"\n"}),
@@ -258,6 +259,8 @@ STOPS_NOBODY = [
     (1, "Several apps were found; try:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
     (1, "There is no old:app in this folder; try:\n  python run_backend.py app:app  #", {
       **APP, "Procfile": "web: gunicorn old:app"}),
+    (1, "no-such-yarn is not installed, or not on PATH; try:\n  python run_backend.py app:app  #", {
+      **APP, "Procfile": "web: no-such-yarn app"}),
     (1, "Several apps were found; try:\n  python run_backend.py one:app", {"one.py": FLASK, "bot.py": UNGUARDED}),
     (1, f"{NONE}; try:\n  python run_backend.py seed:app", {
       **SHOP, "seed.py": MADE + "with app.app_context():\n    x"}),
@@ -358,10 +361,13 @@ STOPS_NOBODY = [
     (1, "outside development", {**MAIN, ".env": "ENVIRONMENT=production"}, "--dryrun"),
     (1, "outside development", {".env": "ENVIRONMENT=dev", "Procfile": "web: cd b && uvicorn a:app", "b/a.py": FASTAPI,
       "b/.env": "ENVIRONMENT=x"}, "--dryrun"),
+    (1, "outside development", {".env": "ENVIRONMENT=dev\nFLASK_APP=a", "Procfile": "web: cd b && flask run",
+      "b/a.py": FLASK, "b/.env": "ENVIRONMENT=x"}, "--dryrun"),
     (0, f"Port §: {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     *((2, "the command itself names 0.0.0.0:8001, not port §\n", files, words) for files, words in [
       ({}, "-- python -m http.server 8001"), ({"Procfile": "web: python -m http.server 8001"}, "")]),
+    (2, "the command itself names 0.0.0.0:5011, not port 1\n", {"Procfile": "web: python -m http.server 5011"}, "PORT=1"),
     (1, "the policy 'refuse' stops nobody\nPort §: available\n", {},
       f"PORT_MANAGER_POLICY=refuse --dry-run -- {sys.executable} -m waitress --listen '127.0.0.1:§ 127.0.0.2:§' a:app"),
 ]  # fmt: skip
@@ -435,9 +441,10 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     ("5008", "", {**APP, ".flaskenv": "FLASK_APP=app\nFLASK_RUN_PORT=5008"}),
     ("8000", "", {**APP, ".flaskenv": "FLASK_APP=app"}),
     ("5009", "", {**APP, "Procfile": "web: FLASK_APP=app flask run -p 5009"}),
-    ("5010", "", {**APP, "Procfile": "web: python run_backend.py app:app --port 5010"}),
+    *(("5010", "", {**APP, "Procfile": f"web: python run_backend.py {words}"})
+      for words in ("app:app --port 5010", "-p 5010 app:app", "--port=5010 -- gunicorn app:app -b :5010")),
     ("5011", "", {"Procfile": f"web: {sys.executable} -m this -p 5011"}),
-    ("5011", "PORT=1", {"Procfile": f"web: {sys.executable} -m http.server 5011"}),
+    ("5011", "", {"Procfile": f"web: {sys.executable} -m http.server 5011"}),
     ("8000", "", {**APP, "Procfile": "web: . ./env; gunicorn app:app -b :$WEB $MORE"}),
     ("5012", "", {**APP, ".env": "FLASK_APP=app\nX=a\0\nFLASK_RUN_PORT=5012", ".flaskenv": "FLASK_RUN_PORT=1"}),
     ("1", "PORT=1", OF_5006),
@@ -595,15 +602,18 @@ def test_a_command_that_names_no_port_frees_none(call, encoding, sign):
 
 
 def test_windows_has_neither_exec_nor_gunicorn(project, port, installed, monkeypatch, capsys):
-    popen = mock.Mock()
-    popen.return_value.wait.side_effect = [KeyboardInterrupt, 3]
+    waited = mock.Mock(side_effect=lambda command: signal.raise_signal(signal.SIGINT) or 3)  # Ctrl+C meanwhile
     monkeypatch.setattr(run_backend, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))
     monkeypatch.setattr(shutil, "which", lambda program: rf"C:\node\{program}.CMD")
-    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(subprocess, "call", waited)
     monkeypatch.setenv("PORT", "")
     monkeypatch.setenv("HOST", "127.0.0.1")
-    assert run_backend.main(["--port", str(port), "--", "npm", "run", "dev"]) == 3
-    assert popen.mock_calls[0] == mock.call([r"C:\node\npm.CMD", "run", "dev"]) and os.environ["PORT"] == str(port)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert run_backend.main(["--port", str(port), "--", "npm", "run", "dev"]) == 3
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert waited.mock_calls == [mock.call([r"C:\node\npm.CMD", "run", "dev"])] and os.environ["PORT"] == str(port)
     project({"web.py": FLASK})
     monkeypatch.syspath_prepend(installed(SERVERS))
     assert run_backend.main(["--dry-run"]) == 0 and "-m waitress " in capsys.readouterr().out
