@@ -2,8 +2,7 @@
 # Copyright (c) the port_manager authors
 """Start this repository's backend; in development, free its port first.
 
-What a repository declares comes before what its syntax shows; none of its modules is imported. On POSIX this process
-becomes the server: nothing of this program stays behind. The file reads in the order in which things happen.
+What a repository declares comes before what its syntax shows; none of its modules is imported.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import suppress
 from functools import lru_cache
 from glob import escape, glob
@@ -28,7 +28,6 @@ from posixpath import join  # on Windows, too
 from types import SimpleNamespace
 
 sys.path.insert(0, dirname(__file__) or curdir)  # python -P and -I leave it out
-
 from port_manager import (  # noqa: I001
     SERVERS, Endpoint, PortError, Server, __version__, bind_port, ensure_port_available, find_free_port, find_server,
     is_development, names_app, preview_port, server_endpoints, shell_commands, take_options, write_line,
@@ -55,16 +54,13 @@ USAGE = """\
   --dry-run         stop nobody, start nothing; the last line is the command
   --version, --help
 
-The app is the argument, else APP, else a Procfile's web line, FLASK_APP (from
-.flaskenv and .env, too), [tool.fastapi] entrypoint of pyproject.toml, else the
-one that the modules here build. Where that cannot be told, they are listed.
-
+The app is the argument, else APP, a Procfile's web line, FLASK_APP (.flaskenv
+and .env, too), [tool.fastapi] entrypoint, or the one that the modules build.
 ENVIRONMENT (else that of .env): unset, dev, development, local, test, testing,
   debug: whoever holds the port is stopped. Else nobody is: the start fails.
 PORT_MANAGER_POLICY: kill, own, ask or refuse (see port_manager.py --help)
-
 Exit status: the server's own; 1 no app, no server or no port; 2 a wrong call;
-126 and 127 a command that cannot be started; 130 interrupted.
+  126 and 127 a command that cannot be started; 130 interrupted.
 """
 
 # Kinds of app ("": no server's), and who makes them: by full name, by the last part of that, or by the arguments of a
@@ -80,8 +76,7 @@ KINDS = {
 }
 MAKERS = {each: kind and f"{each.lower()} {kind}" for kind, makers in KINDS.items() for each in makers.split()}
 # Calls that run a server until it ends, and programs that run a module which imports them: streamlit run FILE.
-RUNS = (r"(?<!subprocess)(?<!asyncio)\.(run|serve|run_app|run_server|serve_forever|start_server|launch|quickstart)$"
-        r"|IOLoop\.\w+\.start$")  # fmt: skip
+RUNS = r"(?<!subprocess)(?<!asyncio)\.(run|serve|run_app|run_server|serve_forever|launch)$"
 RUNNERS = ("streamlit", "chainlit", "flet", "shiny", "solara", "marimo")
 IMPORTS = (ast.Import, ast.ImportFrom)
 
@@ -89,15 +84,12 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 PLACES = ("src/main.py", "main.py", "wsgi.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py",
           "src/app.py", "asgi.py", "run.py", "server.py", "autoapp.py", "application.py", "manage.py", "__main__.py",
           "*.py", "*/*.py", "src/*/*.py", "src/*/*/*.py")  # fmt: skip
-NAMES = ("app", "application", "api", "server", "create_app", "make_app")
 ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how many modules read: the highest first
 
 PROGRAM, SCRIPT = abspath(__file__), basename(__file__)
-# Patterns of paths: nothing of the app's program; no module of the app, also because no import could name it; no code.
+# Patterns of paths: nothing of the app's program; no module of the app, also because no import could name it.
 OURS = rf"(^|/)(tests?|conftest\.py|port_manager\.py|{SCRIPT}|venv|env|node_modules|site-packages)(/|$)"
-SKIPPED = rf"{OURS}|(?<![a-zA-Z])[Tt]est|\.[^/]*/|[^\w/.-]|(^|/)(migrations|alembic|docs|build|dist|setup\.py|"
-SKIPPED += "(example|demo|sample|benchmark)s?)(/|$)"
-NO_CODE = rf"{OURS}|(^|/)[^.]+$|\.(md|rst|txt)$"
+SKIPPED = rf"{OURS}|(?<![a-zA-Z])[Tt]est|\.[^/]*/|[^\w/.-]|(^|/)(migrations|docs|(example|demo|sample)s?)(/|$)"
 OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app
 VARIABLE = r"""(?m)^\s*(?:export\s+)?(\w+)[ \t]*=[ \t]*["']?([^\0\n]*?)["']?\s*$"""
@@ -153,11 +145,7 @@ def _read_call(words: Words) -> SimpleNamespace:
 
 
 def _app_in(words: Words) -> str:
-    """The word that names the app; "" if none does.
-
-    >>> _app_in(["--log-config", "log.py", "--loop", "uvloop:new_event_loop", "--reload", "main.py"])
-    'main.py'
-    """
+    """The word that names the app; "" if none does."""
     for before, word in zip(["", *words], words):
         place, colon, _ = word.partition(":")
         free = before[:1] != "-" or before in FLAGS  # no option's value
@@ -262,7 +250,7 @@ class _Module:
         if self.path.endswith("manage.py") and "django.core.management" in self.source:
             return Found(app=self.path, kinds="django", why=f"Django's {self.path}", path=self.path)
         usual, own = self.path in PLACES, self.bound.keys() - self.imports.keys()
-        names = [name for name in (*NAMES, *self.bound) if name[:1] not in "_" and (usual or name in own)]
+        names = [name for name in ("app", "create_app", *self.bound) if name[:1] not in "_" and (usual or name in own)]
         apps = [found for name in names if (found := self.app(name)) and name not in self.unready]
         launched = re.search(r"""\brun\(\s*["'](([\w.]+):\w+)["']""", self.source)  # uvicorn.run("app.main:app")
         if not apps and launched and _file_of(launched[2]) not in ("", self.path):
@@ -319,10 +307,6 @@ def _text(path: str) -> str:
     return ""
 
 
-def _variables(path: str) -> dict[str, str]:
-    return dict(re.findall(VARIABLE, _text(path)))
-
-
 def _file_of(dotted: str, importer: Words = ("",)) -> str:
     """The file of ``.factory`` or ``shop.factory`` as a module in these folders imports it; "" outside of them."""
     folders = importer[:0:-1] if dotted[:1] == "." else [*importer, "src"]
@@ -341,15 +325,14 @@ def _importable(folder: str) -> set[str]:
 
 def _guessed() -> Found:
     """The only app of the first place that has one; the page if there is no code; else an error with what to type."""
-    each_place = ([each for each in _candidates(paths) if each.kinds] for paths in map(glob, PLACES))
-    found = next(filter(None, each_place), [])
+    found = next(filter(None, ([each for each in _offers(paths) if each.kinds] for paths in map(glob, PLACES))), [])
     one = min(found, key=lambda each: (each.call, each.app), default=Found())
     module = _Module(one.path)
     script = "\nwith " in module.source and one.path not in PLACES  # such as one that fills a database
     if one.path and len({each.why for each in found}) == 1 and not (script or module.beside()):
         return one
     none = "No app was found at the top, in src or one folder down"
-    if found or any(not re.search(NO_CODE, path) for path in _walk()):
+    if found or any(not re.search(rf"{OURS}|(^|/)[^.]+$|\.(md|rst|txt)$", path) for path in _walk()):  # not mere text
         raise _CannotStart("Several apps were found" if len(found) > 1 else none)
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
     return Found(app="no app", kinds="page", why=why)
@@ -358,7 +341,7 @@ def _guessed() -> Found:
 def _ways() -> list[str]:
     """What to type for each app and program, at any depth, the best first, in the folder of its program."""
     ways = []
-    for each in sorted(_candidates(_walk()), key=lambda each: (not each.path, not each.kinds, each.call)):
+    for each in sorted(_offers(_walk()), key=lambda each: (not each.path, not each.kinds, each.call)):
         folder, app = _Module(each.path).beside(), each.app.replace("()", "")
         line = f"cd {folder} && python ../{SCRIPT} {app[len(folder) + 1 :]}" if folder else f"python {SCRIPT} {app}"
         ways.append(f"{line}  # {each.why}")
@@ -366,7 +349,7 @@ def _ways() -> list[str]:
     return [*dict.fromkeys(ways)][:20]
 
 
-def _candidates(paths: list[str]) -> list[Found]:
+def _offers(paths: list[str]) -> list[Found]:
     """The apps and programs of these modules; a package hides the module of its name."""
     sources = (path.replace(sep, "/") for path in paths if path.endswith(".py"))
     sources = (path for path in sources if not re.search(SKIPPED, path) and not isfile(path[:-3] + "/__init__.py"))
@@ -400,14 +383,13 @@ def _named(word: str, options: Words = ()) -> Found:
     unknown = Found(app=f"{place}:{name}", kinds=kinds, why="as named")
     found = found or (_Module(path).app(name, unknown) if path else unknown)
     if not found:
-        what = f"{name} at its top that a server can serve"
-        raise _CannotStart(f"{path} has no {what} (one that is made with arguments: \"app:create_app('dev')\")")
+        raise _CannotStart(f"{path} has no {name} at its top that a server can serve, or call without arguments")
     return found
 
 
 def _declared() -> Found | None:
     """What the repository declares, as command lines: by its Procfile, flask's variables, fastapi's entry point."""
-    told = {**_variables(".flaskenv"), **_variables(".env"), **environ}
+    told = {**dict(re.findall(VARIABLE, f"{_text('.flaskenv')}\n{_text('.env')}")), **environ}
     lines = [("Procfile web line", line) for line in re.findall(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))]
     lines += [(f"FLASK_APP={told.get('FLASK_APP')}", "flask run")]
     lines += [("[tool.fastapi]", f"fastapi run {app}") for app in re.findall(ENTRYPOINT, _text("pyproject.toml"))]
@@ -416,7 +398,7 @@ def _declared() -> Found | None:
 
 def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
     """What a declared line starts, of which no shell is asked: the known server in it, else its last command."""
-    # A line may start this very program: with a command after --, else with the words that litestar would read, too.
+    # A line may start this very program: meant is the command after --, or its words, which are those of litestar run.
     line = re.sub(rf"\S+ \S*{SCRIPT}( -- )?", lambda start: "" if start[1] else "litestar run", line)
     commands = shell_commands(["sh", "-c", re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", line)], environ)
     for words in commands:
@@ -589,11 +571,13 @@ def _page(environ: Any, start_response: Any) -> list[bytes]:
 
 
 def _run(call: SimpleNamespace) -> int:
+    warnings.simplefilter("ignore")  # those of the modules here are for their server to show
     if call.port:
         environ["PORT"] = str(call.port)
     given = environ.get("ENVIRONMENT")
     found = _chosen(call)
-    stages = [given or _variables(join(folder, ".env")).get("ENVIRONMENT") for folder in (call.top, getcwd())]
+    files = [_text(join(folder, ".env")) for folder in (call.top, getcwd())]
+    stages = [given or dict(re.findall(VARIABLE, text)).get("ENVIRONMENT") for text in files]
     if any(stages):  # of two, the one that stops nobody
         environ["ENVIRONMENT"] = min(filter(None, stages), key=lambda stage: is_development({"ENVIRONMENT": stage}))
     port = call.port or found.port
@@ -634,8 +618,7 @@ def _chosen(call: SimpleNamespace) -> Found:
     app = "" if call.command else _app_in(call.words) or environ.get("APP", "")
     call.words = [word for word in call.words if word != app]
     if call.words and (call.command or call.words[0][:1] != "-"):
-        how = "name it as in src.main:app, a port by --port, or put a command after --"
-        raise _CannotStart(f"{call.words[0]!r} is not an app; {how}", 2)
+        raise _CannotStart(f"{call.words[0]!r} is not an app, as src.main:app is; a port needs --port, a command --", 2)
     if call.command:
         return _command(call.command)
     try:
@@ -647,11 +630,7 @@ def _chosen(call: SimpleNamespace) -> Found:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; it returns only if this process does not become the server.
-
-    >>> main(["--port", "http"])
-    2
-    """
+    """Run the command line; it returns only if this process does not become the server."""
     try:
         call = _read_call(sys.argv[1:] if argv is None else argv)
         if {"--help", "-h", "--version"} & {*call.words}:

@@ -32,10 +32,9 @@ def blocks(language: str, containing: str = "") -> list[str]:
     return [text for kind, text in BLOCKS if kind == language and containing in text]
 
 
-@pytest.mark.parametrize("module", [port_manager, run_backend])
-def test_examples_in_docstrings(module):
-    failed, tried = doctest.testmod(module)
-    assert tried > 1 and failed == 0
+def test_examples_in_docstrings():
+    failed, tried = doctest.testmod(port_manager)
+    assert tried > 3 and failed == 0
 
 
 # Projects for the examples to run in

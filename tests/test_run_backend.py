@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -99,9 +99,8 @@ DJANGOS = {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}
 DASH = "from dash import Dash\napp = Dash('x')\n"
 UNGUARDED = "from bottle import Bottle, run\napp = Bottle()\nrun(app, port=8080)\n"
 KEEP_ALIVE = FLASK + "def run():\n    app.run(port=8080)\n\ndef keep_alive():\n    Thread(target=run).start()\n"
-SKIPPED = """setup conftest test_web port_manager run_backend tests/a test/a migrations/a alembic/a node_modules/a
-venv/a env/a site-packages/a docs/a build/a dist/a example/a examples/a demo/a demos/a sample/a samples/a benchmark/a
-benchmarks/a load_tests/a"""
+SKIPPED = """conftest test_web port_manager run_backend tests/a test/a migrations/a node_modules/a venv/a env/a
+site-packages/a docs/a example/a examples/a demo/a demos/a sample/a samples/a load_tests/a"""
 FOLDERS = [
     # by the conventions of fastapi and flask, and by ours
     ("uvicorn src.main:app", {
@@ -250,10 +249,10 @@ def test_the_command_for_a_folder(project, port, call, row):
 # The exit status, and what is said, where nobody is stopped; § stands for the port, and PID for who holds it.
 
 AIOHTTP = {"app.py": "from aiohttp import web\napp = web.Application()\n"}
+HTTP_SERVER = {"Procfile": "web: python -m http.server 8001"}
 NONE = "No app was found at the top, in src or one folder down"
 HELD = "process PID ("
-NO_APP = "name it as in src.main:app, a port by --port, or put a command after --"
-NO_CODE = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
+NO_APP = "as src.main:app is; a port needs --port, a command --"
 STOPS_NOBODY = [
     # there is nothing to start
     (1, "Several apps were found; try:\n  python run_backend.py one:app", {"one.py": FLASK, "two.py": FASTAPI}),
@@ -275,7 +274,7 @@ STOPS_NOBODY = [
       "serve.py": "from waitress import serve\nfrom shop import make\napp = make()\nserve(app.server, port=8049)\n",
       "shop.py": "from dash import Dash\ndef make():\n    return Dash('x')\n"}),
     (1, "app.py has no app at its top that a server can serve", AIOHTTP, "app:app"),
-    (1, "with arguments: \"app:create_app('dev')\"", {"shop.py": NEEDY}, "shop:create_app"),
+    (1, "at its top that a server can serve, or call without arguments; ", {"shop.py": NEEDY}, "shop:create_app"),
     (1, "cd server && python ", {"server/app.py": FLASK, "server/requirements.txt": "flask"}),
     (1, "try:\n  cd backend && python ../run_backend.py main:app  # FastAPI object in backend/main.py\n", {
       "backend/main.py": RUNS_ITSELF}),
@@ -315,7 +314,7 @@ STOPS_NOBODY = [
     (1, "try:\n  python run_backend.py z:app  # Flask object in z.py\n  python run_backend.py -- python alive.py  #", {
       "alive.py": KEEP_ALIVE, "main.py": "bot()\n", "z.py": FLASK}),
     # code, but nothing to start
-    (1, f"{NONE}; name one, as in src.main:app, or put a command after", {"docs/a/b/x.go": "", "b.py": "app.run() = 1"}),
+    (1, f"{NONE}; name one, as in src.main:app, or put a command", {"docs/a/b/x.go": "", "b.py": "app.run() = 1"}),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 3)", {"src/main.py": "import os\n\napp = = 1\n"}),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 1)", {"src/main.py": "app = = 1\n"}, "src.main:app"),
     (1, "main.py has no nope at its top", MAIN, "main:nope"),
@@ -331,7 +330,7 @@ STOPS_NOBODY = [
       for option, wrong in zip(["PORT=", "-p ", *["--port="] * 4], ["http", "0", "65536", "²", " 80", "8" * 5000])),
     *((2, "run_backend: a value is missing after --host or --port, or a command after --\n", {}, words)
       for words in ("--port", "--port ''", "--host -- true", "--")),
-    *((2, f"run_backend: {word!r} is not an app; {NO_APP}\n", {"manage.py": DJANGO}, words) for word, words in [
+    *((2, f"run_backend: {word!r} is not an app, {NO_APP}\n", {"manage.py": DJANGO}, words) for word, words in [
       ("9000", "9000"), ("npm", "npm run dev"), ("runserver", "manage.py runserver 90"), ("a:b", "a:b -- true"),
       ("--reload", "--reload -- true")]),
     (1, "There is no My Shop in this folder", {"manage.py": DJANGO}, "APP='My Shop'"),
@@ -345,7 +344,7 @@ STOPS_NOBODY = [
     (0, f"{sys.executable} -m x\n", {}, f"PATH=/nowhere --dry-run -- {os.path.basename(sys.executable)} -m x"),
     (1, "Host name 'no-such-host.invalid' is unknown", MAIN, "--host no-such-host.invalid"),
     (1, "PRODUCTION", MAIN, "main.py ENVIRONMENT=production"),
-    (1, f"Found no app: {NO_CODE}\n⚠️  Port § is already in use", {}),
+    (1, "so a small page is served, for which nobody else is stopped\n⚠️  Port § is already in use", {}),
     (1, f"main:app needs uvicorn, which is not installed: {sys.executable} -m pip install uvicorn\n",
       {**MAIN, "lib/uvicorn/folder": ""}, "PYTHONPATH=lib", ""),
     (1, "app:app needs gunicorn, which is not installed: ", APP, "--workers 2", ""),
@@ -365,9 +364,8 @@ STOPS_NOBODY = [
       "b/a.py": FLASK, "b/.env": "ENVIRONMENT=x"}, "--dryrun"),
     (0, f"Port §: {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
-    *((2, "the command itself names 0.0.0.0:8001, not port §\n", files, words) for files, words in [
-      ({}, "-- python -m http.server 8001"), ({"Procfile": "web: python -m http.server 8001"}, "")]),
-    (2, "the command itself names 0.0.0.0:5011, not port 1\n", {"Procfile": "web: python -m http.server 5011"}, "PORT=1"),
+    *((2, "the command itself names 0.0.0.0:8001, not port ", files, words) for files, words in [
+      ({}, "-- python -m http.server 8001"), (HTTP_SERVER, ""), (HTTP_SERVER, "PORT=1")]),
     (1, "the policy 'refuse' stops nobody\nPort §: available\n", {},
       f"PORT_MANAGER_POLICY=refuse --dry-run -- {sys.executable} -m waitress --listen '127.0.0.1:§ 127.0.0.2:§' a:app"),
 ]  # fmt: skip
@@ -485,8 +483,10 @@ def test_the_help_fits_and_tells_what_matters(capsys, option):
         assert word in out
 
 
-def test_a_path_without_the_scripts_folder(call):
+def test_options_of_python_itself(project, call):
     assert call("--version", python=["-I"]).stdout == f"run_backend {port_manager.__version__}\n"
+    project({"main.py": f"{FASTAPI}path = '\\d'\n"})  # such a warning is for its server to show
+    assert call("--dry-run", python=["-W", "error"]).stderr == ""
 
 
 def test_ctrl_c_before_anything_has_begun(monkeypatch, capsys):
@@ -601,18 +601,15 @@ def test_a_command_that_names_no_port_frees_none(call, encoding, sign):
     assert (done.stdout, done.returncode) == (f"{sign}Starting true, which names no port\n", 0)
 
 
-def test_windows_has_neither_exec_nor_gunicorn(project, port, installed, monkeypatch, capsys):
+def test_windows_has_neither_exec_nor_gunicorn(project, port, installed, monkeypatch, capsys, request):
     waited = mock.Mock(side_effect=lambda command: signal.raise_signal(signal.SIGINT) or 3)  # Ctrl+C meanwhile
     monkeypatch.setattr(run_backend, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))
     monkeypatch.setattr(shutil, "which", lambda program: rf"C:\node\{program}.CMD")
     monkeypatch.setattr(subprocess, "call", waited)
     monkeypatch.setenv("PORT", "")
     monkeypatch.setenv("HOST", "127.0.0.1")
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        assert run_backend.main(["--port", str(port), "--", "npm", "run", "dev"]) == 3
-    finally:
-        signal.signal(signal.SIGINT, before)
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    assert run_backend.main(["--port", str(port), "--", "npm", "run", "dev"]) == 3
     assert waited.mock_calls == [mock.call([r"C:\node\npm.CMD", "run", "dev"])] and os.environ["PORT"] == str(port)
     project({"web.py": FLASK})
     monkeypatch.syspath_prepend(installed(SERVERS))
