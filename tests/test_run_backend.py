@@ -153,7 +153,7 @@ FOLDERS = [
     ("gunicorn pp:app", {".env": "FLASK_APP=pp", "pp/__init__.py": "from config import *\n", "config.py": FLASK}),
     ("uvicorn backend.main:app", {"backend/main.py": "from .db import x\n" + FASTAPI, "backend/db.py": ""}),
     ("uvicorn backend.main:app", {"backend/main.py": "from backend.db import x\n" + FASTAPI, "backend/db.py": ""}),
-    ("uvicorn src.server.app:app", {"src/server/app.py": FASTAPI, "src/server/routes.py": ""}),
+    ("uvicorn src.server.api.app:app", {"src/server/api/app.py": FASTAPI, "src/server/routes.py": ""}),
     ("gunicorn web:app", {"web.py": "if x:\n    from . import x\n" + FLASK, "backend/main.py": FASTAPI}),
     ("uvicorn server.main:app", {"server/main.py": "from engine.game import x\n" + FASTAPI, "engine/game.py": ""}),
     ("PYTHONPATH=my-shop python uvicorn shop.main:app", {
