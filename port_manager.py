@@ -3155,8 +3155,8 @@ def _may_stand_in_a_file(server: Server, words: Sequence[str], environ: Mapping[
             there = _given(name, words, environ) or (os.path.isfile(path) and text.encode() in _contents(path))
         except OSError:
             there = True
-        # A variable overrides a file. But the file of an option may have set that variable, for the app alone.
-        if there and bool(named) == (name.startswith("-") and bool(text)):
+        # A variable overrides a file, but not gunicorn's. The file of an option may have set it, for the app alone.
+        if there and (not text or bool(named) == name.startswith("-")):
             return True
     return False
 

@@ -18,9 +18,8 @@ import warnings
 from contextlib import suppress
 from functools import lru_cache
 from glob import escape, glob
-from importlib import import_module
-from importlib.machinery import PathFinder
-from itertools import accumulate, islice
+from importlib import import_module, machinery
+from itertools import accumulate, islice, takewhile
 from operator import attrgetter
 from os import chdir, curdir, environ, getcwd, sep
 from os.path import abspath, basename, dirname, isdir, isfile, relpath
@@ -38,8 +37,6 @@ del sys.path[0]
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Iterable, Iterator, Sequence
-
-    Words = Sequence[str]  # of a command line
 
 __all__ = ["main"]
 
@@ -76,7 +73,7 @@ KINDS = {
 }
 MAKERS = {each: kind and f"{each.lower()} {kind}" for kind, makers in KINDS.items() for each in makers.split()}
 # Calls that run a server until it ends, and programs that run a module which imports them: streamlit run FILE.
-RUNS = r"(?<!subprocess)(?<!asyncio)\.(run|serve|run_app|run_server|serve_forever|launch)$"
+RUNS = r"(?<!subprocess)(?<!asyncio)\.(run|serve|run_app|run_server|serve_forever|launch|quickstart)$|IOLoop.*\.start$"
 RUNNERS = ("streamlit", "chainlit", "flet", "shiny", "solara", "marimo")
 IMPORTS = (ast.Import, ast.ImportFrom)
 
@@ -89,7 +86,8 @@ ENTRIES, MODULES = 5000, 400  # how many files and folders are looked at, how ma
 PROGRAM, SCRIPT = abspath(__file__), basename(__file__)
 # Patterns of paths: nothing of the app's program; no module of the app, also because no import could name it.
 OURS = rf"(^|/)(tests?|conftest\.py|port_manager\.py|{SCRIPT}|venv|env|node_modules|site-packages)(/|$)"
-SKIPPED = rf"{OURS}|(?<![a-zA-Z])[Tt]est|\.[^/]*/|[^\w/.-]|(^|/)(migrations|docs|(example|demo|sample)s?)(/|$)"
+SKIPPED = rf"{OURS}|(?<![a-zA-Z])[Tt]est|\.[^/]*/|[^\w/.-]|(^|/)(migrations|alembic|docs|build|dist|setup\.py|"
+SKIPPED += "(example|demo|sample|benchmark)s?)(/|$)"
 OTHERS = {"package.json": "npm run dev", "development.ini": "pserve development.ini"}  # programs that name themselves
 FLAGS = ("", "--reload", "--debug", "--factory", "--preload", "--app", "-A")  # what may stand before the app
 VARIABLE = r"""(?m)^\s*(?:export\s+)?(\w+)[ \t]*=[ \t]*["']?([^\0\n]*?)["']?\s*$"""
@@ -99,29 +97,25 @@ ENTRYPOINT = r"""(?m)^\[tool\.fastapi\]\s*\n(?:(?!\[).*\n)*?\s*entrypoint\s*=\s*
 class Found(SimpleNamespace):
     """An app, what makes one, or the command that a repository declares.
 
-    app: src.main:app, app:create_app('dev'), manage.py; of a command its program. kinds: the best first. why: how it is
-    known. path: the module that binds it. call: "" for an app, "()" for what makes one, "(...)" for what needs
-    arguments to make one. server, options: what is declared. port: the repository's own.
+    app: src.main:app, app:create_app('dev'), manage.py; a command's program. kinds: the best first. why: how it is
+    known. path: the module that binds it. call: "" of an app, "()" of what makes one, "(...)" of what needs arguments
+    for that. server, options: what is declared. port: the repository's own.
     """
 
     app = kinds = why = path = call = server = ""
-    options: Words = ()
-    command: Words = ()
+    options: Sequence[str] = ()
+    command: Sequence[str] = ()
     port = 8000
 
 
 class _CannotStart(PortError):
-    """Why there is no server."""
-
     def __init__(self, reason: str, status: int = 1) -> None:
         super().__init__(reason)
         self.status = status
 
 
 # ---- The call --------------------------------------------------------------------------------------
-
-
-def _read_call(words: Words) -> SimpleNamespace:
+def _read_call(words: Sequence[str]) -> SimpleNamespace:
     """Our own options, the words for the server, and the command after ``--``."""
     end = [*words, "--"].index("--")
     call = SimpleNamespace(command=words[end + 1 :])
@@ -137,14 +131,18 @@ def _read_call(words: Words) -> SimpleNamespace:
         raise _CannotStart("The working directory has been removed: cd into the repository again") from None
     call.host = [environ.get("HOST") or "0.0.0.0", *hosts][-1].strip("[]")
     port = [environ.get("PORT", ""), *ports][-1]
-    if port and not (re.fullmatch("[1-9][0-9]{0,4}", port) and int(port) < 65536):
+    call.port = _port(port)  # 0: none is told
+    if port and not call.port:
         raise _CannotStart(f"a port is a number from 1 to 65535, not {port!r}", 2)
-    call.port = int(port or 0)  # 0: none is told
     call.tells = bool(ports or call.next or not call.command)  # else a command after -- says its own port
     return call
 
 
-def _app_in(words: Words) -> str:
+def _port(text: str) -> int:
+    return int(text) if re.fullmatch("[1-9][0-9]{0,4}", text) and int(text) < 65536 else 0
+
+
+def _app_in(words: Sequence[str]) -> str:
     """The word that names the app; "" if none does."""
     for before, word in zip(["", *words], words):
         place, colon, _ = word.partition(":")
@@ -155,8 +153,6 @@ def _app_in(words: Words) -> str:
 
 
 # ---- Modules as syntax: importing them is their server's business -----------------------------------
-
-
 @lru_cache(maxsize=None)  # each is read once
 class _Module:
     """The names that a module binds at its top, the servers that it runs, and the full names of its imports."""
@@ -229,11 +225,9 @@ class _Module:
 
     def app(self, name: str, unknown: Found | None = None) -> Found | None:
         """An app by the name that its server takes; None if the name is not an app's."""
-        if self.error:
-            raise _CannotStart(f"{self.path} cannot be read: {self.error}")
         called = re.split("[(.]", name)[0]
         made = self.find(called) or unknown
-        if not (made and made.kinds and {called, "*", "__getattr__"} & {*self.bound}) or self.alone:
+        if not (made and made.kinds and {called, "*", "__getattr__"} & self.bound.keys() - {""}) or self.alone:
             return None
         kinds, call = made.kinds, made.call
         if name == called:
@@ -267,9 +261,9 @@ class _Module:
         command = f"{runner} run {self.path}" if runner else f"python {self.path}"
         if not runner and self.needs & {"", *self.folders[1:2]}:  # it imports from its package
             command = "python -m " + self.path[:-3].replace("/", ".").replace(".__main__", "")
-        why, usual = runner or self.runs, basename(self.path) in map(basename, PLACES)
+        why = runner or self.runs or self.error * (self.path in PLACES)
         program = Found(app=f"-- {command}", kinds=why, why=f"{why or 'program'} in {self.path}")
-        return self.best() or (program if why or usual else None)
+        return self.best() or (program if why or basename(self.path) in map(basename, PLACES) else None)
 
     def root(self) -> str:
         """The folder in which the imports begin: the top one, unless only a lower one has the imported modules."""
@@ -307,7 +301,7 @@ def _text(path: str) -> str:
     return ""
 
 
-def _file_of(dotted: str, importer: Words = ("",)) -> str:
+def _file_of(dotted: str, importer: Sequence[str] = ("",)) -> str:
     """The file of ``.factory`` or ``shop.factory`` as a module in these folders imports it; "" outside of them."""
     folders = importer[:0:-1] if dotted[:1] == "." else [*importer, "src"]
     places = [f"{folder}/{dotted.strip('.').replace('.', '/')}".strip("/") for folder in folders]
@@ -321,8 +315,6 @@ def _importable(folder: str) -> set[str]:
 
 
 # ---- The guess: the only app of the first place that has one; else all that could be typed -----------
-
-
 def _guessed() -> Found:
     """The only app of the first place that has one; the page if there is no code; else an error with what to type."""
     found = next(filter(None, ([each for each in _offers(paths) if each.kinds] for paths in map(glob, PLACES))), [])
@@ -331,9 +323,9 @@ def _guessed() -> Found:
     script = "\nwith " in module.source and one.path not in PLACES  # such as one that fills a database
     if one.path and len({each.why for each in found}) == 1 and not (script or module.beside()):
         return one
-    none = "No app was found at the top, in src or one folder down"
+    why = f"No app starts by itself: {one.why}" if found else "No app was found at the top, in src or one folder down"
     if found or any(not re.search(rf"{OURS}|(^|/)[^.]+$|\.(md|rst|txt)$", path) for path in _walk()):  # not mere text
-        raise _CannotStart("Several apps were found" if len(found) > 1 else none)
+        raise _CannotStart("Several apps were found" if len(found) > 1 else why)
     why = "this folder has no code of its own, so a small page is served, for which nobody else is stopped"
     return Found(app="no app", kinds="page", why=why)
 
@@ -366,17 +358,17 @@ def _walk() -> list[str]:
 
 
 # ---- What is named, and what the repository declares -------------------------------------------------
-
-
-def _named(word: str, options: Words = ()) -> Found:
+def _named(word: str, options: Sequence[str] = ()) -> Found:
     """An app that was named: ``src.main:app``, ``src/main.py``, ``shop.wsgi``, or ``app:create_app()``."""
     place, _, name = word.partition(":")
     if place.endswith(".py"):
         place = relpath(place)[:-3].replace(sep, ".")
     path, package = _file_of(place), place.partition(".")[0]  # "" above this folder
-    folders = take_options(options, "--app-dir --chdir --pythonpath")[0]
+    folders = take_options(options, "--app-dir --chdir --pythonpath", whole=True)[0]
     if not (path or any(map(isdir, folders)) or (package and _interpreter(package))):
         raise _CannotStart(f"There is no {word} in this folder")
+    if _Module(path).error:
+        raise _CannotStart(f"{path} cannot be read: {_Module(path).error}")
     found = None if name else _Module(path).best()
     name = name or ("application" if place.endswith(("asgi", "wsgi")) else "app")
     kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", place + _text(path)) else "asgi"
@@ -398,38 +390,52 @@ def _declared() -> Found | None:
 
 def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
     """What a declared line starts, of which no shell is asked: the known server in it, else its last command."""
-    # A line may start this very program: meant is the command after --, or its words, which are those of litestar run.
-    line = re.sub(rf"\S+ \S*{SCRIPT}( -- )?", lambda start: "" if start[1] else "litestar run", line)
-    commands = shell_commands(["sh", "-c", re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", line)], environ)
+    line = re.sub(r"\s(\d*>&\d|\d*>>?\s*[^\s&]+|\|\s.*|#.*)", "", line)  # without redirections, a pipe, a comment
+    line = re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", line)
+    commands = shell_commands(["sh", "-c", line], environ)
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
             chdir(words[-1])
     words = next(filter(find_server, commands), commands[-1] if commands else [])
-    key, at = find_server(words) or ("", 0)
+    lead = len([*takewhile(re.compile(r"\w+=|(exec|env)$").match, words)])
+    key, at = find_server(words) or ("", lead)
+    assigned = dict(re.findall(r"(?m)^(\w+)=(.*)", "\n".join(words[:at])))
+    environ.update(assigned)
+    own = [at for at, word in enumerate(words) if re.search(rf"\b{SCRIPT[:-3]}\b", word)]
+    if own and not key:  # it starts this very program: these words are a call like ours
+        call = _read_call(words[own[0] + 1 :])
+        app = _app_in(call.words)
+        found = _named(app, call.words) if app else _command(call.command) if call.command else _guessed()
+        found.why, found.port = why, call.port or _port(assigned.get("PORT", "")) or Found.port
+        return found
     server, verb = SERVERS.get(key, Server("", None)), key.partition(" ")[2]
     rest = [word for word in words[at + 1 :] if word != verb]
-    told = {**told, **dict(re.findall(r"(?m)^(\w+)=(.*)", "\n".join(words[:at])))}
+    told = {**told, **assigned}
     named = told.get("FLASK_APP", "") if key == "flask run" else ""
     app = words[at] if key.startswith("manage.py") else _app_in(rest) or named
     if not words or (verb == "run" and not app):
         return None
-    found = _named(app, rest) if app and (verb or server.serves) else _command(words)
+    found = _named(app, rest) if app and (verb or server.serves) else _command(words[lead:])
     if key == "flask run":
         environ.update(told)  # flask does so, too: the app may need them
         found.kinds = "flask wsgi"
+        found.server = "flask run" if re.match("(?i)1|t|y|on", told.get("FLASK_DEBUG", "")) else ""
     elif app and not verb:
-        options = take_options(rest, f"{server.hosts} {server.ports} {server.binds}")[1]
-        found.server, found.options = key, [word for word in options if word != app and "$" not in word]
+        clear = [] if "$" in line.replace("${PORT", "") else rest  # a variable may be unset
+        options = take_options(clear, f"{server.hosts} {server.ports} {server.binds}")[1]
+        found.server, found.options = key, [word for word in options if word != app]
     known = server_endpoints(words, {"FLASK_RUN_PORT": told.get("FLASK_RUN_PORT") or "8000"})
-    other = filter(re.compile("[1-5]?[0-9]{4}").fullmatch, take_options(rest, "-p --port")[0])  # of any program
-    found.why, found.port = why, [*(port for _, port in known), *map(int, other), 8000][0]
+    other = filter(None, map(_port, take_options(rest, "-p --port")[0]))  # of any program
+    found.why, found.port = why, [*(port for _, port in known), *other, Found.port][0]
     return found
 
 
-def _command(words: Words) -> Found:
+def _command(words: Sequence[str]) -> Found:
     """A command as it is, with a program that is on PATH, or beside the Python of this project."""
     import shutil
 
+    if re.match("python|node", words[0]) and words[1:2] and re.search(r"\.(py|js)$", words[1]) and not isfile(words[1]):
+        raise _CannotStart(f"There is no {words[1]} in this folder")
     python = _interpreter("")
     known = python if words[0].startswith("python") else shutil.which(words[0])
     program = known or shutil.which(words[0], path=dirname(python))
@@ -440,13 +446,11 @@ def _command(words: Words) -> Found:
 
 
 # ---- Which command serves it, and its start ---------------------------------------------------------
-
-
-def server_command(found: Found, typed: Words, where: Endpoint) -> list[str]:
+def server_command(found: Found, typed: Sequence[str], where: Endpoint) -> list[str]:
     """The command that serves an app: by the declared server, else by the first of SERVERS that is installed."""
     values = {"HOST": where.host, "PORT": str(where.port), "ADDRESS": str(where), SCRIPT: PROGRAM}
-    debug = {"--debug", "--reload"} & {*typed} if typed else re.match("(?i)1|t|y|on", environ.get("FLASK_DEBUG", ""))
-    kinds = [kind for kind in (found.server, *found.kinds.split()) if kind != "flask" or debug]
+    debug = {"--debug", "--reload"} & {*typed} if typed else found.server == "flask run"
+    kinds = [kind for kind in (found.server, *found.kinds.split()) if debug or not kind.startswith("flask")]
     missing = ""
     for key in (key for kind in kinds for key in SERVERS if kind in (key, *SERVERS[key].serves.split())):
         server, start, app = SERVERS[key], SERVERS[key].start, found.app
@@ -482,8 +486,8 @@ def _interpreter(package: str) -> str:
     beside = [(abspath(join(name, program)), glob(join(name, packages))) for name in (".venv", "venv")]
     own = [(sys.executable, sys.path)]
     for python, path in beside + own if sys.prefix == sys.base_prefix else own + beside:
-        spec = PathFinder.find_spec(package, path)
-        if isfile(python) and (not package or (spec and spec.origin)):  # a mere folder of this name has none
+        spec = machinery.PathFinder.find_spec(package, path)
+        if os.access(python, os.X_OK) and (not package or (spec and spec.origin)):  # a mere folder has none
             return python
     return ""
 
@@ -520,8 +524,6 @@ def _preview(command: str, endpoints: Sequence[Endpoint]) -> int:
 
 
 # ---- The standard library's server: this program starts itself again, so that its command line says what it is ----
-
-
 def _serve(call: SimpleNamespace) -> int:
     """``--page`` or ``--wsgiref APP``, then --host and --port."""
     from socketserver import ThreadingMixIn
@@ -530,12 +532,18 @@ def _serve(call: SimpleNamespace) -> int:
     class Threaded(ThreadingMixIn, WSGIServer):
         daemon_threads = True
 
-    where, page = Endpoint(call.host, call.port or Found.port), call.words == ["--page"]
-    app: Any = _page
-    if page:
+    def page(environ: Any, start_response: Any) -> list[bytes]:
+        text = f"It works. Process {os.getpid()} serves this page on port {environ['SERVER_PORT']}. "
+        body = f"{text}Start {SCRIPT} again, and the next process takes the port over from this one.\n".encode()
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+        return [body] if environ["REQUEST_METHOD"] != "HEAD" else []
+
+    where, app, what = Endpoint(call.host, call.port or Found.port), page, "a small page"
+    if call.words == ["--page"]:
         _leave_others_alone(where)
     else:  # before anybody is stopped
         sys.path.insert(0, getcwd())
+        what = "wsgiref, no reload"
         place, name, *made = re.split("[:(]", call.words[1], maxsplit=2)
         app = attrgetter(name)(import_module(place))
         app = app(*ast.literal_eval(f"[{made[0][:-1]}]")) if made else app
@@ -545,7 +553,7 @@ def _serve(call: SimpleNamespace) -> int:
         server.server_name, server.server_port = where
         server.setup_environ()
         server.set_app(app)
-        write_line(sys.stdout, _announced([where], "a small page" if page else "wsgiref, no reload"))
+        write_line(sys.stdout, _announced([where], what))
         if os.getpid() == 1:  # the first process of a container, which no signal ends by itself
             signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         server.serve_forever()
@@ -559,27 +567,10 @@ def _leave_others_alone(where: Endpoint) -> None:
         environ["PORT_MANAGER_POLICY"] = "refuse"
 
 
-def _page(environ: Any, start_response: Any) -> list[bytes]:
-    """The small page, a WSGI app."""
-    text = f"It works. Process {os.getpid()} serves this page on port {environ['SERVER_PORT']}. "
-    page = f"{text}Start {SCRIPT} again, and the next process takes the port over from this one.\n".encode()
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(page)))])
-    return [page] if environ["REQUEST_METHOD"] != "HEAD" else []
-
-
 # ---- The command line --------------------------------------------------------------------------------
-
-
 def _run(call: SimpleNamespace) -> int:
-    warnings.simplefilter("ignore")  # those of the modules here are for their server to show
-    if call.port:
-        environ["PORT"] = str(call.port)
     given = environ.get("ENVIRONMENT")
     found = _chosen(call)
-    files = [_text(join(folder, ".env")) for folder in (call.top, getcwd())]
-    stages = [given or dict(re.findall(VARIABLE, text)).get("ENVIRONMENT") for text in files]
-    if any(stages):  # of two, the one that stops nobody
-        environ["ENVIRONMENT"] = min(filter(None, stages), key=lambda stage: is_development({"ENVIRONMENT": stage}))
     port = call.port or found.port
     if call.next:
         environ["PORT_MANAGER_POLICY"] = "refuse"  # a program that was faster keeps the port
@@ -599,6 +590,11 @@ def _run(call: SimpleNamespace) -> int:
     if not call.command:
         python = "" if found.command or line[0] == sys.executable else f", with {relpath(line[0])}"
         write_line(sys.stdout, f"Found {found.app}: {found.why}{python}")
+    texts = [_text(join(at, ".env")) for at in (call.top, getcwd(), *take_options(line, "--chdir --app-dir")[0])]
+    said = [environ.get("ENVIRONMENT"), *(dict(re.findall(VARIABLE, text)).get("ENVIRONMENT") for text in texts)]
+    stages = [given] if given else [*filter(None, said)]
+    if stages:  # of several, the one that stops nobody
+        environ["ENVIRONMENT"] = min(stages, key=lambda stage: is_development({"ENVIRONMENT": stage}))
     if call.tells:
         environ.update(HOST=where.host, PORT=str(where.port))
     endpoints = server_endpoints(line) or [where] * call.tells
@@ -615,6 +611,9 @@ def _run(call: SimpleNamespace) -> int:
 
 def _chosen(call: SimpleNamespace) -> Found:
     """The command or the app to start; the words of the call are then the options for its server."""
+    warnings.simplefilter("ignore")  # those of the modules here are for their server to show
+    if call.port:
+        environ["PORT"] = str(call.port)  # for what the repository declares
     app = "" if call.command else _app_in(call.words) or environ.get("APP", "")
     call.words = [word for word in call.words if word != app]
     if call.words and (call.command or call.words[0][:1] != "-"):
@@ -632,10 +631,11 @@ def _chosen(call: SimpleNamespace) -> Found:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; it returns only if this process does not become the server."""
     try:
-        call = _read_call(sys.argv[1:] if argv is None else argv)
-        if {"--help", "-h", "--version"} & {*call.words}:
-            write_line(sys.stdout, f"run_backend {__version__}" if "--version" in call.words else USAGE.rstrip())
+        words = sys.argv[1:] if argv is None else argv
+        if {"--help", "-h", "--version"} & {*takewhile("--".__ne__, words)}:
+            write_line(sys.stdout, f"run_backend {__version__}" if "--version" in words else USAGE.rstrip())
             return 0
+        call = _read_call(words)
         return _serve(call) if {"--page", "--wsgiref"} & {*call.words[:1]} else _run(call)
     except PortError as error:
         status = getattr(error, "status", 1)

@@ -71,9 +71,7 @@ def one_look(patch: Any, then: Callable[[], Any] = bool) -> None:
     patch.setattr(pm, "_settled", lambda *words: (pm._look(*words), then())[0])
 
 
-# Is the port free?
-
-
+# ---- Is the port free? ----
 def probe(port: int, host: str) -> str | None:
     """What keeps a server from binding here, as a sentence."""
     obstacle = pm._probe(port, host)
@@ -85,9 +83,7 @@ def conflict(address: str, wanted: str, v6only: bool | None = None) -> bool | No
     return pm._conflict(pm._Socket(address, 80, True, None, 9, None, 0, v6only), wanted)
 
 
-# Tools and sources
-
-
+# ---- Tools and sources ----
 def on(port: int | None, rows: list[Any]) -> list[Any]:
     """Those on the port."""
     return [row for row in rows if port in (None, row.port)]
@@ -110,9 +106,7 @@ def only(patch: Any, *sources: Any) -> None:
     patch.setattr(pm._Linux, "sources", ways)
 
 
-# Systems and their processes
-
-
+# ---- Systems and their processes ----
 def on_system(patch: Any, platform: str, me: str) -> None:
     """Make the module believe that it runs there, as the user me."""
     patch.setattr(pm, "_ThisSystem", pm._system_of(platform))
@@ -173,9 +167,7 @@ def masters(system: str, known: list[Any]) -> tuple[int | None, list[int]]:
     return pm._master(asked, known[0].pid)[0], pm._masters(asked, [listener(known[0].pid, 80, "0.0.0.0", None)])
 
 
-# Who must stay
-
-
+# ---- Who must stay ----
 def protected(name: str, command: str = "", system: str = "linux", pid: int = 77) -> str | None:
     """Why a program of that name is left alone, whatever it holds the port for."""
     holder = Holder(pid, 1, "alice", name, command, "", None, ())
@@ -190,9 +182,7 @@ def in_cgroups(patch: Any, paths: dict[Any, str]) -> None:
     patch.setattr(pm, "_file_of", lambda pid, name: told[pid] if name == "cgroup" and pid in told else real(pid, name))
 
 
-# Stop and verify
-
-
+# ---- Stop and verify ----
 def _options() -> Any:
     return pm._options([80], 5.0, "kill")
 

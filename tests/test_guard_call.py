@@ -139,7 +139,7 @@ def test_what_each_server_documents(command):
     ("../.env", "QUART_RUN_PORT=5001\n", "quart run", ""),
     (".env", "LITESTAR_PORT=5001\n", "litestar run", ""),
     (".flaskenv", "FLASK_RUN_PORT=5001\n", "flask run -p 9000", "127.0.0.1:9000"),
-    ("gunicorn.conf.py", "from settings import *", "gunicorn main:app", ""),
+    ("gunicorn.conf.py", "from settings import *", "PORT=5000 gunicorn main:app", ""),
     ("gunicorn.conf.py", "from settings import *", "gunicorn main:app -b :9000", "0.0.0.0:9000"),
 ])  # fmt: skip
 def test_a_file_may_name_another_port(tmp_path, monkeypatch, name, text, command, where):

@@ -99,8 +99,8 @@ DJANGOS = {"manage.py": DJANGO, "shop/wsgi.py": GET_WSGI}
 DASH = "from dash import Dash\napp = Dash('x')\n"
 UNGUARDED = "from bottle import Bottle, run\napp = Bottle()\nrun(app, port=8080)\n"
 KEEP_ALIVE = FLASK + "def run():\n    app.run(port=8080)\n\ndef keep_alive():\n    Thread(target=run).start()\n"
-SKIPPED = """conftest test_web port_manager run_backend tests/a test/a migrations/a node_modules/a venv/a env/a
-site-packages/a docs/a example/a examples/a demo/a demos/a sample/a samples/a load_tests/a"""
+SKIPPED = """setup conftest test_web port_manager run_backend tests/a test/a migrations/a alembic/a node_modules/a venv/a
+env/a site-packages/a docs/a build/a dist/a example/a examples/a demo/a sample/a benchmark/a load_tests/a"""
 FOLDERS = [
     # by the conventions of fastapi and flask, and by ours
     ("uvicorn src.main:app", {
@@ -175,8 +175,8 @@ FOLDERS = [
     ("gunicorn app:server", {"app.py": DASH + "server = app.server\n"}),
     *(("-m waitress --listen 0.0.0.0:§ app:app.server", {"app.py": DASH}, words) for words in ("", "app:app.server")),
     ("-m flask --app app:app run --host 0.0.0.0 --port § --debug", APP, "--debug"),
-    ("-m flask --app app:app run --host 0.0.0.0 --port §", APP, "FLASK_DEBUG=1"),
-    ("gunicorn app:app --workers 2", APP, "FLASK_DEBUG=1 --workers 2"),
+    ("gunicorn app:app", APP, "FLASK_DEBUG=1"),
+    ("gunicorn app:app --workers 2", {**APP, ".env": "FLASK_APP=app\nFLASK_DEBUG=1"}, "--workers 2"),
     # declared
     *((command, {**files, "Procfile": f"worker: x\nweb: {web}\n"}) for command, web, files in [
       ("gunicorn shop.wsgi:application --workers 2", "gunicorn shop.wsgi --workers 2 -b 0.0.0.0:$PORT", DJANGOS),
@@ -189,7 +189,10 @@ FOLDERS = [
       ("gunicorn app:app", "cd no-such && gunicorn app:app", {**APP, "gunicorn.py": ""}),
       ("server.py", "python3 server.py", {"server.py": "import http.server"}),
       ("-m http.server § app", "python -m http.server $PORT app", APP),
-      ("server.py -b :§", "python server.py -b :${PORT}", {"server.py": ""}),
+      ("server.py -b :§", "A=1 exec python server.py -b :${PORT} > log 2>&1 # it logs", {"server.py": ""}),
+      ("gunicorn app:app -w 2", "gunicorn app:app -w 2 -b :$PORT 2>&1 | tee log", APP),
+      ("gunicorn app:app", "gunicorn app:app --workers $WORKERS_THAT_NOBODY_SETS", APP),
+      ("gunicorn app:app", "sh -c 'python run_backend.py'", APP),
       ("manage.py runserver 0.0.0.0:§", "python manage.py runserver 0.0.0.0:$PORT", DJANGOS),
       ("uvicorn a.b:app --app-dir backend", "uvicorn a.b:app --app-dir backend --port $PORT", {"backend/a/b.py": ""}),
       ("cd backend && python gunicorn a:app -k gevent", "cd backend && exec gunicorn -k gevent a:app", {
@@ -261,7 +264,7 @@ STOPS_NOBODY = [
     (1, "no-such-yarn is not installed, or not on PATH; try:\n  python run_backend.py app:app  #", {
       **APP, "Procfile": "web: no-such-yarn app"}),
     (1, "Several apps were found; try:\n  python run_backend.py one:app", {"one.py": FLASK, "bot.py": UNGUARDED}),
-    (1, f"{NONE}; try:\n  python run_backend.py seed:app", {
+    (1, "No app starts by itself: Flask object in shop/__init__.py; try:\n  python run_backend.py seed:app", {
       **SHOP, "seed.py": MADE + "with app.app_context():\n    x"}),
     *((1, NONE, files) for files in [
       {"main.py": "class Shop:\n    def __init__(self):\n        self.app = FastAPI()\nserver = Shop()\n"},
@@ -296,7 +299,8 @@ STOPS_NOBODY = [
       ("python server.py", {"server.py": "def main():\n    app.listen(80)\n    IOLoop.current().start()\n"}),
       ("python web.py", {"web.py": "import gradio as gr\nwith gr.Blocks() as demo:\n    pass\ndemo.launch()\n"}),
       ("python main.py", {"main.py": "from nicegui import app, ui\nui.run()\n"}),
-      ("python app.py", {"app.py": FLASK + "app.run(debug=True)\n"}),
+      *(("python app.py", {"app.py": f"{FLASK}{run}\n"}) for run in (
+        "app.run(debug=True)", "IOLoop.current().start()", "cherrypy.quickstart()")),
       ("python app.py", {"app.py": f"{FLASK}{IF_MAIN}connect_to_db(app)\n    app.run()\n"}),  # only then
       ("python main.py", {"main.py": f"import uvicorn\n{FASTAPI}uvicorn.run('main:app', port=80)\n"}),
       ("python a/b/c/serve.py", {"a/b/c/serve.py": "with HTTPServer() as server:\n    server.serve_forever()\n"}),
@@ -315,10 +319,13 @@ STOPS_NOBODY = [
       "alive.py": KEEP_ALIVE, "main.py": "bot()\n", "z.py": FLASK}),
     # code, but nothing to start
     (1, f"{NONE}; name one, as in src.main:app, or put a command", {"docs/a/b/x.go": "", "b.py": "app.run() = 1"}),
-    (1, "src/main.py cannot be read: invalid syntax (main.py, line 3)", {"src/main.py": "import os\n\napp = = 1\n"}),
+    (1, "run_backend.py -- python src/main.py  # invalid syntax (main.py, line 3) in", {"src/main.py": "import os\n\napp = = 1\n"}),
     (1, "src/main.py cannot be read: invalid syntax (main.py, line 1)", {"src/main.py": "app = = 1\n"}, "src.main:app"),
     (1, "main.py has no nope at its top", MAIN, "main:nope"),
-    (1, "There is no mian:app in this folder", MAIN, "mian:app"),
+    (1, "There is no mian:app in this folder; try:", {"main.py": "= 1"}, "mian:app"),
+    (1, "There is no api in this folder; try:", APP, "FLASK_APP=api"),
+    (1, "There is no no.py in this folder\n", {}, "-- python no.py"),
+    (1, "app.py has no () at its top", APP, "'app:()'"),
     (1, "There is no mian:app in this folder", {"Procfile": "web: gunicorn mian:app --pythonpath /no-such-folder"}),
     (1, "There is no ../main.py in this folder", MAIN, "../main.py"),
     *((1, "There is no nosuch.py in this folder", MAIN, f"{before} nosuch.py")
@@ -362,6 +369,9 @@ STOPS_NOBODY = [
       "b/.env": "ENVIRONMENT=x"}, "--dryrun"),
     (1, "outside development", {".env": "ENVIRONMENT=dev\nFLASK_APP=a", "Procfile": "web: cd b && flask run",
       "b/a.py": FLASK, "b/.env": "ENVIRONMENT=x"}, "--dryrun"),
+    (1, "outside development", {"Procfile": "web: gunicorn a:app --chdir b", "b/a.py": "", "b/.env": "ENVIRONMENT=x"}),
+    *((status, said, {**APP, ".env": "ENVIRONMENT=dev", "Procfile": "web: ENVIRONMENT=x FLASK_APP=app flask run"}, words)
+      for status, said, words in [(1, "outside development", ""), (0, "): stop PID", "ENVIRONMENT=dev --dry-run")]),
     (0, f"Port §: {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
     *((2, "the command itself names 0.0.0.0:8001, not port ", files, words) for files, words in [
@@ -440,8 +450,10 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     ("8000", "", {**APP, ".flaskenv": "FLASK_APP=app"}),
     ("5009", "", {**APP, "Procfile": "web: FLASK_APP=app flask run -p 5009"}),
     *(("5010", "", {**APP, "Procfile": f"web: python run_backend.py {words}"})
-      for words in ("app:app --port 5010", "-p 5010 app:app", "--port=5010 -- gunicorn app:app -b :5010")),
-    ("5011", "", {"Procfile": f"web: {sys.executable} -m this -p 5011"}),
+      for words in ("app:app --port 5010", "-p 5010 app:app", " --port 5010", "--port=5010 -- sleep 5010")),
+    ("5010", "", {**APP, "Procfile": "web: PORT=5010 python run_backend.py app:app"}),
+    *((port, "", {"Procfile": f"web: {words}"}) for port, words in [
+      ("61000", "sleep -p 61000"), ("443", "sleep --port 443"), ("5013", "PORT=5013 exec sleep 5013")]),
     ("5011", "", {"Procfile": f"web: {sys.executable} -m http.server 5011"}),
     ("8000", "", {**APP, "Procfile": "web: . ./env; gunicorn app:app -b :$WEB $MORE"}),
     ("5012", "", {**APP, ".env": "FLASK_APP=app\nX=a\0\nFLASK_RUN_PORT=5012", ".flaskenv": "FLASK_RUN_PORT=1"}),
@@ -471,9 +483,7 @@ def test_the_start_names_the_port_that_the_command_uses(port, call, words, where
     assert done.returncode == 0 and f"✅ Starting server on {where.replace('§', str(port))}: " in done.stdout
 
 
-# The call
-
-
+# ---- The call ----
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_the_help_fits_and_tells_what_matters(capsys, option):
     assert run_backend.main(["src.main:app", option]) == 0
@@ -484,7 +494,7 @@ def test_the_help_fits_and_tells_what_matters(capsys, option):
 
 
 def test_options_of_python_itself(project, call):
-    assert call("--version", python=["-I"]).stdout == f"run_backend {port_manager.__version__}\n"
+    assert call("PORT=x --version", python=["-I"]).stdout == f"run_backend {port_manager.__version__}\n"
     project({"main.py": f"{FASTAPI}path = '\\d'\n"})  # such a warning is for its server to show
     assert call("--dry-run", python=["-W", "error"]).stderr == ""
 
@@ -507,9 +517,7 @@ def test_a_program_whose_interpreter_is_missing(project, port, call):
     assert done.returncode == 126 and "./server cannot be started: " in done.stderr and "Traceback" not in done.stderr
 
 
-# The page and the server of the standard library
-
-
+# ---- The page and the server of the standard library ----
 @pytest.mark.parametrize(("files", "host", "at", "option", "told"), [
     ({}, "::1", "::1", "--page", "on [::1]:§: http://[::1]:§ (a small page)"),
     ({"wsgi.py": WSGI + "def make(_):\n    return os.environ['X'] and application\n",
@@ -572,9 +580,7 @@ def test_sigterm_ends_the_first_process_of_a_container(project, port, start):
     assert inside.wait(10) == 128 + signal.SIGTERM
 
 
-# Become the command
-
-
+# ---- Become the command ----
 def test_it_becomes_the_command(project, port, hold, start):
     held = hold(("127.0.0.1", port))
     code = "import os; print(os.getpid(), os.getppid(), os.environ['HOST'], os.environ['PORT']); raise SystemExit(7)"
