@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: MIT
 # Copyright (c) the port_manager authors
-"""Start this repository's backend; in development, free its port first.
-
-What a repository declares comes before what its syntax shows; none of its modules is imported.
-"""
+"""Start this repository's backend; in development, free its port first. None of its modules is imported to find it."""
 
 from __future__ import annotations
 
@@ -99,10 +96,10 @@ class Found(SimpleNamespace):
 
     app: src.main:app, app:create_app('dev'), manage.py; a command's program. kinds: the best first. why: how it is
     known. path: the module that binds it. call: "" of an app, "()" of what makes one, "(...)" of what needs arguments
-    for that. server, options: what is declared. port: the repository's own.
+    for that. server, options, lead (variables): what is declared. port: the repository's own.
     """
 
-    app = kinds = why = path = call = server = ""
+    app = kinds = why = path = call = server = lead = ""
     options: Sequence[str] = ()
     command: Sequence[str] = ()
     port = 8000
@@ -287,7 +284,7 @@ def _bindings(block: Iterable[Any]) -> Iterator[tuple[str, Any]]:
             yield node.name, node
         elif isinstance(node, IMPORTS):
             yield from ((alias.asname or alias.name, node) for alias in node.names)
-        elif hasattr(node, "body"):
+        elif hasattr(node, "body") or hasattr(node, "cases"):
             yield from _bindings(ast.iter_child_nodes(node))
         elif hasattr(node, "value"):
             stored = (each for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store))
@@ -382,7 +379,9 @@ def _named(word: str, options: Sequence[str] = ()) -> Found:
 def _declared() -> Found | None:
     """What the repository declares, as command lines: by its Procfile, flask's variables, fastapi's entry point."""
     told = {**dict(re.findall(VARIABLE, f"{_text('.flaskenv')}\n{_text('.env')}")), **environ}
-    lines = [("Procfile web line", line) for line in re.findall(r"(?m)^\s*web\s*:(.+)", _text("Procfile"))]
+    procfile = re.sub(r"\s(\d*>&\d|\d*>>?\s*[^\s&]+|\|\s.*|#.*)", "", _text("Procfile"))  # as if typed alone
+    procfile = re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", procfile)
+    lines = [("Procfile web line", line) for line in re.findall(r"(?m)^\s*web\s*:(.+)", procfile)]
     lines += [(f"FLASK_APP={told.get('FLASK_APP')}", "flask run")]
     lines += [("[tool.fastapi]", f"fastapi run {app}") for app in re.findall(ENTRYPOINT, _text("pyproject.toml"))]
     return next(filter(None, (_of_line(line, told, why) for why, line in lines)), None)
@@ -390,8 +389,6 @@ def _declared() -> Found | None:
 
 def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
     """What a declared line starts, of which no shell is asked: the known server in it, else its last command."""
-    line = re.sub(r"\s(\d*>&\d|\d*>>?\s*[^\s&]+|\|\s.*|#.*)", "", line)  # without redirections, a pipe, a comment
-    line = re.sub(r"\$PORT\b|\$\{PORT\}", "${PORT:-8000}", line)
     commands = shell_commands(["sh", "-c", line], environ)
     for words in commands:
         if words[0] == "cd" and isdir(words[-1]):
@@ -426,6 +423,7 @@ def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
         found.server, found.options = key, [word for word in options if word != app]
     known = server_endpoints(words, {"FLASK_RUN_PORT": told.get("FLASK_RUN_PORT") or "8000"})
     other = filter(None, map(_port, take_options(rest, "-p --port")[0]))  # of any program
+    found.lead = "".join(f"{name}={shlex.quote(value)} " for name, value in assigned.items() if name != "PORT")
     found.why, found.port = why, [*(port for _, port in known), *other, Found.port][0]
     return found
 
@@ -580,7 +578,7 @@ def _run(call: SimpleNamespace) -> int:
     where = Endpoint(call.host, port)
     if found.kinds == "page":
         _leave_others_alone(where)
-    shown = f"cd {relpath(getcwd(), call.top)} && " if getcwd() != call.top else ""
+    shown = found.lead if getcwd() == call.top else f"cd {relpath(getcwd(), call.top)} && {found.lead}"
     root = _Module(found.path).root()
     if root:
         found.app = re.sub(rf"^{root.replace('/', '.')}\.", "", found.app)  # a package is no module of its own folder
@@ -592,14 +590,15 @@ def _run(call: SimpleNamespace) -> int:
         write_line(sys.stdout, f"Found {found.app}: {found.why}{python}")
     texts = [_text(join(at, ".env")) for at in (call.top, getcwd(), *take_options(line, "--chdir --app-dir")[0])]
     said = [environ.get("ENVIRONMENT"), *(dict(re.findall(VARIABLE, text)).get("ENVIRONMENT") for text in texts)]
-    stages = [given] if given else [*filter(None, said)]
-    if stages:  # of several, the one that stops nobody
-        environ["ENVIRONMENT"] = min(stages, key=lambda stage: is_development({"ENVIRONMENT": stage}))
+    if given or any(said):  # of several, the one that stops nobody
+        environ["ENVIRONMENT"] = given or min(filter(None, said), key=lambda it: is_development({"ENVIRONMENT": it}))
     if call.tells:
         environ.update(HOST=where.host, PORT=str(where.port))
     endpoints = server_endpoints(line) or [where] * call.tells
-    if call.tells and where.port not in [port for _, port in endpoints]:
-        raise _CannotStart(f"the command itself names {endpoints[0]}, not port {where.port}", 2)
+    own = found.command and found.why and str(found.port) in line  # the word of a declared command, whatever option
+    named = [found.port] if own else [port for _, port in endpoints]
+    if call.tells and where.port not in named:
+        raise _CannotStart(f"the command itself names port {named[0]}, not {where.port}", 2)
     if call.dry_run:
         return _preview(shown + shlex.join(line), endpoints)
     if PROGRAM not in line:  # it frees its port itself, when its app has been imported

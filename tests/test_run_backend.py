@@ -189,7 +189,7 @@ FOLDERS = [
       ("gunicorn app:app", "cd no-such && gunicorn app:app", {**APP, "gunicorn.py": ""}),
       ("server.py", "python3 server.py", {"server.py": "import http.server"}),
       ("-m http.server § app", "python -m http.server $PORT app", APP),
-      ("server.py -b :§", "A=1 exec python server.py -b :${PORT} > log 2>&1 # it logs", {"server.py": ""}),
+      ("A=1 2 python server.py -b :§", "A='1 2' exec python server.py -b :${PORT} > log 2>&1 # it logs", {"server.py": ""}),
       ("gunicorn app:app -w 2", "gunicorn app:app -w 2 -b :$PORT 2>&1 | tee log", APP),
       ("gunicorn app:app", "gunicorn app:app --workers $WORKERS_THAT_NOBODY_SETS", APP),
       ("gunicorn app:app", "sh -c 'python run_backend.py'", APP),
@@ -374,8 +374,9 @@ STOPS_NOBODY = [
       for status, said, words in [(1, "outside development", ""), (0, "): stop PID", "ENVIRONMENT=dev --dry-run")]),
     (0, f"Port §: {HELD}", {}, "--host 127.0.0.1 --next --dry-run"),
     (0, "Port §: available", {}, "--host 127.0.0.2 --next --dry-run"),
-    *((2, "the command itself names 0.0.0.0:8001, not port ", files, words) for files, words in [
-      ({}, "-- python -m http.server 8001"), (HTTP_SERVER, ""), (HTTP_SERVER, "PORT=1")]),
+    *((2, "the command itself names port 8001, not ", files, words) for files, words in [
+      ({}, "-- python -m http.server 8001"), (HTTP_SERVER, ""), (HTTP_SERVER, "PORT=1"),
+      ({"Procfile": "web: sleep -p 8001"}, "")]),
     (1, "the policy 'refuse' stops nobody\nPort §: available\n", {},
       f"PORT_MANAGER_POLICY=refuse --dry-run -- {sys.executable} -m waitress --listen '127.0.0.1:§ 127.0.0.2:§' a:app"),
 ]  # fmt: skip
