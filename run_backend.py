@@ -398,7 +398,8 @@ def _of_line(line: str, told: dict[str, str], why: str) -> Found | None:
     key, at = find_server(words) or ("", lead)
     assigned = dict(re.findall(r"(?m)^(\w+)=(.*)", "\n".join(words[:at])))
     environ.update(assigned)
-    own = [at for at, word in enumerate(words) if re.search(rf"\b{SCRIPT[:-3]}\b", word)]
+    pairs = enumerate(zip(["", *words], words))
+    own = [at for at, pair in pairs if re.search(rf"\b{SCRIPT}", pair[1]) or pair == ("-m", SCRIPT[:-3])]
     if own and not key:  # it starts this very program: these words are a call like ours
         call = _read_call(words[own[0] + 1 :])
         app = _app_in(call.words)

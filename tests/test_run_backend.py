@@ -453,6 +453,7 @@ OF_5006 = {**APP, "Procfile": "web: gunicorn app:app -b :5006"}
     *(("5010", "", {**APP, "Procfile": f"web: python run_backend.py {words}"})
       for words in ("app:app --port 5010", "-p 5010 app:app", " --port 5010", "--port=5010 -- sleep 5010")),
     ("5010", "", {**APP, "Procfile": "web: PORT=5010 python run_backend.py app:app"}),
+    ("5010", "", {**APP, "Procfile": "web: python -m run_backend -p 5010 app:app"}),
     *((port, "", {"Procfile": f"web: {words}"}) for port, words in [
       ("61000", "sleep -p 61000"), ("443", "sleep --port 443"), ("5013", "PORT=5013 exec sleep 5013")]),
     ("5011", "", {"Procfile": f"web: {sys.executable} -m http.server 5011"}),
