@@ -84,8 +84,16 @@ def run(*command: str) -> None:
 
 
 def some_port() -> int:
-    """A free one, below those that outgoing connections get."""
-    return port_manager.find_free_port(random.randrange(11000, 31000))
+    """A free one, below those that outgoing connections get; no test that runs beside takes it meanwhile."""
+    while True:
+        port = port_manager.find_free_port(random.randrange(11000, 31000))
+        if sys.platform != "linux":
+            return port
+        lock = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError):
+            lock.bind(f"\0port_manager_tests_{port}")
+            lock.detach()  # the name is taken until this process ends
+            return port
 
 
 @contextlib.contextmanager

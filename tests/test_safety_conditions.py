@@ -133,9 +133,7 @@ def test_no_signal_for_a_pid_below_2(port, hold, sent, said, monkeypatch, pid):
     assert sent == [] and held.alive()
 
 
-# Whose it is
-
-
+# ---- Whose it is ----
 @boxed
 def test_a_holder_whose_user_is_not_told_is_not_ours(hold, sent, said):
     held = hold((MINE, 8000))
@@ -241,9 +239,7 @@ def test_a_terminal_below_a_holder_where_the_kernel_tells_no_children(port, hold
     assert (f"would also end a terminal (sleep {held.children[0]})" in said()) is terminal
 
 
-# What is in the way, and what is not
-
-
+# ---- What is in the way, and what is not ----
 @boxed
 def test_a_bind_to_the_wildcard_of_ipv6_does_not_meet_ipv4_where_the_system_says_so(hold):
     four, six = hold((MINE, 8000)), hold(("::1", 8000))
@@ -291,9 +287,7 @@ def test_one_that_listens_on_both_families_is_in_the_way_of_the_wildcard(port, h
     assert ensure_port_available(port, "::") is True and held.alive() == []
 
 
-# Stop, in the right order, and long enough
-
-
+# ---- Stop, in the right order, and long enough ----
 @boxed
 def test_parents_are_asked_before_their_children_whatever_their_pids(sent):
     """A master whose worker dies first would start another; its PID may be the higher one."""
