@@ -376,4 +376,4 @@ def test_only_a_living_supervisor_above_the_taker_is_accused(port, hold, start, 
 def test_the_soak_runs(size):
     """What goes wrong once in a hundred times shows in the longer one: python3 -m tests -m load."""
     done = python("-m", "tests.soak", size, cwd=ROOT, timeout=None)
-    assert done.returncode == 0 and "no wrong stop, nothing left behind" in done.stdout, done
+    assert done.returncode == 0 and "no wrong stop, nothing left behind" in done.stdout, done.stdout + done.stderr
