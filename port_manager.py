@@ -1575,12 +1575,12 @@ def _sockets_of(pid: int, links: dict[str, int], thread: str = "") -> set[int]:
 
 def _cwd_of(pid: int) -> tuple[str, str]:
     """The link to the working directory of a process, and its target; if its first thread has ended, another's."""
-    link = f"/proc/{pid}/cwd"
-    path = _link(link)
+    first = f"/proc/{pid}/cwd"
+    path = _link(first)
     if path:
-        return link, path
+        return first, path
     links = (f"/proc/{pid}/task/{thread}/cwd" for thread in _threads_of(pid))
-    return next(((other, _link(other)) for other in links if _link(other)), (link, ""))
+    return next(filter(lambda pair: pair[1], ((link, _link(link)) for link in links)), (first, ""))
 
 
 def _threads_of(pid: int) -> list[str]:

@@ -360,19 +360,19 @@ def _named(word: str, options: Sequence[str] = ()) -> Found:
     place, _, name = word.partition(":")
     if place.endswith(".py"):
         place = relpath(place)[:-3].replace(sep, ".")
-    path, package = _file_of(place), place.partition(".")[0]  # "" above this folder
+    module, package = _Module(_file_of(place)), place.partition(".")[0]  # "" above this folder
     folders = take_options(options, "--app-dir --chdir --pythonpath", whole=True)[0]
-    if not (path or any(map(isdir, folders)) or (package and _interpreter(package))):
+    if not (module.path or any(map(isdir, folders)) or (package and _interpreter(package))):
         raise _CannotStart(f"There is no {word} in this folder")
-    if _Module(path).error:
-        raise _CannotStart(f"{path} cannot be read: {_Module(path).error}")
-    found = None if name else _Module(path).best()
+    if module.error:
+        raise _CannotStart(f"{module.path} cannot be read: {module.error}")
+    found = None if name else module.best()
     name = name or ("application" if place.endswith(("asgi", "wsgi")) else "app")
-    kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", place + _text(path)) else "asgi"
+    kinds = "wsgi" if re.search("wsgi|flask|dash|bottle", place + module.source) else "asgi"
     unknown = Found(app=f"{place}:{name}", kinds=kinds, why="as named")
-    found = found or (_Module(path).app(name, unknown) if path else unknown)
+    found = found or (module.app(name, unknown) if module.path else unknown)
     if not found:
-        raise _CannotStart(f"{path} has no {name} at its top that a server can serve, or call without arguments")
+        raise _CannotStart(f"{module.path} has no {name} at its top that a server can serve, or call without arguments")
     return found
 
 
